@@ -1,0 +1,154 @@
+"""The `scott` command: each subcommand calls one function of the package."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
+
+from .errors import Interrupted, UserError
+
+Folders = Annotated[list[Path], UseAppendAction]
+
+
+def pretrain(
+    changes: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    data: Folders,
+    out: Path,
+    recipe: str = "flowers102",
+    resume: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Pretrain a model on your own images with MIM-JEPA, no labels needed.
+
+    For example:
+
+        scott pretrain --data photos --out runs/photos --recipe flowers102
+        scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
+        scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
+
+    Args:
+        changes: what differs from the recipe, as section.field=value.
+        data: a folder of images, searched below too; give the option again for more folders.
+        out: run folder: recipe.toml, metrics.jsonl, checkpoint.pt, and at the end export/ for timm's "local-dir:".
+        recipe: name of a recipe of the package, or the path of a TOML file.
+        resume: go on with the run in --out from its last checkpoint.
+    """
+    from .pretrain import Recipe, train
+
+    export = train.pretrain(Recipe.load(recipe, changes), data, out, resume)
+    print(f"pretrained; use it with timm.create_model({f'local-dir:{export}'!r}, pretrained=True)")
+
+
+def embed(
+    images: Positional[list[Path]],
+    /,
+    *,
+    out: Path,
+    model: str = "scott_3_16",
+    tokens: FlagCreatePairsOff[bool] = False,
+    batch_size: int = 32,
+) -> None:
+    """Write the features of images to an .npz file: `names`, `features` (images, D) and, if asked, `tokens`.
+
+    For example:
+
+        scott embed photos --out features.npz
+        scott embed a.jpg b.jpg --out two.npz --tokens
+        scott embed photos --out features.npz --model local-dir:runs/photos/export
+
+    Args:
+        images: image files, or folders, searched below too.
+        out: the file to write.
+        model: any timm model with weights; SCOTT's are listed by `scott list`.
+        tokens: also write the features of the patches, `tokens` (images, patches, D), row by row.
+        batch_size: images a forward pass takes.
+    """
+    from .features import embed
+
+    count, dim = embed(images, out, model, tokens=tokens, batch_size=batch_size)
+    print(f"{out}: {count} images, {dim} features each, by {model}")
+
+
+def probe(
+    *,
+    model: str = "scott_3_16",
+    train: Folders,
+    test: Folders,
+    img_size: int | None = None,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Score a model's frozen features beside the same model with random weights (kNN and ridge, top-1).
+
+    For example:
+
+        scott probe --train flowers102/train --train flowers102/val --test flowers102/test
+        scott probe --model scott_3_16 --img-size 224 --train mine/train --test mine/test
+
+    Args:
+        model: any timm model with weights.
+        train: a folder with a folder of images for each class; give the option again for more.
+        test: the same, for testing.
+        img_size: pixels; by default the size the weights were trained at.
+        json: print JSON instead of a table.
+    """
+    from .probe import probe
+
+    scores = probe(model, train, test, img_size=img_size)
+    _show([asdict(score) for score in scores], json)
+
+
+def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
+    """List models and their weights: parameters, data, measured accuracy, and where the weights would come from.
+
+    For example:
+
+        scott list
+        scott list --json
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    from .weights import zoo
+
+    _show(zoo(), json)
+
+
+def _show(rows: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(
+            *(
+                "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+                for value in row.values()
+            )
+        )
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "embed": embed, "probe": probe, "pretrain": pretrain}
+
+
+def main() -> None:
+    """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="scott", description="Small vision transformers for people who have few images."
+        )
+    except (UserError, OSError) as error:
+        print(f"scott: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"scott: {stop or 'stopped'}", file=sys.stderr)
+        sys.exit(130)

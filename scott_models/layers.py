@@ -1,0 +1,84 @@
+"""The transformer block and the positions that SCOTT and its predictor share."""
+
+from functools import partial
+
+import torch
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import SwiGLUPacked
+from torch import Tensor, nn
+
+# Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
+PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
+
+
+def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed position of every cell of a grid, row by row: (rows * columns, dim), fp32.
+
+    Each position is [sin(y w), cos(y w), sin(x w), cos(x w)] with dim/4 frequencies w_k = 10000^(-k / (dim/4)).
+
+    Raises:
+        ValueError: dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"embed_dim: expected a multiple of 4 for 2D sin-cos positions, got {dim}")
+    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    y, x = (torch.arange(size, dtype=torch.float64, device=device)[:, None] * frequencies for size in grid)
+    y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, grid[1], -1)
+    x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(grid[0], -1, -1)
+    return torch.cat([y, x], dim=-1).reshape(-1, dim).float()
+
+
+class Block(nn.Module):
+    """Transformer block in the residual form of the released SCOTT: (B, N, D) -> (B, N, D).
+
+    x <- x + attention(norm(x)); x <- norm(x); x <- x + mlp(x). The MLP is added to the *normalised* x, so this is
+    neither a pre-norm nor a post-norm block; the published results rest on it. No linear layer has a bias; the MLP is
+    a SwiGLU whose width is 8/3 D rounded to a multiple of 128.
+
+    Args:
+        proj_drop: dropout after the attention's output projection, and nowhere else.
+        drop_path: probability that a residual branch is skipped for one image.
+        timm_options: what timm's VisionTransformer hands to any block and SCOTT leaves fixed; ignored.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **timm_options: object,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = PlainLayerNorm(dim)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias=False, proj_bias=False, attn_drop=attn_drop, proj_drop=proj_drop, **dd
+        )
+        # SwiGLUPacked's width counts the gate and the value together.
+        self.mlp = SwiGLUPacked(dim, 2 * 128 * round(8 / 3 * dim / 128), bias=False, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm(x), attn_mask=attn_mask, is_causal=is_causal))
+        x = self.norm(x)
+        return x + self.drop_path(self.mlp(x))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The softmax of this block's attention for its input x (B, N, D): (B, heads, N, N), rows sum to 1."""
+        batch, tokens, _ = x.shape
+        qkv = self.attn.qkv(self.norm(x)).reshape(batch, tokens, 3, self.attn.num_heads, -1)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return (q * self.attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+
+    def init_weights(self, residual_divisor: float) -> None:
+        """Truncated-normal weights of spread 0.02, divided in the two layers that end a residual branch."""
+        for linear in (self.attn.qkv, self.mlp.fc1):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+        for linear in (self.attn.proj, self.mlp.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02 / residual_divisor)

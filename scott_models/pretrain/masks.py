@@ -1,0 +1,82 @@
+"""Which patches a model may see: boolean (B, N), True = visible, every image with exactly the same count.
+
+Source: paper, Section 3 (blockwise sampling after BEiT) and the released code, which makes the blocks *visible*.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The smallest block, in patches of the paper's 14 x 14 grid; on a smaller grid it shrinks with the number of patches.
+MIN_PATCHES, PAPER_GRID = 16, 14 * 14
+LOG_ASPECT = (math.log(0.3), math.log(3.3))
+
+
+def blockwise(
+    grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator, blocks: str = "visible"
+) -> Tensor:
+    """Union of random rectangles, drawn until the count is exact: bool (batch, rows * columns).
+
+    A block's area is uniform between 16 patches and what is still needed, its aspect log-uniform in (0.3, 3.3); it is
+    taken if it is smaller than the grid on both sides and adds at least one patch and no more than needed. Grids of
+    fewer than 196 patches use 16 N / 196 patches as the smallest area.
+
+    Args:
+        ratio: share of patches to hide, 0 to 1, exclusive.
+        blocks: "visible", the released code: the blocks are seen, ceil((1 - ratio) N) patches of them;
+            "masked", the paper's text: the blocks are hidden, ceil(ratio N) patches of them.
+
+    Raises:
+        ValueError: a ratio outside (0, 1), an unknown `blocks`, or a grid of a single row or column, in which no
+            rectangle is smaller than the grid on both sides.
+    """
+    rows, columns = grid
+    if blocks not in ("visible", "masked"):
+        raise ValueError(f"blocks: expected 'visible' or 'masked', got {blocks!r}")
+    if rows < 2 or columns < 2:
+        raise ValueError(f"grid: blockwise masks need at least 2 x 2 patches, got {rows} x {columns}")
+    count = _count(ratio, grid, hidden=blocks == "masked")
+    covered = _cover(rows, columns, count, batch, generator)
+    return covered if blocks == "visible" else ~covered
+
+
+def random(grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator) -> Tensor:
+    """Independent patches, ceil((1 - ratio) N) of them visible: bool (batch, rows * columns).
+
+    Raises:
+        ValueError: a ratio outside (0, 1).
+    """
+    visible_count = _count(ratio, grid, hidden=False)
+    noise = torch.rand(batch, grid[0] * grid[1], generator=generator)
+    return noise.argsort(dim=1).argsort(dim=1) < visible_count
+
+
+def _count(ratio: float, grid: tuple[int, int], *, hidden: bool) -> int:
+    """How many patches a share is, rounded up; of the hidden ones, or of the visible."""
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio: expected a number between 0 and 1, exclusive, got {ratio:g}")
+    share = ratio if hidden else 1 - ratio
+    return math.ceil(round(share * grid[0] * grid[1], 6))  # 1 - 0.6 is a little more than 0.4
+
+
+def _cover(rows: int, columns: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Rectangles for the whole batch at once; an image is left alone as soon as it has its `count` patches."""
+    smallest = MIN_PATCHES * min(1.0, rows * columns / PAPER_GRID)
+    y, x = torch.arange(rows)[None, :, None], torch.arange(columns)[None, None, :]
+    covered = torch.zeros(batch, rows, columns, dtype=torch.bool)
+    needed = torch.full((batch,), count)
+    while needed.any():
+        draws = torch.rand(4, batch, generator=generator)
+        area = smallest + (needed - smallest) * draws[0]
+        aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * draws[1])
+        height, width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        top = (draws[2] * (rows - height + 1)).long()
+        left = (draws[3] * (columns - width + 1)).long()
+        top, left, bottom, right = (edge[:, None, None] for edge in (top, left, top + height, left + width))
+        added = (y >= top) & (y < bottom) & (x >= left) & (x < right) & ~covered
+        gain = added.sum(dim=(1, 2))
+        accepted = (height < rows) & (width < columns) & (gain > 0) & (gain <= needed)
+        covered |= added & accepted[:, None, None]
+        needed -= gain * accepted
+    return covered.flatten(1)

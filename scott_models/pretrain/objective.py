@@ -1,0 +1,84 @@
+"""MIM-JEPA: predict, in feature space, what a slowly following target encoder sees where the context is hidden.
+
+An objective is a module with three methods, and the training loop knows no more of it:
+`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..scott import SCOTT
+from . import masks
+from .augment import two_views
+from .predictor import Predictor
+from .schedules import linear
+
+
+class MIMJEPA(nn.Module):
+    """Context encoder and predictor, trained; target encoder, their moving average (paper, Section 3.3).
+
+    Args:
+        encoder: becomes the context encoder; the target starts as its copy. It needs a mask token.
+        views: how crops become (context, target) images: (crops uint8, generator) -> two normalised batches.
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
+        ema: decay of the target before the first and at the last update, linear in between.
+
+    Raises:
+        ValueError: an encoder without a mask token.
+    """
+
+    def __init__(
+        self,
+        encoder: SCOTT,
+        predictor: Predictor,
+        *,
+        views: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]] = two_views,
+        mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.6),  # noqa: B008 -- a constant
+        ema: tuple[float, float] = (0.996, 1.0),
+    ) -> None:
+        super().__init__()
+        if encoder.mask_token is None:
+            raise ValueError("encoder: expected a model created with use_mask_token=True, got one without a mask token")
+        self.context_encoder = encoder
+        self.predictor = predictor
+        self.target_encoder = deepcopy(encoder).requires_grad_(False).eval()
+        self.views = views
+        self.mask = mask
+        self.ema = ema
+
+    def train(self, mode: bool = True) -> "MIMJEPA":
+        super().train(mode)
+        self.target_encoder.eval()  # the target never drops anything
+        return self
+
+    def inputs(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N)."""
+        context, target = self.views(crops, generator)
+        visible = self.mask(self.context_encoder.patch_embed.grid_size, batch=len(crops), generator=generator)
+        return context, target, visible.to(crops.device, non_blocking=True)
+
+    def forward(self, context: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+        """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar."""
+        with torch.no_grad():
+            targets = self.target_encoder.forward_features(target)
+        predictions = self.predictor(self.context_encoder.forward_tokens(context, visible))
+        distance = F.smooth_l1_loss(predictions.float(), targets.float(), reduction="none").mean(dim=-1)
+        hidden = ~visible
+        return (distance * hidden).sum() / hidden.sum()
+
+    def after_step(self, step: int, total: int) -> None:
+        """Let the target follow, after the optimiser's update number `step` (1 to `total`)."""
+        self.update_target(linear(step, total=total, start=self.ema[0], final=self.ema[1]))
+
+    @torch.no_grad()
+    def update_target(self, decay: float) -> None:
+        """target <- decay * target + (1 - decay) * context, weight by weight, by name."""
+        context = dict(self.context_encoder.named_parameters())
+        target = dict(self.target_encoder.named_parameters())
+        torch._foreach_mul_([target[name] for name in context], decay)
+        torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)

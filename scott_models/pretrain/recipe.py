@@ -1,0 +1,159 @@
+"""A recipe: everything a pretraining run depends on, in frozen dataclasses whose defaults are the paper's table.
+
+A TOML file under `recipes/` says only what differs, and opens with the expected score, hardware, time and command.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ..errors import RecipeError
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained (paper, Section 4 and Appendix C; dropouts of the released code)."""
+
+    name: str = "scott_12_16"
+    img_size: int = 224  # pixels
+    predictor_depth: int = 3  # blocks
+    pos_drop: float = 0.2
+    proj_drop: float = 0.2
+    attn_drop: float = 0.1
+    drop_path: float = 0.1
+
+
+@dataclass(frozen=True)
+class Data:
+    short_side: int = 320  # pixels, to which larger images are reduced once, aspect kept
+    views: Literal["different", "same", "none"] = "different"
+
+
+@dataclass(frozen=True)
+class Mask:
+    kind: Literal["blockwise", "random"] = "blockwise"
+    ratio: float = 0.6  # share of patches hidden
+    blocks: Literal["visible", "masked"] = "visible"  # which the blocks are: released code, or paper
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and the schedules (paper, Table 6)."""
+
+    epochs: int = 300
+    batch_size: int = 128
+    warmup_epochs: float = 40
+    start_lr: float = 1e-6
+    peak_lr: float = 5e-4
+    final_lr: float = 1e-5
+    flat: float = 0.72  # share of the epochs after the warm-up at the peak
+    start_weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    start_ema: float = 0.996
+    final_ema: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    seed: int = 0
+    precision: Literal["bf16", "no"] = "bf16"
+    compile: bool = False  # torch.compile the objective: needs a C++ compiler on a CPU, pays after a few minutes
+    log_every: int = 10  # updates between lines of metrics.jsonl
+    checkpoint_every: float = 5.0  # minutes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    mask: Mask = field(default_factory=Mask)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+    @classmethod
+    def load(cls, name: str | Path, changes: Sequence[str] = ()) -> "Recipe":
+        """A recipe by name (those of the package) or by the path of a TOML file, then `section.field=value` changes.
+
+        Raises:
+            RecipeError: no such recipe, or one that is no TOML, or an unknown section, field or value.
+        """
+        path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+        if not path.is_file():
+            known = sorted(p.stem for p in FOLDER.glob("*.toml"))
+            raise RecipeError(f"recipe: expected one of {known} or the path of a .toml file, got {str(name)!r}")
+        try:
+            content = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: expected a recipe in TOML ({error})") from None
+        for change in changes:
+            key, equals, value = change.partition("=")
+            section, dot, name = key.partition(".")
+            if not (equals and dot):
+                raise RecipeError(f"recipe change: expected section.field=value, got {change!r}")
+            content.setdefault(section, {})[name] = _parse(value)
+        return cls.from_dict(content)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Recipe":
+        """Sections of fields; what is absent keeps its default, what is unknown raises RecipeError by name."""
+        sections = get_type_hints(cls)
+        _check_known("recipe", content, sections)
+        return cls(**{name: _section(name, sections[name], fields) for name, fields in content.items()})
+
+    def to_toml(self) -> str:
+        """The complete recipe, defaults included."""
+        # JSON's strings and numbers are TOML's.
+        return "\n".join(
+            f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+            for section, fields in dataclasses.asdict(self).items()
+        )
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Where another recipe differs, e.g. "model.name: 'scott_3_16' and 'scott_7_16'"."""
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [
+            f"{section}.{name}: {value!r} and {theirs[section][name]!r}"
+            for section, fields in ours.items()
+            for name, value in fields.items()
+            if value != theirs[section][name]
+        ]
+
+
+def _section(name: str, kind: type, fields: Any) -> Any:
+    if not isinstance(fields, Mapping):
+        raise RecipeError(f"recipe.{name}: expected a section with fields, got {fields!r}")
+    types = get_type_hints(kind)
+    _check_known(f"recipe.{name}", fields, types)
+    return kind(**{key: _value(f"recipe.{name}.{key}", types[key], value) for key, value in fields.items()})
+
+
+def _value(where: str, kind: Any, value: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise RecipeError(f"{where}: expected one of {list(get_args(kind))}, got {value!r}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise RecipeError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check_known(where: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise RecipeError(f"{where}: unknown {unknown}; known are {list(known)}")
+
+
+def _parse(value: str) -> Any:
+    """A value as TOML would read it, or else the bare text."""
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value

@@ -1,0 +1,56 @@
+"""Progress on anything long: a bar with speed and time left on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 30
+
+
+def track(
+    items: Iterable[T], what: str, *, total: int, size: int = 1, done: int = 0, unit: str = "images"
+) -> Iterator[T]:
+    """Yield the items while showing how far they are, on standard error.
+
+    Args:
+        total: units altogether; `size`: units an item counts for; `done`: units behind us at the start.
+    """
+    show = _bar if sys.stderr.isatty() else _lines
+    return show(iter(items), what, total, size, done, unit)
+
+
+def _bar(items: Iterator[T], what: str, total: int, size: int, done: int, unit: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
+        task = progress.add_task(what, total=total, completed=done, speed="")
+        for item in items:
+            yield item
+            speed = progress.tasks[task].speed
+            progress.update(task, advance=size, speed=f"{speed:.1f} {unit}/s" if speed else "")
+
+
+def _lines(items: Iterator[T], what: str, total: int, size: int, done: int, unit: str) -> Iterator[T]:
+    start = last = time.monotonic()
+    first = done
+    for item in items:
+        yield item
+        done += size
+        now = time.monotonic()
+        if now - last > SECONDS_BETWEEN_LINES:
+            last = now
+            speed = (done - first) / (now - start)
+            left = (total - done) / speed / 60
+            print(
+                f"{what}: {done}/{total} {unit}, {speed:.1f} {unit}/s, {left:.0f} min left", file=sys.stderr, flush=True
+            )

@@ -1,0 +1,188 @@
+"""Image -> tokens: SCOTT's masked sparse-convolution stem, and the plain patches of the ablation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def keep(x: Tensor, visible: Tensor | None) -> Tensor:
+    """Zero the hidden cells of a map: x (B, C, H, W), visible (B, 1, h, w), h divides H and w divides W.
+
+    This one function is all the sparsity there is: a dense convolution whose input and output are kept visible
+    computes what a submanifold sparse convolution would. Without `visible` the map passes untouched.
+    """
+    if visible is None:
+        return x
+    scale_y, scale_x = x.shape[-2] // visible.shape[-2], x.shape[-1] // visible.shape[-1]
+    visible = visible.repeat_interleave(scale_y, dim=-2).repeat_interleave(scale_x, dim=-1)
+    # masked_fill and not a product: what is hidden cannot leak even where it is inf or NaN.
+    return x.masked_fill(~visible, 0.0)
+
+
+class MaxBlurPool(nn.Module):
+    """Halve a map without aliasing: (B, C, H, W) -> (B, C, H/2, W/2) for even H and W.
+
+    A dense maximum over 2x2 (H - 1 rows remain), then a fixed binomial blur (1 2 1) of stride 2 (Zhang, 2019).
+    """
+
+    blur: Tensor
+
+    def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.register_buffer("blur", torch.empty(1, 1, 3, 3, device=device, dtype=dtype), persistent=False)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.blur.copy_(torch.outer(binomial, binomial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Two maxima of shifted views: the same values as max_pool2d, at a fraction of its cost on a CPU.
+        x = torch.maximum(x[:, :, 1:], x[:, :, :-1])
+        x = torch.maximum(x[:, :, :, 1:], x[:, :, :, :-1])
+        channels = x.shape[1]
+        return F.conv2d(x, self.blur.expand(channels, 1, 3, 3), stride=2, padding=1, groups=channels)
+
+
+class _Tokenizer(nn.Module):
+    """What both tokenizers share, under the names timm gives to a patch embedding: the grid and its checks.
+
+    Args:
+        img_size: height and width in pixels, each a multiple of the patch size.
+        strict_img_size: accept images of `img_size` only; otherwise any multiple of the patch size.
+        output_fmt: "NLC" gives tokens (B, N, D), "NHWC" a map (B, H/p, W/p, D).
+
+    Raises:
+        ValueError: a size that is no positive multiple of the patch size, or not the model's where it is strict; a
+            `visible` that is not boolean or not (B, N).
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, strict_img_size: bool = True, output_fmt: str = "NLC"
+    ) -> None:
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.strict_img_size = strict_img_size
+        self.output_fmt = output_fmt
+        self.set_input_size(img_size)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        if patch_size is not None and patch_size not in (self.patch_size, self.patch_size[0]):
+            raise ValueError(f"patch_size: this tokenizer's is {self.patch_size} and cannot change, got {patch_size}")
+        if img_size is None:
+            return
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid_size = self.dynamic_feat_size((height, width))
+        self.img_size = (height, width)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels a token is wide, as timm asks for it."""
+        return self.patch_size[0] if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patch grid of an image of (height, width) pixels."""
+        height, width = img_size
+        patch = self.patch_size[0]
+        if height < patch or width < patch or height % patch or width % patch:
+            raise ValueError(f"image size: expected positive multiples of {patch} pixels, got {height} x {width}")
+        return height // patch, width // patch
+
+    def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
+        """Images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Fresh convolutions."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W), visible bool (B, N) -> tokens (B, N, D), zero where hidden. True = may be seen."""
+        batch, _, height, width = images.shape
+        if self.strict_img_size and (height, width) != self.img_size:
+            raise ValueError(
+                f"image size: this model takes {self.img_size[0]} x {self.img_size[1]} pixels, got {height} x {width}; "
+                "resize the images, or create the model with img_size=... or dynamic_img_size=True"
+            )
+        rows, columns = self.dynamic_feat_size((height, width))
+        if visible is not None:
+            if visible.dtype != torch.bool or visible.shape != (batch, rows * columns):
+                raise ValueError(
+                    f"visible: expected torch.bool of shape {(batch, rows * columns)} (images, patches), "
+                    f"got {visible.dtype} of shape {tuple(visible.shape)}"
+                )
+            visible = visible.view(batch, 1, rows, columns)
+        x = self.embed(images, visible)
+        return x.flatten(2).transpose(1, 2) if self.output_fmt == "NLC" else x.permute(0, 2, 3, 1)
+
+
+class SparseConvTokenizer(_Tokenizer):
+    """The masked sparse-convolution stem: two 7x7 convolutions of stride 2, each with ReLU and a max-blur pool.
+
+    Visibility is applied again to the image, to each convolution's output and to each pool's output, never between a
+    pool's max and its blur: with 224 px that map is 111 wide, no multiple of the 14 patches. So nothing hidden reaches
+    a visible token, however far the receptive field (61 px) overlaps.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        strict_img_size: bool = True,
+        output_fmt: str = "NLC",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **timm_options: object,
+    ) -> None:
+        if patch_size != 16:
+            raise ValueError(
+                f"patch_size: the sparse_conv tokenizer halves four times, so expected 16, got {patch_size}"
+            )
+        super().__init__(img_size, patch_size, strict_img_size, output_fmt)
+        dd = {"device": device, "dtype": dtype}
+        self.conv1 = nn.Conv2d(in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.pool1 = MaxBlurPool(**dd)
+        self.conv2 = nn.Conv2d(64, embed_dim, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.pool2 = MaxBlurPool(**dd)
+
+    def init_weights(self) -> None:
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
+        x = keep(images, visible)
+        x = keep(self.conv1(x), visible)
+        x = keep(self.pool1(F.relu(x)), visible)
+        x = keep(self.conv2(x), visible)
+        return keep(self.pool2(F.relu(x)), visible)
+
+
+class PatchTokenizer(_Tokenizer):
+    """The plain ViT stem of the paper's ablation (Table 2): one convolution over disjoint patches, with bias."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        strict_img_size: bool = True,
+        output_fmt: str = "NLC",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **timm_options: object,
+    ) -> None:
+        super().__init__(img_size, patch_size, strict_img_size, output_fmt)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, device=device, dtype=dtype)
+
+    def init_weights(self) -> None:
+        # The paper does not say how its plain stem starts; the sparse stem's rule serves both.
+        nn.init.kaiming_normal_(self.proj.weight, nonlinearity="relu")
+        nn.init.zeros_(self.proj.bias)
+
+    def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
+        return keep(self.proj(keep(images, visible)), visible)

@@ -1,0 +1,65 @@
+"""Tiny models and images made on the spot; real images only where SCOTT_DATA says they are."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from scott_models import SCOTT
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """A SCOTT of two narrow blocks for 64 px (4 x 4 patches), with a mask token."""
+    return SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2, use_mask_token=True).eval()
+
+
+@pytest.fixture
+def visible():
+    """Two masks of 4 x 4 patches that differ, 7 visible each."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 16, generator=generator).argsort(dim=1) < 7
+
+
+@pytest.fixture(scope="session")
+def recording():
+    """The original implementation's recording: tensors by name, and its settings."""
+    return load_file(REFERENCE / "parity.safetensors"), json.loads((REFERENCE / "parity.json").read_text())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of six small pictures, one dark red and one bright blue, in a folder each."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("blue", (40, 60, 220)), ("red", (120, 20, 20))):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for i in range(6):
+            noise = rng.integers(-20, 20, (72, 80 + i, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def flowers(tmp_path_factory):
+    """The real Oxford Flowers-102, unpacked: a folder with train, val and test."""
+    if not (data := os.environ.get("SCOTT_DATA")):
+        pytest.skip("needs real images: set SCOTT_DATA to a folder with flowers102/flowers102-320-*.tar")
+    folder = tmp_path_factory.mktemp("flowers")
+    for shard in sorted(Path(data).glob("flowers102/flowers102-320-*.tar")):
+        with tarfile.open(shard) as tar:
+            tar.extractall(folder, filter="data")
+    return folder / "flowers102"

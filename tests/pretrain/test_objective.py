@@ -1,0 +1,164 @@
+"""Parity with the original implementation, and what must hold for any weights."""
+
+import pytest
+import torch
+
+from scott_models import SCOTT
+from scott_models.pretrain import MIMJEPA, Predictor
+from scott_models.pretrain.train import build_optimizer
+from scott_models.weights import convert_reference, convert_reference_predictor
+
+
+def part(tensors, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@pytest.fixture
+def original(recording):
+    """The recorded model, rebuilt: the objective in training mode without any dropout."""
+    tensors, settings = recording
+    encoder = SCOTT(
+        img_size=settings["img_size"],
+        embed_dim=settings["embed_dim"],
+        depth=settings["depth"],
+        num_heads=settings["num_heads"],
+        use_mask_token=True,
+    )
+    encoder.load_state_dict(convert_reference(part(tensors, "encoder.")))
+    predictor = Predictor(
+        settings["embed_dim"],
+        encoder.patch_embed.num_patches,
+        num_heads=settings["num_heads"],
+        encoder_depth=settings["depth"],
+        depth=settings["predictor_depth"],
+    )
+    predictor.load_state_dict(convert_reference_predictor(part(tensors, "predictor.")))
+    objective = MIMJEPA(encoder, predictor)
+    objective.target_encoder.load_state_dict(convert_reference(part(tensors, "target.")))
+    return objective.train()
+
+
+@pytest.fixture
+def inputs(recording):
+    return [recording[0][name] for name in ("in.context", "in.target", "in.visible")]
+
+
+def our_parameter(objective, name):
+    """The parameter that carries this recorded name, e.g. "encoder.transformer.msk_embed"."""
+    module, rest = name.split(".", 1)
+    modules = {
+        "encoder": objective.context_encoder,
+        "target": objective.target_encoder,
+        "predictor": objective.predictor,
+    }
+    return modules[module].get_parameter(*convert_reference({rest: None}))
+
+
+def close(actual, expected, atol):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_outputs(original, inputs, recording):
+    expected = part(recording[0], "out.")
+    context, target, visible = inputs
+    encoder = original.context_encoder
+    masked = encoder.forward_tokens(context, visible)
+    close(encoder.patch_embed(context), expected["tokens_full"], 1e-5)
+    close(encoder.patch_embed(context, visible), expected["tokens_visible"], 1e-5)
+    close(encoder.forward_tokens(context), expected["features_full"], 1e-5)
+    close(masked, expected["features_masked"], 1e-5)
+    close(encoder.get_attention(context)[0], expected["attention_last"], 1e-5)
+    close(original.target_encoder.forward_features(target), expected["targets"], 1e-5)
+    close(original.predictor(masked), expected["predictions"], 1e-5)
+
+
+def test_loss_and_gradients(original, inputs, recording):
+    loss = original(*inputs)
+    assert loss.item() == pytest.approx(recording[1]["losses"][0], abs=1e-5)
+    loss.backward()
+    gradients = part(recording[0], "grad.")
+    assert len(gradients) == 6
+    for name, expected in gradients.items():
+        close(our_parameter(original, name).grad, expected, 1e-5 * expected.abs().max().item())
+
+
+def worst_after_three_updates(objective, inputs, recording, *, weight_decay=True, moving_ema=True, ema_last=True):
+    """Three updates as recorded, or with one mistake; the largest difference from the recorded weights and losses."""
+    tensors, settings = recording
+    optimizer = build_optimizer(objective)
+    for k in range(3):
+        loss = objective(*inputs)
+        assert loss.item() == pytest.approx(
+            settings["losses"][k], abs=1e-5 if weight_decay and moving_ema and ema_last else 1
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"][k]
+            group["weight_decay"] = settings["wd"][k] if group["decayed"] and weight_decay else 0.0
+        decay = settings["ema"][k if moving_ema else 0]
+        if not ema_last:
+            objective.update_target(decay)
+        optimizer.step()
+        if ema_last:
+            objective.update_target(decay)
+    expected = part(tensors, "after3.")
+    assert len(expected) == 4
+    return max((our_parameter(objective, name) - tensor).abs().max().item() for name, tensor in expected.items())
+
+
+def test_three_updates(original, inputs, recording):
+    assert worst_after_three_updates(original, inputs, recording) < 2e-7
+
+
+@pytest.mark.parametrize("mistake", ["weight_decay", "moving_ema", "ema_last"])
+def test_three_updates_notice_a_mistake(original, inputs, recording, mistake):
+    assert worst_after_three_updates(original, inputs, recording, **{mistake: False}) > 2e-7
+
+
+@pytest.fixture
+def objective(tiny):
+    return MIMJEPA(tiny, Predictor(32, (4, 4), num_heads=2, encoder_depth=2, depth=1)).train()
+
+
+def test_target_is_a_frozen_copy_without_dropout(objective):
+    assert objective.context_encoder.training
+    assert not objective.target_encoder.training
+    assert not any(p.requires_grad for p in objective.target_encoder.parameters())
+    for name, parameter in objective.context_encoder.named_parameters():
+        copied = objective.target_encoder.get_parameter(name)
+        assert torch.equal(copied, parameter)
+        assert copied.data_ptr() != parameter.data_ptr()
+
+
+def test_loss_counts_hidden_patches_only(objective, visible, monkeypatch):
+    targets = torch.randn(2, 16, 32)
+    monkeypatch.setattr(objective.target_encoder, "forward_features", lambda images: targets)
+    monkeypatch.setattr(
+        objective.predictor, "forward", lambda features: torch.where(visible[..., None], 100.0, targets + 3)
+    )
+    assert objective(torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64), visible).item() == pytest.approx(2.5)
+
+
+def test_inputs_and_after_step(objective):
+    crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    context, target, visible = objective.inputs(crops, torch.Generator().manual_seed(0))
+    again = objective.inputs(crops, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((context, target, visible), again))
+    assert visible.sum(dim=1).tolist() == [7] * 4
+    with torch.no_grad():
+        for parameter in objective.context_encoder.parameters():
+            parameter.fill_(1)
+        for parameter in objective.target_encoder.parameters():
+            parameter.fill_(0)
+    objective.after_step(5, 10)  # half way from 0.996 to 1
+    assert all(torch.allclose(p, torch.tensor(0.002)) for p in objective.target_encoder.parameters())
+    objective.after_step(10, 10)
+    assert all(torch.allclose(p, torch.tensor(0.002)) for p in objective.target_encoder.parameters())
+
+
+def test_encoder_needs_a_mask_token():
+    model = SCOTT(img_size=64, embed_dim=32, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match="use_mask_token=True"):
+        MIMJEPA(model, Predictor(32, 16, num_heads=2, encoder_depth=1))

@@ -1,0 +1,71 @@
+import re
+
+import pytest
+
+from scott_models.errors import RecipeError
+from scott_models.pretrain.recipe import FOLDER, Recipe
+
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def test_defaults_are_the_papers_table():
+    recipe = Recipe()
+    assert recipe == Recipe.load("flowers102")
+    optim = recipe.optim
+    assert (optim.epochs, optim.batch_size, optim.warmup_epochs) == (300, 128, 40)
+    assert (optim.start_lr, optim.peak_lr, optim.final_lr, optim.flat) == (1e-6, 5e-4, 1e-5, 0.72)
+    assert (optim.start_weight_decay, optim.final_weight_decay) == (0.04, 0.4)
+    assert (optim.start_ema, optim.final_ema) == (0.996, 1.0)
+    assert (recipe.model.name, recipe.model.img_size, recipe.model.predictor_depth) == ("scott_12_16", 224, 3)
+    assert (recipe.mask.kind, recipe.mask.ratio, recipe.mask.blocks) == ("blockwise", 0.6, "visible")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads_and_opens_with_what_to_expect(name):
+    Recipe.load(name)
+    head = (FOLDER / f"{name}.toml").read_text().split("\n\n")[0]
+    for word in ("Expected:", "Hardware and time:", f"Command: scott pretrain .*--recipe {name}"):
+        assert re.search(word, head), word
+
+
+def test_complete_toml_round_trip(tmp_path):
+    recipe = Recipe.load("smoke", ["optim.epochs=7", "data.views=none", "mask.ratio=0.5", "run.compile=true"])
+    assert (recipe.optim.epochs, recipe.data.views, recipe.mask.ratio, recipe.run.compile) == (7, "none", 0.5, True)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    assert Recipe.load(path) == recipe
+    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5", "run.compile=true"])) == [
+        "optim.epochs: 7 and 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["optim.epoch=3"], r"recipe.optim: unknown \['epoch'\]; known are \['epochs', 'batch_size',"),
+        (
+            ["optimiser.epochs=3"],
+            r"recipe: unknown \['optimiser'\]; known are \['model', 'data', 'mask', 'optim', 'run'\]",
+        ),
+        (["optim.epochs=many"], "recipe.optim.epochs: expected int, got 'many'"),
+        (["optim.epochs=2.5"], "recipe.optim.epochs: expected int, got 2.5"),
+        (["optim.epochs=true"], "recipe.optim.epochs: expected int, got True"),
+        (["data.views=other"], r"recipe.data.views: expected one of \['different', 'same', 'none'\], got 'other'"),
+        (["epochs=3"], "expected section.field=value, got 'epochs=3'"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load("smoke", changes)
+
+
+def test_recipes_that_are_none(tmp_path):
+    with pytest.raises(RecipeError, match=r"expected one of \['flowers102', .*got 'flowers'"):
+        Recipe.load("flowers")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[optim\n")
+    with pytest.raises(RecipeError, match=r"broken.toml: expected a recipe in TOML"):
+        Recipe.load(broken)
+    broken.write_text("optim = 3\n")
+    with pytest.raises(RecipeError, match=r"recipe.optim: expected a section with fields, got 3"):
+        Recipe.load(broken)

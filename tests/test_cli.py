@@ -1,0 +1,69 @@
+"""The command as a user types it: messages, exit statuses, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCOTT = [sys.executable, "-c", "from scott_models.cli import main; main()"]
+
+
+def scott(*arguments, status=0):
+    result = subprocess.run([*SCOTT, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout if status == 0 else result.stderr
+
+
+def test_help_shows_examples():
+    assert all(command in scott("--help") for command in ("list", "embed", "probe", "pretrain"))
+    assert "scott pretrain --data photos --out runs/photos" in scott("pretrain", "--help")
+
+
+def test_list():
+    assert "mimjepa_flowers102" in scott("list")
+    assert {row["model"] for row in json.loads(scott("list", "--json"))} >= {"scott_3_16", "scott_12_16"}
+
+
+def test_embed(photos, tmp_path):
+    out = tmp_path / "features.npz"
+    assert "12 images, 384 features each, by scott_3_16" in scott("embed", photos, "--out", out)
+    assert np.load(out)["features"].shape == (12, 384)
+
+
+def test_pretrain_then_embed_with_it(photos, tmp_path):
+    run = tmp_path / "run"
+    small = ["model.img_size=32", "optim.batch_size=4"]
+    assert "local-dir:" in scott("pretrain", *small, "--data", photos, "--out", run, "--recipe", "smoke")
+    scott("embed", photos, "--out", tmp_path / "f.npz", "--model", f"local-dir:{run / 'export'}")
+    assert "holds a run already" in scott(
+        "pretrain", *small, "--data", photos, "--out", run, "--recipe", "smoke", status=2
+    )
+
+
+def test_probe_as_json(photos):
+    rows = json.loads(scott("probe", "--train", photos, "--test", photos, "--img-size", 32, "--json"))
+    assert rows[0]["ridge"] == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "nowhere", "--out", "f.npz"], "nowhere: expected a folder of images, found nothing there"),
+        (["embed", "PHOTOS", "--out", "f.npz", "--model", "scot"], "scot: cannot be created by timm"),
+        (["pretrain", "--out", "run"], "expected at least one folder of images, got none"),
+        (["pretrain", "--data", "PHOTOS", "--out", "run", "--recipe", "other"], "expected one of ['flowers102'"),
+        (["pretrain", "optim.epoch=1", "--data", "PHOTOS", "--out", "run"], "recipe.optim: unknown ['epoch']"),
+        (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
+        (["pretrain", "--data", "PHOTOS", "--out", "run", "--resume"], "expected a run to resume"),
+        (["embed", "PHOTOS"], "--out"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(photos, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    errors = scott(*(photos if argument == "PHOTOS" else argument for argument in arguments), status=2)
+    assert message in errors
+    assert not (tmp_path / "f.npz").exists()
+    assert not (tmp_path / "run").exists()

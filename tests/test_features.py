@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import timm
+import torch
+
+from scott_models.data import find_images, load_image
+from scott_models.errors import DataError, WeightsError
+from scott_models.features import embed, extract, load_model
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("scott_3_16", img_size=32, num_classes=0).eval()
+
+
+def test_features_do_not_depend_on_the_batch(model, photos):
+    paths = find_images([photos])
+    features, patches = extract(model, paths, img_size=32, batch_size=5, tokens=True)
+    assert features.shape == (12, 384)
+    assert patches.shape == (12, 4, 384)
+    np.testing.assert_allclose(features, patches.mean(axis=1), atol=1e-5)
+    one_by_one, none = extract(model, paths, img_size=32, batch_size=1)
+    assert none is None
+    np.testing.assert_allclose(features, one_by_one, atol=1e-5)
+
+
+def test_features_go_through_the_evaluation_transform(model, photos):
+    path = find_images([photos])[0]
+    config = timm.data.resolve_model_data_config(model, {"img_size": 32})
+    assert (config["crop_pct"], config["interpolation"]) == (0.875, "bilinear")
+    with torch.inference_mode():
+        expected = model(timm.data.create_transform(**config)(load_image(path))[None])
+    features, _ = extract(model, [path], img_size=32)
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-5)
+
+
+def test_prefix_tokens_are_no_patches(photos):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    assert extract(model, find_images([photos])[:2], img_size=32, tokens=True)[1].shape == (2, 4, 192)
+
+
+def test_embed_writes_names_beside_features(photos, tmp_path):
+    out = tmp_path / "features.npz"
+    assert embed([photos], out, "scott_3_16", tokens=True) == (12, 384)
+    written = np.load(out)
+    assert [str(path) for path in find_images([photos])] == written["names"].tolist()
+    assert written["features"].dtype == np.float32
+    np.testing.assert_allclose(written["tokens"].mean(axis=1), written["features"], atol=1e-5)
+    similarity = np.corrcoef(written["features"])
+    assert similarity[:6, :6].mean() > similarity[:6, 6:].mean()  # blue is like blue
+
+
+def test_embed_leaves_nothing_half_written(photos, tmp_path):
+    (photos / "blue" / "broken.png").write_bytes(b"\x89PNG")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(DataError, match="broken.png: expected an image"):
+        embed([photos], tmp_path / "features.npz", "scott_3_16")
+    assert set(tmp_path.iterdir()) == before
+    for out in (tmp_path / "features.csv", tmp_path / "nowhere" / "features.npz"):
+        with pytest.raises(DataError, match="expected the name of an .npz file in a folder that exists"):
+            embed([photos], out, "scott_3_16")
+
+
+def test_models_that_cannot_be_had(tmp_path):
+    with pytest.raises(WeightsError, match="scot_3_16: cannot be created by timm: Unknown model"):
+        load_model("scot_3_16")
+    with pytest.raises(WeightsError, match="scott_vit_7_16: no pretrained weights are released yet"):
+        load_model("scott_vit_7_16")
+    with pytest.raises(WeightsError, match="local-dir:"):
+        load_model(f"local-dir:{tmp_path}")

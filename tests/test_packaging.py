@@ -1,0 +1,70 @@
+"""sdist and wheel carry what the package reads, and the installed wheel loads its weights without a network."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+TAG = "scott_3_16.mimjepa_flowers102"
+CARRIED = (
+    "scott_models/weights_manifest.json",
+    "scott_models/py.typed",
+    "scott_models/pretrain/recipes/flowers102.toml",
+    f"scott_models/bundled/{TAG}/model.safetensors",
+    f"scott_models/bundled/{TAG}/config.json",
+)
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """The sdist, and the wheel built from it, as `python -m build` makes them."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_sdist_and_wheel_are_complete(dist):
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
+        names = {name.split("/", 1)[-1] for name in sdist.getnames()}
+        assert names >= {*CARRIED, "README.md", "LICENSE", "NOTICE", "pyproject.toml"}
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        assert set(wheel.namelist()) >= set(CARRIED)
+        assert not [name for name in wheel.namelist() if name.startswith(("tests/", "weights/"))]
+        assert sum(entry.compress_size for entry in wheel.infolist()) < 100e6
+
+
+def test_installed_wheel_loads_offline(dist, tmp_path):
+    site = tmp_path / "site"
+    wheel = str(next(dist.glob("*.whl")))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), wheel], check=True
+    )
+    code = (
+        "import scott_models, timm, torch;"
+        "assert scott_models.__file__.startswith(SITE), scott_models.__file__;"
+        "model = timm.create_model('scott_3_16', pretrained=True);"
+        "assert model.pretrained_cfg['file'].startswith(SITE), model.pretrained_cfg['file'];"
+        "print(model(torch.zeros(1, *model.pretrained_cfg['input_size'])).shape)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"SITE = {str(site)!r};" + code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "torch.Size([1, 384])" in result.stdout, result.stderr
+
+
+def test_import_is_silent():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import scott_models"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,175 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from scott_models import SCOTT, weights
+from scott_models.errors import WeightsError
+
+CHECKOUT = Path(__file__).parents[1]
+TAG = "scott_3_16.mimjepa_flowers102"
+
+
+@pytest.fixture
+def models_dir(tmp_path, monkeypatch):
+    """A writable copy of the released folder, which is looked at first."""
+    shutil.copytree(weights.resolve(TAG).parent, tmp_path / "models" / TAG)
+    monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("tag", weights.manifest())
+def test_manifest_entries_are_whole_and_true(tag):
+    entry = weights.manifest()[tag]
+    path = weights.resolve(tag)
+    assert path.stat().st_size == entry["bytes"]
+    assert re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+    assert entry["revision"] is None or re.fullmatch("[0-9a-f]{40}", entry["revision"])
+    expected = {
+        "repository",
+        "revision",
+        "file",
+        "sha256",
+        "bytes",
+        "dtype",
+        "encoder",
+        "input_size",
+        "data",
+        "data_terms",
+    }
+    expected |= {
+        "license",
+        "recipe",
+        "epochs",
+        "images_seen",
+        "seed",
+        "hardware",
+        "minutes",
+        "versions",
+        "scores",
+        "protocol",
+    }
+    assert set(entry) == expected
+    tensors = load_file(path)
+    assert {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} == {entry["dtype"]}
+    assert (CHECKOUT / "weights" / tag / "README.md").is_file()
+    cfg = timm.get_pretrained_cfg(tag)
+    assert list(cfg.input_size) == entry["input_size"]
+    assert cfg.license == entry["license"]
+
+
+def test_pretrained_is_the_released_file():
+    model = timm.create_model("scott_3_16", pretrained=True)
+    released = load_file(weights.resolve(TAG))
+    assert released.keys() - model.state_dict().keys() == {"mask_token"}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, released[name].float())
+    size = weights.manifest()[TAG]["input_size"]
+    assert model.pretrained_cfg["input_size"] == tuple(size)
+    assert model(torch.zeros(1, *size)).shape == (1, 384)
+    assert "scott_3_16" in timm.list_models("scott*", pretrained=True)
+    assert TAG in timm.list_pretrained("scott*")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (TAG, {}),
+        ("scott_3_16", {"num_classes": 5}),
+        ("scott_3_16", {"in_chans": 1}),
+        ("scott_3_16", {"img_size": 224}),
+        ("scott_3_16", {"use_mask_token": True}),
+    ],
+)
+def test_pretrained_with_options(name, options):
+    model = timm.create_model(name, pretrained=True, **options).eval()
+    released = load_file(weights.resolve(TAG))
+    assert torch.equal(model.blocks[0].attn.qkv.weight, released["blocks.0.attn.qkv.weight"].float())
+    size = options.get("img_size", weights.manifest()[TAG]["input_size"][-1])
+    assert model(torch.zeros(1, options.get("in_chans", 3), size, size)).shape == (1, options.get("num_classes", 384))
+
+
+def test_own_sources_are_left_alone(models_dir):
+    (models_dir / TAG / "model.safetensors").unlink()
+    shutil.copy(CHECKOUT / "weights" / TAG / "model.safetensors", models_dir / "mine.safetensors")
+    mine = {"file": str(models_dir / "mine.safetensors")}
+    assert (
+        timm.create_model("scott_3_16", pretrained=True, pretrained_cfg_overlay=mine).pretrained_cfg["file"]
+        == mine["file"]
+    )
+    local = timm.create_model(f"local-dir:{CHECKOUT / 'weights' / TAG}", pretrained=True)
+    assert torch.equal(local.patch_embed.conv1.weight, timm.create_model(TAG, pretrained=True).patch_embed.conv1.weight)
+
+
+def test_models_dir_comes_first(models_dir):
+    assert weights.resolve(TAG) == models_dir / TAG / "model.safetensors"
+
+
+def test_a_flipped_byte_is_refused(models_dir):
+    path = models_dir / TAG / "model.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    assert weights.resolve(TAG) == path  # the good file's hash is remembered, and must not serve for the bad one
+    path.write_bytes(damaged)
+    expected = weights.manifest()[TAG]["sha256"]
+    with pytest.raises(
+        WeightsError, match=f"{re.escape(str(path))}: .*expected sha256 {expected}, found [0-9a-f]{{64}}"
+    ):
+        timm.create_model("scott_3_16", pretrained=True)
+    path.write_bytes(damaged[:1000])
+    with pytest.raises(WeightsError, match=r"1000 bytes, expected \d+"):
+        weights.resolve(TAG)
+
+
+def test_weights_that_are_not_there(monkeypatch):
+    with pytest.raises(WeightsError, match="scott_3_16.other: no such weights; known are"):
+        weights.resolve("scott_3_16.other")
+    with pytest.raises(WeightsError, match="scott_vit_12_16: no pretrained weights are released yet"):
+        timm.create_model("scott_vit_12_16", pretrained=True)
+    monkeypatch.setattr(weights, "folders", lambda: [Path("nowhere")])
+    with pytest.raises(WeightsError, match="no weight file in any of nowhere"):
+        weights.resolve(TAG)
+
+
+def test_zoo_has_a_row_for_every_model_and_tag():
+    rows = {(row["model"], row["tag"]): row for row in weights.zoo()}
+    assert ("scott_12_16", None) in rows
+    released = rows["scott_3_16", "mimjepa_flowers102"]
+    assert released["kNN %"] == weights.manifest()[TAG]["scores"]["knn"]
+    assert Path(released["weights"]).is_dir()
+    assert released["parameters (M)"] == 6.5
+    json.dumps(list(rows.values()))
+
+
+def test_export_round_trip(tiny, tmp_path):
+    model = timm.create_model("scott_3_16", img_size=48, use_mask_token=True, pos_drop_rate=0.2)
+    folder = weights.export(model, tmp_path / "export")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float())
+    assert loaded.pos_drop.p == 0
+    assert model.patch_embed.conv1.weight.dtype == torch.float32
+
+
+def original_names(recording):
+    tensors, _ = recording
+    return {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+
+
+def test_convert_reference(recording):
+    state_dict = original_names(recording)
+    converted = weights.convert_reference(state_dict)
+    model = SCOTT(img_size=96, embed_dim=96, depth=2, num_heads=4, use_mask_token=True)
+    assert converted.keys() == model.state_dict().keys()
+    prefixed = weights.convert_reference({f"encoder.{name}": tensor for name, tensor in state_dict.items()})
+    assert prefixed.keys() == converted.keys()
+    with pytest.raises(WeightsError, match=r"head.0.weight: not a weight of the original SCOTT"):
+        weights.convert_reference({**state_dict, "head.0.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="expected the 2D sin-cos positions"):
+        weights.convert_reference({**state_dict, "transformer.pos_embed": torch.zeros(36, 96)})
