@@ -1,5 +1,8 @@
 """The errors a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something the caller can put right, told in one sentence: expected, found, what to do.
@@ -22,3 +25,14 @@ class WeightsError(UserError):
 
 class Interrupted(Exception):
     """The run was asked to stop, and saved itself."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around the import of an optional package: say which of our extras installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this needs {error.name}, found it is not installed: pip install 'scott_models[{extra}]'"
+        ) from error

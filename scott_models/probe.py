@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .data import find_images
-from .errors import DataError
+from .errors import DataError, needs_extra
 from .features import extract, load_model
 
 NEIGHBOURS = 10
@@ -47,6 +47,8 @@ def probe(
         DataError: folders or files that cannot be used, or test classes that training lacks.
         WeightsError: a model that cannot be had.
     """
+    with needs_extra("probe"):
+        import sklearn  # noqa: F401 -- before minutes of work
     train_paths, test_paths = find_images(train), find_images(test)
     train_labels, test_labels = labels_of(train_paths), labels_of(test_paths)
     if missing := sorted(set(test_labels) - set(train_labels)):
@@ -75,7 +77,8 @@ def labels_of(paths: Sequence[Path]) -> np.ndarray:
 
 def knn(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Majority vote of the 10 nearest training features by cosine: (M, D), (M,), (n, D) -> (n,)."""
-    from sklearn.neighbors import KNeighborsClassifier
+    with needs_extra("probe"):
+        from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine", algorithm="brute")
     return classifier.fit(train, labels).predict(test)
@@ -83,9 +86,10 @@ def knn(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
 
 def ridge(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Ridge classifier on standardised features: (M, D), (M,), (n, D) -> (n,)."""
-    from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needs_extra("probe"):
+        from sklearn.linear_model import RidgeClassifierCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS))
     return classifier.fit(train, labels).predict(test)

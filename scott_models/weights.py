@@ -202,12 +202,14 @@ def _check_position(stored: Tensor) -> None:
         )
 
 
-def export(encoder: nn.Module, folder: Path) -> Path:
-    """Save a timm model in bf16 as timm's local-dir layout: `timm.create_model(f"local-dir:{folder}")` loads it.
+def export(model: nn.Module, folder: Path) -> Path:
+    """Save a SCOTT in bf16 as timm's local-dir layout: `timm.create_model(f"local-dir:{folder}")` loads it.
 
     Dropout belongs to training, not to the weights, so the saved configuration leaves it out.
     """
-    halved = deepcopy(encoder).to(torch.bfloat16, memory_format=torch.contiguous_format)
-    halved._model_args = {name: value for name, value in halved._model_args.items() if not name.endswith("_rate")}
-    save_for_hf(halved, str(folder), safe_serialization=True)
+    size = model.patch_embed.img_size
+    saved = deepcopy(model).to(torch.bfloat16, memory_format=torch.contiguous_format)
+    saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
+    model_args = {"img_size": size, "use_mask_token": model.mask_token is not None}
+    save_for_hf(saved, str(folder), model_args=model_args, safe_serialization=True)
     return folder

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..data import Images, decode, find_images
-from ..errors import DataError, Interrupted, RecipeError
+from ..errors import DataError, Interrupted, RecipeError, needs_extra
 from ..progress import track
 from . import augment, masks
 from .objective import MIMJEPA
@@ -41,7 +41,8 @@ def pretrain(recipe: Recipe, data: Sequence[str | Path], out: str | Path, resume
         RecipeError: a run folder in use and no `resume`, or a resumed run of another recipe.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
-    from accelerate import Accelerator
+    with needs_extra("train"):
+        from accelerate import Accelerator
 
     out = Path(out)
     check_run_folder(recipe, out, resume)

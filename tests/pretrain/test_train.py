@@ -41,7 +41,7 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path):
     assert {path.name for path in out.iterdir()} == {"recipe.toml", "metrics.jsonl", "checkpoint.pt", "export"}
 
     model = timm.create_model(f"local-dir:{export}", pretrained=True)
-    assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
     assert model.pos_drop.p == 0
     target = {
         name.removeprefix("target_encoder."): tensor
