@@ -150,5 +150,5 @@ def main() -> None:
         print(f"scott: {error}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"scott: {stop or 'stopped'}", file=sys.stderr)
+        print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)

@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .progress import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SIDE = 16  # pixels: one patch
+LISTED = 20  # bad files that an error names
 
 
 def find_images(folders: Sequence[str | Path]) -> list[Path]:
@@ -49,10 +51,14 @@ def load_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd but readable metadata; what cannot be read raises
             with Image.open(path) as file:
+                if file.mode in ("I", "F"):
+                    raise DataError(f"{path}: expected 8 or 16 bits a channel, found 32; convert it to 8-bit RGB")
                 image = _to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError:
         raise DataError(f"{path}: expected an image, found a file that is none") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (DataError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # damage makes decoders raise OSError, EOFError, SyntaxError, struct.error, ...
         raise DataError(f"{path}: expected a whole image, found a damaged one ({error})") from None
     if min(image.size) < SMALLEST_SIDE:
         raise DataError(
@@ -102,7 +108,8 @@ def decode(paths: Sequence[Path], short_side: int) -> Images:
         DataError: bad files, all of them listed with their reasons.
     """
 
-    def one(path: Path) -> np.ndarray | DataError:
+    def one(path: Path) -> Any:
+        """The pixels, or what is wrong with the file."""
         try:
             image = load_image(path)
         except DataError as error:
@@ -114,19 +121,11 @@ def decode(paths: Sequence[Path], short_side: int) -> Images:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(track(pool.map(one, paths), "decoding", total=len(paths)))
-    arrays = raise_if_bad(results)
-    sizes = torch.tensor([array.shape[:2] for array in arrays])
-    lengths = sizes.prod(dim=1) * 3
-    pixels = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
-    return Images(list(paths), pixels, lengths.cumsum(0) - lengths, sizes)
-
-
-def raise_if_bad(results: Iterable[np.ndarray | DataError]) -> list[np.ndarray]:
-    """The arrays, or one DataError that lists every bad file."""
-    results = list(results)
     bad = [str(result) for result in results if isinstance(result, DataError)]
     if bad:
-        more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        noun = "file" if len(bad) == 1 else "files"
-        raise DataError(f"{len(bad)} of {len(results)} image {noun} cannot be used:\n" + "\n".join(bad[:20]) + more)
-    return [result for result in results if not isinstance(result, DataError)]
+        more = [f"... and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        raise DataError("\n".join([f"{len(bad)} of {len(results)} images cannot be used:", *bad[:LISTED], *more]))
+    sizes = torch.tensor([array.shape[:2] for array in results])
+    lengths = sizes.prod(dim=1) * 3
+    pixels = torch.from_numpy(np.concatenate([array.reshape(-1) for array in results]))
+    return Images(list(paths), pixels, lengths.cumsum(0) - lengths, sizes)

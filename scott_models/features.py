@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -12,19 +11,27 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from .data import find_images, load_image
-from .errors import DataError, WeightsError
+from .errors import DataError, UserError, WeightsError
 from .progress import track
 
 
-def load_model(name: str, *, pretrained: bool = True, **options: Any) -> nn.Module:
+def load_model(name: str, *, pretrained: bool = True, img_size: int | None = None) -> nn.Module:
     """A timm model without its head, in eval mode: ours, timm's, or "local-dir:FOLDER".
 
+    Args:
+        img_size: pixels; by default the size the weights were trained at.
+
     Raises:
-        WeightsError: a name timm does not know, or weights that cannot be had.
+        WeightsError: a name timm does not know, or weights or an image size that cannot be had.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval()
-    except (RuntimeError, OSError) as error:  # timm's way of saying "unknown model", "no weights", "not found"
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        if img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
+            model.set_input_size((img_size, img_size))
+        return model.eval()
+    except UserError:
+        raise
+    except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
         raise WeightsError(f"{name}: cannot be created by timm: {error}") from error
 
 
@@ -37,19 +44,24 @@ def embed(
         number of images, and of features each.
 
     Raises:
-        DataError: files or folders that cannot be used, or an `out` that is no .npz in an existing folder.
+        DataError: files or folders that cannot be used, an `out` that is no .npz in an existing folder, an empty batch.
         WeightsError: a model that cannot be had.
     """
     out = Path(out)
+    if batch_size < 1:
+        raise DataError(f"batch_size: expected at least 1, got {batch_size}")
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise DataError(f"{out}: expected the name of an .npz file in a folder that exists")
     paths = find_images(images)
     features, patches = extract(load_model(name), paths, batch_size=batch_size, tokens=tokens)
     arrays = {"names": np.array([str(path) for path in paths]), "features": features}
     partial = out.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays, **({"tokens": patches} if tokens else {}))
-    partial.replace(out)
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays, **({"tokens": patches} if tokens else {}))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
     return features.shape
 
 
@@ -74,7 +86,7 @@ def extract(
         features (images, D) fp32; and patch features (images, N, D) fp32 in row-major order, or None.
 
     Raises:
-        DataError: the first file that is no image or is damaged.
+        DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
@@ -83,6 +95,10 @@ def extract(
         maps = model.forward_features(images.to(device))
         pooled.append(model.forward_head(maps, pre_logits=True).float().cpu())
         if tokens:
+            if maps.ndim != 3:
+                raise DataError(
+                    f"tokens: expected a model of patch tokens (B, N, D), found features {tuple(maps.shape)}"
+                )
             patches.append(maps[:, getattr(model, "num_prefix_tokens", 0) :].float().cpu())
     return torch.cat(pooled).numpy(), torch.cat(patches).numpy() if tokens else None
 

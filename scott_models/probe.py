@@ -55,11 +55,10 @@ def probe(
         raise DataError(
             f"classes: expected each test class among the training classes, found no training images of {missing}"
         )
-    options = {"img_size": img_size} if img_size else {}
     scores = []
     for pretrained in (True, False) if control else (True,):
         torch.manual_seed(0)
-        model = load_model(name, pretrained=pretrained, **options)
+        model = load_model(name, pretrained=pretrained, img_size=img_size)
         label = name if pretrained else f"{name} (random weights)"
         train_features, _ = extract(model, train_paths, img_size=img_size, what=f"{label}, train")
         test_features, _ = extract(model, test_paths, img_size=img_size, what=f"{label}, test")
@@ -77,8 +76,7 @@ def labels_of(paths: Sequence[Path]) -> np.ndarray:
 
 def knn(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Majority vote of the 10 nearest training features by cosine: (M, D), (M,), (n, D) -> (n,)."""
-    with needs_extra("probe"):
-        from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine", algorithm="brute")
     return classifier.fit(train, labels).predict(test)
@@ -86,10 +84,9 @@ def knn(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
 
 def ridge(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Ridge classifier on standardised features: (M, D), (M,), (n, D) -> (n,)."""
-    with needs_extra("probe"):
-        from sklearn.linear_model import RidgeClassifierCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS))
     return classifier.fit(train, labels).predict(test)

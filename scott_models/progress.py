@@ -37,7 +37,8 @@ def _bar(items: Iterator[T], what: str, total: int, size: int, done: int, unit: 
         for item in items:
             yield item
             speed = progress.tasks[task].speed
-            progress.update(task, advance=size, speed=f"{speed:.1f} {unit}/s" if speed else "")
+            done = min(done + size, total)
+            progress.update(task, completed=done, speed=f"{speed:.1f} {unit}/s" if speed else "")
 
 
 def _lines(items: Iterator[T], what: str, total: int, size: int, done: int, unit: str) -> Iterator[T]:
@@ -45,7 +46,7 @@ def _lines(items: Iterator[T], what: str, total: int, size: int, done: int, unit
     first = done
     for item in items:
         yield item
-        done += size
+        done = min(done + size, total)
         now = time.monotonic()
         if now - last > SECONDS_BETWEEN_LINES:
             last = now

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from . import weights
+from .errors import WeightsError
 from .layers import Block, PlainLayerNorm, sincos_2d
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
@@ -130,9 +131,11 @@ class SCOTT(VisionTransformer):
     ) -> None:
         """Take images of another size, (height, width) in multiples of 16 px, from now on."""
         pos_embed, self.pos_embed = self.pos_embed, None  # or timm would interpolate it
-        super().set_input_size(img_size, patch_size)
-        pos = sincos_2d(self.patch_embed.grid_size, self.embed_dim, pos_embed.device)[None]
-        self.register_buffer("pos_embed", pos.to(pos_embed.dtype), persistent=False)
+        try:
+            super().set_input_size(img_size, patch_size)
+        finally:  # a refused size leaves the model as it was
+            pos = sincos_2d(self.patch_embed.grid_size, self.embed_dim, pos_embed.device)[None]
+            self.register_buffer("pos_embed", pos.to(pos_embed.dtype), persistent=False)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         pos_embed = self.pos_embed
@@ -196,7 +199,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     number of classes differs, which would let a checkpoint with foreign names load nothing in silence.
 
     Raises:
-        KeyError: the checkpoint lacks weights the model needs, or has some that it does not know.
+        WeightsError: the checkpoint lacks weights the model needs, or has some that it does not know.
     """
     if model.mask_token is None:
         state_dict = {name: tensor for name, tensor in state_dict.items() if name != "mask_token"}
@@ -204,18 +207,18 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     missing = sorted(model.state_dict().keys() - state_dict.keys() - heads)
     unknown = sorted(state_dict.keys() - model.state_dict().keys() - heads)
     if missing or unknown:
-        raise KeyError(f"checkpoint does not fit {type(model).__name__}: missing {missing}, unknown {unknown}")
+        raise WeightsError(f"checkpoint does not fit {type(model).__name__}: missing {missing}, unknown {unknown}")
     return state_dict
 
 
-def _cfg(first_conv: str = "patch_embed.conv1", **kwargs: Any) -> dict[str, Any]:
+def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 0,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,
         "crop_pct": 0.875,
         "interpolation": "bilinear",
-        "first_conv": first_conv,
+        "first_conv": "patch_embed.proj" if "_vit_" in name else "patch_embed.conv1",
         "classifier": "head",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2502.18056",
@@ -226,18 +229,21 @@ def _cfg(first_conv: str = "patch_embed.conv1", **kwargs: Any) -> dict[str, Any]
 # A name without a tag stands for the architecture; the manifest adds a tag for each set of weights there is.
 default_cfgs = generate_default_cfgs(
     {
-        **{f"scott_{depth}_16": _cfg() for depth in (3, 7, 9, 12)},
-        **{f"scott_vit_{depth}_16": _cfg(first_conv="patch_embed.proj") for depth in (7, 12)},
-        **{tag: _cfg(**entry) for tag, entry in weights.pretrained_cfgs().items()},
+        **{
+            name: _cfg(name)
+            for name in (*(f"scott_{n}_16" for n in (3, 7, 9, 12)), "scott_vit_7_16", "scott_vit_12_16")
+        },
+        **{tag: _cfg(tag, **entry) for tag, entry in weights.pretrained_cfgs().items()},
     }
 )
 
 
 def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
-    if pretrained:
-        kwargs["pretrained_cfg_overlay"] = weights.pretrained_cfg_overlay(
-            variant, kwargs.pop("pretrained_cfg_overlay", None), kwargs.get("pretrained_cfg")
-        )
+    pretrained_cfg = kwargs.get("pretrained_cfg")
+    if pretrained and (pretrained_cfg is None or isinstance(pretrained_cfg, str)):  # else a whole config of the caller
+        tag = pretrained_cfg or next(filter(None, default_cfgs[variant].tags), "")
+        overlay = weights.pretrained_cfg_overlay(f"{variant}.{tag}", kwargs.get("pretrained_cfg_overlay"))
+        kwargs["pretrained_cfg_overlay"] = overlay
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
         SCOTT,

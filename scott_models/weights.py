@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,7 @@ def resolve(tag: str) -> Path:
             released file's.
     """
     if tag not in manifest():
-        raise WeightsError(f"{tag}: no such weights; known are {sorted(manifest())}")
+        raise WeightsError(f"{tag}: no such weights are released; expected one of {sorted(manifest())}")
     path = find(tag)
     if path is None:
         looked = ", ".join(str(folder / tag) for folder in folders())
@@ -95,26 +96,11 @@ def pretrained_cfgs() -> dict[str, dict[str, Any]]:
     return cfgs
 
 
-def pretrained_cfg_overlay(
-    model: str, overlay: dict[str, Any] | None, pretrained_cfg: str | dict[str, Any] | object | None
-) -> dict[str, Any] | None:
-    """timm's overlay with the verified file of the tag asked for, unless the caller named a source of their own.
-
-    Args:
-        model: name without a tag.
-        pretrained_cfg: timm's argument: a tag, None for the model's default tag, or a whole config of the caller.
-    """
+def pretrained_cfg_overlay(tag: str, overlay: dict[str, Any] | None) -> dict[str, Any]:
+    """timm's overlay with the verified file of a tag, unless the caller's overlay names a source of its own."""
     if any((overlay or {}).get(source) for source in WEIGHT_SOURCES):
-        return overlay
-    if not (pretrained_cfg is None or isinstance(pretrained_cfg, str)):
-        return overlay
-    tags = [f"{model}.{pretrained_cfg}"] if pretrained_cfg else tags_of(model)
-    if not tags:
-        raise WeightsError(
-            f"{model}: no pretrained weights are released yet; expected one of "
-            f"{sorted({tag.split('.')[0] for tag in manifest()})}, or pretrained=False"
-        )
-    return {**(overlay or {}), "file": str(resolve(tags[0]))}
+        return {"file": None, **(overlay or {})}  # or the tag's file would outrank the caller's url or repository
+    return {**(overlay or {}), "file": str(resolve(tag))}
 
 
 def zoo() -> list[dict[str, Any]]:
@@ -203,13 +189,21 @@ def _check_position(stored: Tensor) -> None:
 
 
 def export(model: nn.Module, folder: Path) -> Path:
-    """Save a SCOTT in bf16 as timm's local-dir layout: `timm.create_model(f"local-dir:{folder}")` loads it.
+    """Save a SCOTT in bf16 for `timm.create_model(f"local-dir:{folder}", pretrained=True)`, whole or not at all.
 
-    Dropout belongs to training, not to the weights, so the saved configuration leaves it out.
+    Dropout belongs to training and our tag to our weights, so the saved configuration has neither.
     """
     size = model.patch_embed.img_size
     saved = deepcopy(model).to(torch.bfloat16, memory_format=torch.contiguous_format)
-    saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
+    saved.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (model.in_chans, *size),
+        "tag": None,
+        "license": None,
+    }
     model_args = {"img_size": size, "use_mask_token": model.mask_token is not None}
-    save_for_hf(saved, str(folder), model_args=model_args, safe_serialization=True)
-    return folder
+    partial = folder.with_name(folder.name + ".partial")
+    save_for_hf(saved, str(partial), model_args=model_args, safe_serialization=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    return partial.rename(folder)

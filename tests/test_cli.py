@@ -59,6 +59,11 @@ def test_probe_as_json(photos):
         (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--resume"], "expected a run to resume"),
         (["embed", "PHOTOS"], "--out"),
+        (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (
+            ["probe", "--train", "PHOTOS", "--test", "PHOTOS", "--img-size", "100"],
+            "multiples of 16 pixels, got 100 x 100",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(photos, tmp_path, monkeypatch, arguments, message):

@@ -93,9 +93,35 @@ def test_bad_files_are_named_with_their_reason(tmp_path):
             load_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "bmp", "tiff", "png"])
+def test_damage_anywhere_is_no_traceback(tmp_path, suffix):
+    """Files cut at any place, and files with a run of zeros, are refused or read, never anything else."""
+    path = tmp_path / f"whole.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), max(1, len(whole) // 25)):
+        zeroed = whole[:place] + bytes(min(64, len(whole) - place)) + whole[place + 64 :]
+        for content in (whole[:place], zeroed):
+            path.write_bytes(content)
+            try:
+                load_image(path)
+            except DataError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 10
+
+
+def test_more_than_16_bits_are_refused(tmp_path):
+    for mode in ("I", "F"):
+        Image.new(mode, (20, 20)).save(tmp_path / "deep.tif")
+        with pytest.raises(DataError, match="expected 8 or 16 bits a channel, found 32"):
+            load_image(tmp_path / "deep.tif")
+
+
 def test_decoding_lists_all_bad_files(tmp_path):
     expected = bad_files(tmp_path)
-    with pytest.raises(DataError, match="4 of 5 image files cannot be used") as caught:
+    with pytest.raises(DataError, match="4 of 5 images cannot be used") as caught:
         decode(find_images([tmp_path]), 32)
     for name, reason in expected.items():
         assert f"{name}: {reason}" in str(caught.value)
@@ -109,7 +135,6 @@ def test_decoded_images_keep_their_shapes(photos, tmp_path):
     assert images[0].dtype == torch.uint8
     assert images[0].shape == (3, 36, 40)  # reduced from 72 x 80
     small = paths.index(photos / "red" / "0.png")
-    assert images.sizes[small].tolist() == [48, 36] or images.sizes[small].tolist() == [40, 30]
     assert torch.equal(images[small], torch.from_numpy(GRADIENT).permute(2, 0, 1))  # never enlarged
     blue, red = (images[i].float().mean(dim=(1, 2)) for i in (0, 11))
     assert blue.argmax() == 2

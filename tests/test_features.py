@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
+from scott_models import weights
 from scott_models.data import find_images, load_image
 from scott_models.errors import DataError, WeightsError
 from scott_models.features import embed, extract, load_model
@@ -50,12 +52,19 @@ def test_embed_writes_names_beside_features(photos, tmp_path):
     assert similarity[:6, :6].mean() > similarity[:6, 6:].mean()  # blue is like blue
 
 
-def test_embed_leaves_nothing_half_written(photos, tmp_path):
+def test_embed_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
     (photos / "blue" / "broken.png").write_bytes(b"\x89PNG")
     before = set(tmp_path.iterdir())
     with pytest.raises(DataError, match="broken.png: expected an image"):
         embed([photos], tmp_path / "features.npz", "scott_3_16")
     assert set(tmp_path.iterdir()) == before
+    (photos / "blue" / "broken.png").unlink()
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: (file.write(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        embed([photos], tmp_path / "features.npz", "scott_3_16")
+    assert set(tmp_path.iterdir()) == before
+    with pytest.raises(DataError, match="batch_size: expected at least 1, got 0"):
+        embed([photos], tmp_path / "features.npz", "scott_3_16", batch_size=0)
     for out in (tmp_path / "features.csv", tmp_path / "nowhere" / "features.npz"):
         with pytest.raises(DataError, match="expected the name of an .npz file in a folder that exists"):
             embed([photos], out, "scott_3_16")
@@ -64,7 +73,31 @@ def test_embed_leaves_nothing_half_written(photos, tmp_path):
 def test_models_that_cannot_be_had(tmp_path):
     with pytest.raises(WeightsError, match="scot_3_16: cannot be created by timm: Unknown model"):
         load_model("scot_3_16")
-    with pytest.raises(WeightsError, match="scott_vit_7_16: no pretrained weights are released yet"):
+    with pytest.raises(WeightsError, match="scott_vit_7_16.: no such weights are released"):
         load_model("scott_vit_7_16")
-    with pytest.raises(WeightsError, match="local-dir:"):
+    with pytest.raises(WeightsError, match="local-dir:.*cannot be created"):
         load_model(f"local-dir:{tmp_path}")
+    with pytest.raises(WeightsError, match="foo:bar: cannot be created"):
+        load_model("foo:bar")
+    with pytest.raises(WeightsError, match="multiples of 16 pixels, got 100 x 100"):
+        load_model("scott_3_16", pretrained=False, img_size=100)
+
+
+def test_local_folders_that_do_not_fit(model, tmp_path):
+    folder = weights.export(model, tmp_path / "export")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing"):
+        load_model(f"local-dir:{folder}")
+    file.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="cannot be created by timm"):
+        load_model(f"local-dir:{folder}")
+
+
+def test_networks_without_patch_tokens(photos):
+    model = load_model("resnet18", pretrained=False, img_size=64)
+    paths = find_images([photos])[:2]
+    assert extract(model, paths, img_size=64)[0].shape == (2, 512)
+    with pytest.raises(DataError, match=r"expected a model of patch tokens \(B, N, D\), found features"):
+        extract(model, paths, img_size=64, tokens=True)

@@ -12,8 +12,6 @@ def test_separable_classes_are_found(predict):
     labels = np.array(["a", "b", "c"]).repeat(20)
     features = centres.repeat(20, axis=0) + 0.1 * rng.normal(size=(60, 16))
     assert (predict(features, labels, features + 0.1 * rng.normal(size=(60, 16))) == labels).all()
-    shuffled = rng.permutation(labels)
-    assert (predict(features, shuffled, centres) != np.array(["a", "b", "c"])).any() or len(set(shuffled[:20])) == 1
 
 
 def test_knn_is_a_vote_of_ten_by_cosine():

@@ -6,6 +6,7 @@ import timm
 import torch
 
 from scott_models import SCOTT
+from scott_models.errors import WeightsError
 from scott_models.scott import checkpoint_filter_fn
 
 PARAMETERS = {
@@ -108,6 +109,25 @@ def test_any_size_gives_what_a_model_of_that_size_gives(tiny, size):
     assert torch.equal(tiny.pos_embed, fixed.pos_embed)
 
 
+def test_a_refused_size_leaves_the_model_as_it_was(tiny):
+    images = torch.randn(1, 3, 64, 64)
+    before = tiny(images)
+    with pytest.raises(ValueError, match="multiples of 16 pixels, got 72 x 72"):
+        tiny.set_input_size((72, 72))
+    assert torch.equal(tiny(images), before)
+
+
+def test_what_the_readme_says_of_timm():
+    images = torch.randn(1, 3, 160, 224)
+    model = timm.create_model("scott_3_16", img_size=(160, 224), features_only=True).eval()
+    assert [feature.shape for feature in model(images)] == [(1, 384, 10, 14)] * 3
+    model = timm.create_model("scott_3_16", img_size=(160, 224), in_chans=1, num_classes=10).eval()
+    features, maps = model.forward_intermediates(images[:, :1])
+    assert features.shape == (1, 140, 384)
+    assert maps[0].shape == (1, 384, 10, 14)
+    assert model(images[:, :1]).shape == (1, 10)
+
+
 def test_images_of_another_size_are_named(tiny):
     with pytest.raises(ValueError, match=r"takes 64 x 64 pixels, got 8 x 8; .*img_size=.*dynamic_img_size=True"):
         tiny(torch.zeros(1, 3, 8, 8))
@@ -165,7 +185,7 @@ def test_checkpoint_loads_whole_or_raises_by_name(tiny):
     fitted = checkpoint_filter_fn(tiny.state_dict(), without_token)
     assert tiny.state_dict().keys() - fitted.keys() == {"mask_token"}
     foreign = {f"model.{name}": tensor for name, tensor in tiny.state_dict().items()}
-    with pytest.raises(KeyError, match=r"missing \['blocks.0.*unknown \['model.blocks.0"):
+    with pytest.raises(WeightsError, match=r"missing \['blocks.0.*unknown \['model.blocks.0"):
         checkpoint_filter_fn(foreign, without_token)
-    with pytest.raises(KeyError, match=r"missing \['mask_token'\]"):
+    with pytest.raises(WeightsError, match=r"missing \['mask_token'\]"):
         checkpoint_filter_fn(fitted, tiny)

@@ -14,6 +14,8 @@ TOKENIZERS = [SparseConvTokenizer, PatchTokenizer]
 def tokenizer(request):
     built = request.param(img_size=64, embed_dim=32)
     built.init_weights()
+    if isinstance(built, PatchTokenizer):
+        torch.nn.init.ones_(built.proj.bias)  # a bias shows in hidden tokens if nothing hides it
     return built
 
 
@@ -26,6 +28,12 @@ def test_hidden_pixels_change_no_visible_token(tokenizer, visible):
     for other in (torch.randn(2, 3, 64, 64), torch.full((2, 3, 64, 64), float("nan"))):
         changed = torch.where(upscale(visible), images, other)
         assert torch.equal(tokenizer(images, visible), tokenizer(changed, visible))
+
+
+def test_hidden_tokens_are_zero(tokenizer, visible):
+    tokens = tokenizer(torch.randn(2, 3, 64, 64) + 1, visible)
+    assert (tokens[~visible] == 0).all()
+    assert (tokens[visible] != 0).any(dim=-1).all()
 
 
 def test_no_mask_is_an_all_visible_mask(tokenizer):

@@ -28,14 +28,15 @@ def blockwise(
             "masked", the paper's text: the blocks are hidden, ceil(ratio N) patches of them.
 
     Raises:
-        ValueError: a ratio outside (0, 1), an unknown `blocks`, or a grid of a single row or column, in which no
-            rectangle is smaller than the grid on both sides.
+        ValueError: a ratio outside (0, 1), an unknown `blocks`, or a grid so narrow that no rectangle is smaller than
+            the grid on both sides.
     """
     rows, columns = grid
     if blocks not in ("visible", "masked"):
         raise ValueError(f"blocks: expected 'visible' or 'masked', got {blocks!r}")
-    if rows < 2 or columns < 2:
-        raise ValueError(f"grid: blockwise masks need at least 2 x 2 patches, got {rows} x {columns}")
+    narrowest = max(1, round((_smallest(grid) * math.exp(LOG_ASPECT[0])) ** 0.5))
+    if min(grid) <= narrowest:
+        raise ValueError(f"grid: blocks need more than {narrowest} rows and columns of patches, got {rows} x {columns}")
     count = _count(ratio, grid, hidden=blocks == "masked")
     covered = _cover(rows, columns, count, batch, generator)
     return covered if blocks == "visible" else ~covered
@@ -60,9 +61,14 @@ def _count(ratio: float, grid: tuple[int, int], *, hidden: bool) -> int:
     return math.ceil(round(share * grid[0] * grid[1], 6))  # 1 - 0.6 is a little more than 0.4
 
 
+def _smallest(grid: tuple[int, int]) -> float:
+    """Area of the smallest block, in patches."""
+    return MIN_PATCHES * min(1.0, grid[0] * grid[1] / PAPER_GRID)
+
+
 def _cover(rows: int, columns: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
     """Rectangles for the whole batch at once; an image is left alone as soon as it has its `count` patches."""
-    smallest = MIN_PATCHES * min(1.0, rows * columns / PAPER_GRID)
+    smallest = _smallest((rows, columns))
     y, x = torch.arange(rows)[None, :, None], torch.arange(columns)[None, None, :]
     covered = torch.zeros(batch, rows, columns, dtype=torch.bool)
     needed = torch.full((batch,), count)

@@ -16,6 +16,12 @@ from ..errors import RecipeError
 FOLDER = Path(__file__).parent / "recipes"
 
 
+def require(condition: bool, field: str, expected: str, got: object) -> None:
+    """Raise RecipeError, in the words all settings share, unless the condition holds."""
+    if not condition:
+        raise RecipeError(f"recipe.{field}: expected {expected}, got {got!r}")
+
+
 @dataclass(frozen=True)
 class Model:
     """What is trained (paper, Section 4 and Appendix C; dropouts of the released code)."""
@@ -28,11 +34,20 @@ class Model:
     attn_drop: float = 0.1
     drop_path: float = 0.1
 
+    def __post_init__(self) -> None:
+        require(self.predictor_depth > 0, "model.predictor_depth", "at least 1 block", self.predictor_depth)
+        for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"):
+            rate = getattr(self, name)
+            require(0 <= rate < 1, f"model.{name}", "a rate from 0 to below 1", rate)
+
 
 @dataclass(frozen=True)
 class Data:
     short_side: int = 320  # pixels, to which larger images are reduced once, aspect kept
     views: Literal["different", "same", "none"] = "different"
+
+    def __post_init__(self) -> None:
+        require(self.short_side >= 16, "data.short_side", "at least 16 pixels", self.short_side)
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,13 @@ class Optim:
     start_ema: float = 0.996
     final_ema: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "optim.epochs", "at least 1", self.epochs)
+        require(self.batch_size > 0, "optim.batch_size", "at least 1 image", self.batch_size)
+        fits = 0 <= self.warmup_epochs < self.epochs
+        require(fits, "optim.warmup_epochs", f"less than the {self.epochs} epochs", self.warmup_epochs)
+        require(0 <= self.flat <= 1, "optim.flat", "a share from 0 to 1", self.flat)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -66,6 +88,10 @@ class Run:
     compile: bool = False  # torch.compile the objective: needs a C++ compiler on a CPU, pays after a few minutes
     log_every: int = 10  # updates between lines of metrics.jsonl
     checkpoint_every: float = 5.0  # minutes
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "run.seed", "0 or more", self.seed)
+        require(self.log_every > 0, "run.log_every", "at least 1 update", self.log_every)
 
 
 @dataclass(frozen=True)
@@ -93,10 +119,12 @@ class Recipe:
             raise RecipeError(f"{path}: expected a recipe in TOML ({error})") from None
         for change in changes:
             key, equals, value = change.partition("=")
-            section, dot, name = key.partition(".")
+            section, dot, setting = key.partition(".")
             if not (equals and dot):
                 raise RecipeError(f"recipe change: expected section.field=value, got {change!r}")
-            content.setdefault(section, {})[name] = _parse(value)
+            fields = content.setdefault(section, {})
+            if isinstance(fields, dict):  # if not, from_dict says so
+                fields[setting] = _parse(value)
         return cls.from_dict(content)
 
     @classmethod

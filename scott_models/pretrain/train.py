@@ -4,8 +4,8 @@ Every random number of update k comes from a seed made of (seed, k), and the ord
 checkpoint holds weights, the optimiser's state and one integer, and a resumed run goes on as if never stopped.
 """
 
-import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ from . import augment, masks
 from .objective import MIMJEPA
 from .predictor import Predictor
 from .recipe import Recipe
+from .records import Checkpoint, Log
 from .schedules import linear, warmup_flat_cosine
 
 
@@ -38,7 +39,7 @@ def pretrain(recipe: Recipe, data: Sequence[str | Path], out: str | Path, resume
 
     Raises:
         DataError: folders or files that cannot be used, or fewer images than a batch.
-        RecipeError: a run folder in use and no `resume`, or a resumed run of another recipe.
+        RecipeError: a run folder in use and no `resume`, or a resumed run of another recipe or other data.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
     with needs_extra("train"):
@@ -46,25 +47,24 @@ def pretrain(recipe: Recipe, data: Sequence[str | Path], out: str | Path, resume
 
     out = Path(out)
     check_run_folder(recipe, out, resume)
-    images = load_images(recipe, find_images(data))
     accelerator = Accelerator(mixed_precision=recipe.run.precision)
     torch.manual_seed(seed_for(recipe, "weights", 0))
     objective = build_objective(recipe).to(accelerator.device, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(objective)
-    compute_loss = torch.compile(objective) if recipe.run.compile else objective
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.toml").write_text(recipe.to_toml())
-    metrics = out / "metrics.jsonl"
-    done = load_checkpoint(out / "checkpoint.pt", objective, optimizer) if resume else 0
-    keep_lines(metrics, until=done)
+    compute_loss = compiled(objective) if recipe.run.compile else objective
+    images = load_images(recipe, find_images(data))
 
     batch, steps = recipe.optim.batch_size, len(images) // recipe.optim.batch_size
     total = recipe.optim.epochs * steps
-    remaining = range(done + 1, total + 1)
-    save = partial(save_checkpoint, out / "checkpoint.pt", objective, optimizer)
-    saved = logged = time.monotonic()
-    with metrics.open("a") as log, stop_requests() as stop:
+    checkpoint = Checkpoint(out / "checkpoint.pt", objective, optimizer, total)
+    done = checkpoint.load() if resume else 0
+    if not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.toml").write_text(recipe.to_toml())
+
+    saved = time.monotonic()
+    with Log(out / "metrics.jsonl", done) as log, stop_requests() as stop:
+        remaining = range(done + 1, total + 1)
         for step in track(remaining, "pretraining", total=total * batch, size=batch, done=done * batch):
             lr, weight_decay = set_schedules(recipe, optimizer, step, total, steps)
             generator = torch.Generator().manual_seed(seed_for(recipe, "step", step))
@@ -74,30 +74,24 @@ def pretrain(recipe: Recipe, data: Sequence[str | Path], out: str | Path, resume
             inputs = objective.inputs(crops.to(accelerator.device, non_blocking=True), generator)
             with accelerator.autocast():
                 loss = compute_loss(*inputs)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_step(step, total)
+            update(objective, optimizer, loss, step, total)
 
-            now = time.monotonic()
             if step % recipe.run.log_every == 0 or step == total:
-                seconds, logged = now - logged, now
-                speed = batch * min(recipe.run.log_every, step - done) / seconds
-                line = {
-                    "step": step,
-                    "epoch": step / steps,
-                    "loss": loss.item(),
-                    "lr": lr,
-                    "weight_decay": weight_decay,
-                }
-                log.write(json.dumps({**line, "images_per_second": round(speed, 2)}) + "\n")
-                log.flush()
-            if stop() or step == total or now - saved > 60 * recipe.run.checkpoint_every:
-                save(step)
-                saved = now
+                log.write(step, batch, epoch=step / steps, loss=loss.item(), lr=lr, weight_decay=weight_decay)
+            if stop() or step == total or time.monotonic() - saved > 60 * recipe.run.checkpoint_every:
+                checkpoint.save(step)
+                saved = time.monotonic()
             if stop() and step < total:
                 raise Interrupted(f"{out}: stopped after update {step} of {total} and saved; go on with --resume")
     return weights.export(objective.target_encoder, out / "export")
+
+
+def update(objective: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, total: int) -> None:
+    """Update number `step` (1 to `total`): gradients, optimiser, and only then the objective's own step."""
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    objective.after_step(step, total)
 
 
 def check_run_folder(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -195,6 +189,19 @@ def set_schedules(
     return lr, weight_decay
 
 
+def compiled(objective: nn.Module) -> Any:
+    """torch.compile, after a look whether it can work.
+
+    Raises:
+        RecipeError: no C++ compiler on a machine without a GPU.
+    """
+    if not torch.cuda.is_available() and not shutil.which(os.environ.get("CXX", "g++")):
+        raise RecipeError(
+            "recipe.run.compile: expected a C++ compiler (g++), found none; install it or set run.compile=false"
+        )
+    return torch.compile(objective)
+
+
 def batch_index(recipe: Recipe, count: int, step: int, steps_per_epoch: int) -> Tensor:
     """The images of update `step` (from 1): its part of the epoch's order, whose incomplete last batch is dropped."""
     epoch, place = divmod(step - 1, steps_per_epoch)
@@ -204,42 +211,9 @@ def batch_index(recipe: Recipe, count: int, step: int, steps_per_epoch: int) -> 
 
 
 def seed_for(recipe: Recipe, purpose: str, number: int) -> int:
-    """A seed of its own for each purpose and number of a run; all differ, and none looks like its neighbour."""
+    """A seed for each purpose and number of a run, unlike its neighbours'."""
     entropy = (recipe.run.seed, int.from_bytes(purpose.encode()), number)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def save_checkpoint(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write beside and rename, so that a cut at any moment leaves the last whole checkpoint."""
-    state = {"step": step, "objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
-
-
-def load_checkpoint(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the weights and the optimiser's state; returns the number of updates done.
-
-    Raises:
-        DataError: a damaged checkpoint.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"{path}: expected a checkpoint of this package, found a damaged or foreign file") from error
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-def keep_lines(metrics: Path, until: int) -> None:
-    """Forget what was logged after the update a run resumes from (all of it for a new run)."""
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= until]
-        metrics.write_text("".join(line + "\n" for line in lines))
 
 
 @contextmanager

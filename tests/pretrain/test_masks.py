@@ -63,8 +63,8 @@ def test_the_generator_owns_the_randomness(draw):
 
 
 def test_impossible_masks_raise():
-    for grid in ((1, 14), (14, 1)):
-        with pytest.raises(ValueError, match="at least 2 x 2 patches"):
+    for grid, needed in (((1, 14), 1), ((14, 1), 1), ((2, 100), 2)):
+        with pytest.raises(ValueError, match=f"more than {needed} rows and columns of patches, got {grid[0]} x"):
             masks.blockwise(grid, 0.6, 1, generator())
     for ratio in (0, 1, 1.5):
         with pytest.raises(ValueError, match=f"ratio: expected a number between 0 and 1, exclusive, got {ratio:g}"):

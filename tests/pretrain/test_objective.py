@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scott_models import SCOTT
-from scott_models.pretrain import MIMJEPA, Predictor
-from scott_models.pretrain.train import build_optimizer
+from scott_models.pretrain import MIMJEPA, Predictor, Recipe, train
+from scott_models.pretrain.recipe import Optim
 from scott_models.weights import convert_reference, convert_reference_predictor
 
 
@@ -83,38 +83,48 @@ def test_loss_and_gradients(original, inputs, recording):
         close(our_parameter(original, name).grad, expected, 1e-5 * expected.abs().max().item())
 
 
-def worst_after_three_updates(objective, inputs, recording, *, weight_decay=True, moving_ema=True, ema_last=True):
-    """Three updates as recorded, or with one mistake; the largest difference from the recorded weights and losses."""
+def worst_after_three_updates(objective, inputs, recording, *, ema_first=False, **optim):
+    """Three updates of the shipped loop, or with one mistake; the largest difference from the recorded weights."""
     tensors, settings = recording
-    optimizer = build_optimizer(objective)
-    for k in range(3):
+    # 100 updates in all with 13 of warm-up, of which the first three are recorded; the rest are the paper's defaults
+    recipe = Recipe(optim=Optim(**{"epochs": 100, "warmup_epochs": 13, **optim}))
+    objective.ema = (recipe.optim.start_ema, recipe.optim.final_ema)
+    optimizer = train.build_optimizer(objective)
+    if ema_first:
+        follow, steps = objective.after_step, iter((1, 2, 3))
+        optimizer.register_step_pre_hook(lambda *_: follow(next(steps), 100))
+        objective.after_step = lambda step, total: None
+    losses = []
+    for k in (1, 2, 3):
+        train.set_schedules(recipe, optimizer, k, total=100, steps_per_epoch=1)
         loss = objective(*inputs)
-        assert loss.item() == pytest.approx(
-            settings["losses"][k], abs=1e-5 if weight_decay and moving_ema and ema_last else 1
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = settings["lr"][k]
-            group["weight_decay"] = settings["wd"][k] if group["decayed"] and weight_decay else 0.0
-        decay = settings["ema"][k if moving_ema else 0]
-        if not ema_last:
-            objective.update_target(decay)
-        optimizer.step()
-        if ema_last:
-            objective.update_target(decay)
+        losses.append(loss.item())
+        train.update(objective, optimizer, loss, k, total=100)
     expected = part(tensors, "after3.")
     assert len(expected) == 4
-    return max((our_parameter(objective, name) - tensor).abs().max().item() for name, tensor in expected.items())
+    worst = max((our_parameter(objective, name) - tensor).abs().max().item() for name, tensor in expected.items())
+    return worst, max(abs(loss - theirs) for loss, theirs in zip(losses, settings["losses"]))
 
 
 def test_three_updates(original, inputs, recording):
-    assert worst_after_three_updates(original, inputs, recording) < 2e-7
+    weights, losses = worst_after_three_updates(original, inputs, recording)
+    assert weights < 2e-7
+    assert losses < 1e-5
 
 
-@pytest.mark.parametrize("mistake", ["weight_decay", "moving_ema", "ema_last"])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"start_weight_decay": 0.0, "final_weight_decay": 0.0},
+        {"start_ema": 0.99604, "final_ema": 0.99604},  # the first update's value, frozen
+        {"ema_first": True},
+        {"warmup_epochs": 12},
+    ],
+    ids=lambda mistake: next(iter(mistake)),
+)
 def test_three_updates_notice_a_mistake(original, inputs, recording, mistake):
-    assert worst_after_three_updates(original, inputs, recording, **{mistake: False}) > 2e-7
+    weights, _ = worst_after_three_updates(original, inputs, recording, **mistake)
+    assert weights > 2e-7
 
 
 @pytest.fixture

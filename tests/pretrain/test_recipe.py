@@ -51,6 +51,14 @@ def test_complete_toml_round_trip(tmp_path):
         (["optim.epochs=2.5"], "recipe.optim.epochs: expected int, got 2.5"),
         (["optim.epochs=true"], "recipe.optim.epochs: expected int, got True"),
         (["data.views=other"], r"recipe.data.views: expected one of \['different', 'same', 'none'\], got 'other'"),
+        (["optim.epochs=0"], "recipe.optim.epochs: expected at least 1, got 0"),
+        (["optim.epochs=1"], "recipe.optim.warmup_epochs: expected less than the 1 epochs, got 1"),
+        (["optim.batch_size=0"], "recipe.optim.batch_size: expected at least 1 image, got 0"),
+        (["optim.flat=1.5"], "recipe.optim.flat: expected a share from 0 to 1, got 1.5"),
+        (["model.pos_drop=1"], "recipe.model.pos_drop: expected a rate from 0 to below 1, got 1.0"),
+        (["data.short_side=0"], "recipe.data.short_side: expected at least 16 pixels, got 0"),
+        (["run.log_every=0"], "recipe.run.log_every: expected at least 1 update, got 0"),
+        (["run.seed=-1"], "recipe.run.seed: expected 0 or more, got -1"),
         (["epochs=3"], "expected section.field=value, got 'epochs=3'"),
     ],
 )
@@ -68,4 +76,4 @@ def test_recipes_that_are_none(tmp_path):
         Recipe.load(broken)
     broken.write_text("optim = 3\n")
     with pytest.raises(RecipeError, match=r"recipe.optim: expected a section with fields, got 3"):
-        Recipe.load(broken)
+        Recipe.load(broken, ["optim.epochs=2"])

@@ -78,7 +78,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, mon
     assert not (tmp_path / "cut" / "export").exists()
     monkeypatch.undo()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
-        log.write(json.dumps({"step": 5, "loss": 0.0}) + "\n")  # logged, then lost with the power
+        log.write(json.dumps({"step": 5, "loss": 0.0}) + '\n{"step": 6, "lo')  # logged, then lost with the power
     pretrain(recipe, [photos], tmp_path / "cut", resume=True)
     assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
 
@@ -94,17 +94,6 @@ def test_another_seed_gives_other_weights(recipe, photos, tmp_path):
     assert not same(state(tmp_path / "a"), state(tmp_path / "b"))
 
 
-def test_a_killed_save_leaves_the_last_checkpoint(recipe, tmp_path, monkeypatch):
-    objective = train.build_objective(recipe)
-    optimizer = train.build_optimizer(objective)
-    path = tmp_path / "checkpoint.pt"
-    train.save_checkpoint(path, objective, optimizer, 7)
-    monkeypatch.setattr(torch, "save", lambda state, file: (file.write(b"half"), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        train.save_checkpoint(path, objective, optimizer, 8)
-    assert train.load_checkpoint(path, objective, optimizer) == 7
-
-
 def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(RecipeError, match=r"expected a run to resume \(checkpoint.pt and recipe.toml\), found none"):
@@ -117,8 +106,10 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     with pytest.raises(RecipeError, match="model.name: 'scott_7_16' and 'scott_3_16'"):
         pretrain(other, [photos], out, resume=True)
     assert (out / "metrics.jsonl").read_text() == before
+    with pytest.raises(RecipeError, match="expected images for 6 updates, found images for 12; resume with the same"):
+        pretrain(recipe, [photos, photos], out, resume=True)
     (out / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="checkpoint.pt: expected a checkpoint of this package, found a damaged"):
+    with pytest.raises(DataError, match="checkpoint.pt: expected a checkpoint of this run, found a damaged"):
         pretrain(recipe, [photos], out, resume=True)
 
 
@@ -127,7 +118,7 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     [
         (["model.name=resnet50"], r"recipe.model.name: expected one of \['scott_3_16', .*got 'resnet50'"),
         (["model.img_size=100"], "expected positive multiples of 16 pixels, got 100 x 100"),
-        (["model.img_size=16"], "at least 2 x 2 patches, got 1 x 1"),
+        (["model.img_size=16"], "more than 1 rows and columns of patches, got 1 x 1"),
         (["mask.ratio=1.5"], "between 0 and 1, exclusive, got 1.5"),
     ],
 )
@@ -135,6 +126,50 @@ def test_settings_no_model_can_take(photos, tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message):
         pretrain(Recipe.load("smoke", [*SMALL, *changes]), [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_a_recipe_are_told_before_images_are_decoded(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "decode", None)
+    with pytest.raises(RecipeError, match="multiples of 16"):
+        pretrain(Recipe.load("smoke", ["model.img_size=100"]), [photos], tmp_path / "run")
+
+
+def test_compiling_needs_a_compiler(recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"expected a C\+\+ compiler \(g\+\+\), found none; .*run.compile=false"):
+        pretrain(Recipe.load("smoke", [*SMALL, "run.compile=true"]), [photos], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_run_computes_the_same(recipe, photos, tmp_path, monkeypatch):
+    pretrain(recipe, [photos], tmp_path / "eager")
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
+    for name, changes in (("eager", []), ("compiled", ["run.compile=true"])):
+        pretrain(Recipe.load("smoke", [*dry, *changes]), [photos], tmp_path / f"dry-{name}")
+    eager, compiled = (state(tmp_path / f"dry-{name}")["objective"] for name in ("eager", "compiled"))
+    for name, tensor in eager.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hidden"),
+    [
+        (["mask.kind=random"], 3),
+        (["mask.blocks=masked"], 3),
+        (["mask.ratio=0.25"], 1),
+        (["data.views=none"], 2),
+        (["data.views=same"], 2),
+    ],
+)
+def test_settings_reach_the_objective(changes, hidden):
+    objective = train.build_objective(Recipe.load("smoke", [*SMALL, "model.img_size=32", *changes]))
+    crops = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    context, target, visible = objective.inputs(crops, torch.Generator().manual_seed(0))
+    assert torch.equal(context, target) == changes[0].startswith("data.views")
+    assert set((~visible).sum(dim=1).tolist()) == {hidden}
 
 
 def test_fewer_images_than_a_batch(photos, tmp_path):
