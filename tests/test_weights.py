@@ -129,7 +129,7 @@ def test_a_flipped_byte_is_refused(models_dir):
 def test_weights_that_are_not_there(monkeypatch):
     with pytest.raises(WeightsError, match="scott_3_16.other: no such weights are released; expected one of"):
         weights.resolve("scott_3_16.other")
-    with pytest.raises(WeightsError, match="scott_vit_12_16.: no such weights are released"):
+    with pytest.raises(WeightsError, match="scott_vit_12_16: no such weights are released"):
         timm.create_model("scott_vit_12_16", pretrained=True)
     monkeypatch.setattr(weights, "folders", lambda: [Path("nowhere")])
     with pytest.raises(WeightsError, match="no weight file in any of nowhere"):

@@ -23,10 +23,11 @@ from .. import weights
 from ..data import Images, decode, find_images
 from ..errors import DataError, Interrupted, RecipeError, needs_extra
 from ..progress import track
+from ..scott import MODELS
 from . import augment, masks
 from .objective import MIMJEPA
 from .predictor import Predictor
-from .recipe import Recipe
+from .recipe import Recipe, require
 from .records import Checkpoint, Log
 from .schedules import linear, warmup_flat_cosine
 
@@ -121,8 +122,7 @@ def build_objective(recipe: Recipe) -> MIMJEPA:
         RecipeError: a model this package does not have, or settings a model or a mask cannot take.
     """
     model, mask = recipe.model, recipe.mask
-    if model.name not in (known := timm.list_models(module="scott")):
-        raise RecipeError(f"recipe.model.name: expected one of {known}, got {model.name!r}")
+    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
     draw_mask = partial(kind, ratio=mask.ratio)
     try:

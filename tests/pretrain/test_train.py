@@ -116,7 +116,7 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.name=resnet50"], r"recipe.model.name: expected one of \['scott_3_16', .*got 'resnet50'"),
+        (["model.name=resnet50"], r"recipe.model.name: expected one of \('scott_3_16', .*got 'resnet50'"),
         (["model.img_size=100"], "expected positive multiples of 16 pixels, got 100 x 100"),
         (["model.img_size=16"], "more than 1 rows and columns of patches, got 1 x 1"),
         (["mask.ratio=1.5"], "between 0 and 1, exclusive, got 1.5"),
