@@ -10,14 +10,12 @@ for training, 6,149 of test for testing, beside the same model with random weigh
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from scott_models import weights
+from scott_models import __version__, weights
 from scott_models.pretrain import Recipe, train
+from scott_models.pretrain.records import Checkpoint
 from scott_models.probe import Score, probe
 
 CHECKOUT = Path(__file__).parents[1]
@@ -31,7 +29,9 @@ PROTOCOL = (
 
 
 def score(model: str, flowers: Path, size: int, control: bool) -> list[Score]:
-    return probe(model, [flowers / "train", flowers / "val"], [flowers / "test"], img_size=size, control=control)
+    scores = probe(model, [flowers / "train", flowers / "val"], [flowers / "test"], img_size=size, control=control)
+    print(*scores, sep="\n", flush=True)
+    return scores
 
 
 def main() -> None:
@@ -44,19 +44,24 @@ def main() -> None:
     arguments = parser.parse_args()
 
     recipe = Recipe.load(arguments.run / "recipe.toml")
+    if differences := Recipe.load(arguments.recipe).differences(recipe):
+        parser.error(f"{arguments.run} is no run of {arguments.recipe}: {'; '.join(differences)}")
+    if arguments.tag.split(".")[0] != recipe.model.name:
+        parser.error(f"{arguments.tag} is no tag of {recipe.model.name}, which {arguments.run} trained")
     lines = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
     images_seen = lines[-1]["step"] * recipe.optim.batch_size
     spans = zip([0, *(line["step"] for line in lines)], lines)
     seconds = sum((b["step"] - a) * recipe.optim.batch_size / b["images_per_second"] for a, b in spans)
 
     objective = train.build_objective(recipe)
-    train.load_checkpoint(arguments.run / "checkpoint.pt", objective, train.build_optimizer(objective))
+    optimizer = train.build_optimizer(objective)
+    Checkpoint(arguments.run / "checkpoint.pt", objective, optimizer, lines[-1]["step"]).load()
     folder = weights.export(objective.target_encoder, CHECKOUT / "weights" / arguments.tag)
     size = recipe.model.img_size
     target, control = score(f"local-dir:{folder}", arguments.flowers, size, control=True)
     target_224, control_224 = score(f"local-dir:{folder}", arguments.flowers, 224, control=True)
     with tempfile.TemporaryDirectory() as temporary:
-        context_folder = weights.export(objective.context_encoder, Path(temporary))
+        context_folder = weights.export(objective.context_encoder, Path(temporary) / "context")
         (context,) = score(f"local-dir:{context_folder}", arguments.flowers, size, control=False)
 
     file = folder / "model.safetensors"
@@ -78,12 +83,12 @@ def main() -> None:
         "seed": recipe.run.seed,
         "hardware": arguments.hardware,
         "minutes": round(seconds / 60),
-        "versions": {name: version(name) for name in ("torch", "timm", "torchvision", "scott_models")},
+        "versions": {name: version(name) for name in ("torch", "timm", "torchvision")} | {"scott_models": __version__},
         "scores": {
             "knn": round(target.knn, 1),
             "ridge": round(target.ridge, 1),
             **{
-                f"{metric}_{name}": round(asdict(value)[metric], 1)
+                f"{metric}_{name}": round(getattr(value, metric), 1)
                 for name, value in (
                     ("random", control),
                     ("224", target_224),
@@ -144,5 +149,4 @@ Protocol: {entry["protocol"]}.
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()

@@ -89,10 +89,10 @@ def extract(
         DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device)
+    model = model.to(device, memory_format=torch.channels_last)
     pooled, patches = [], []
     for images in track(load_batches(model, paths, batch_size, img_size), what, total=len(paths), size=batch_size):
-        maps = model.forward_features(images.to(device))
+        maps = model.forward_features(images.to(device, memory_format=torch.channels_last))
         pooled.append(model.forward_head(maps, pre_logits=True).float().cpu())
         if tokens:
             if maps.ndim != 3:

@@ -55,10 +55,10 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path):
 
 def test_training_learns(photos, tmp_path):
     """On the same few pictures the loss of the last epochs is well below that of the first."""
-    recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=25", "optim.peak_lr=0.001", "optim.final_ema=0.996"])
+    recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=8", "optim.peak_lr=0.001", "optim.final_ema=0.996"])
     pretrain(recipe, [photos], tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_settings_no_model_can_take(photos, tmp_path, changes, message):
 def test_mistakes_in_a_recipe_are_told_before_images_are_decoded(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "decode", None)
     with pytest.raises(RecipeError, match="multiples of 16"):
-        pretrain(Recipe.load("smoke", ["model.img_size=100"]), [photos], tmp_path / "run")
+        pretrain(Recipe.load("smoke", [*SMALL, "model.img_size=100"]), [photos], tmp_path / "run")
 
 
 def test_compiling_needs_a_compiler(recipe, photos, tmp_path, monkeypatch):
@@ -142,8 +142,7 @@ def test_compiling_needs_a_compiler(recipe, photos, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_compiled_run_computes_the_same(recipe, photos, tmp_path, monkeypatch):
-    pretrain(recipe, [photos], tmp_path / "eager")
+def test_a_compiled_run_computes_the_same(photos, tmp_path, monkeypatch):
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
     dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
@@ -157,7 +156,7 @@ def test_a_compiled_run_computes_the_same(recipe, photos, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "hidden"),
     [
-        (["mask.kind=random"], 3),
+        (["mask.kind=random"], 2),
         (["mask.blocks=masked"], 3),
         (["mask.ratio=0.25"], 1),
         (["data.views=none"], 2),
