@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
 from .errors import Interrupted, UserError
 
+PIPED_WIDTH = 160  # characters of a table that no terminal shows
 Folders = Annotated[list[Path], UseAppendAction]
 
 
@@ -126,15 +127,18 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
 
         print(json.dumps(rows, indent=2))
         return
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")  # never cut a name short
     for row in rows:
-        table.add_row(
-            *(
-                "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
-                for value in row.values()
-            )
-        )
-    Console().print(table)
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "embed": embed, "probe": probe, "pretrain": pretrain}

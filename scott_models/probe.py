@@ -51,7 +51,7 @@ def probe(
         import sklearn  # noqa: F401 -- before minutes of work
     train_paths, test_paths = find_images(train), find_images(test)
     train_labels, test_labels = labels_of(train_paths), labels_of(test_paths)
-    if missing := sorted(set(test_labels) - set(train_labels)):
+    if missing := sorted(set(test_labels.tolist()) - set(train_labels.tolist())):
         raise DataError(
             f"classes: expected each test class among the training classes, found no training images of {missing}"
         )
