@@ -4,14 +4,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from .errors import Interrupted, UserError
+from .errors import told_in_a_sentence
 
 PIPED_WIDTH = 160  # characters of a table that no terminal shows
 Folders = Annotated[list[Path], UseAppendAction]
@@ -21,10 +21,14 @@ def pretrain(
     changes: Positional[tuple[str, ...]] = (),
     /,
     *,
-    data: Folders,
+    data: Annotated[list[str], UseAppendAction],
     out: Path,
     recipe: str = "flowers102",
     resume: FlagCreatePairsOff[bool] = False,
+    minutes: float | None = None,
+    images_seen: int | None = None,
+    bad_images: Literal["error", "skip"] = "error",
+    export: Literal["target", "context"] = "target",
 ) -> None:
     """Pretrain a model on your own images with MIM-JEPA, no labels needed.
 
@@ -33,18 +37,34 @@ def pretrain(
         scott pretrain --data photos --out runs/photos --recipe flowers102
         scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
         scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
+        scott pretrain --data photos --out runs/photos --minutes 90 model.name=scott_3_16
+        scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
+
+    Several GPUs: accelerate launch -m scott_models.pretrain (docs/scaling.md).
 
     Args:
         changes: what differs from the recipe, as section.field=value.
-        data: a folder of images, searched below too; give the option again for more folders.
-        out: run folder: recipe.toml, metrics.jsonl, checkpoint.pt, and at the end export/ for timm's "local-dir:".
+        data: a folder of images, searched below too; or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME; give
+            the option again for more.
+        out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
         recipe: name of a recipe of the package, or the path of a TOML file.
         resume: go on with the run in --out from its last checkpoint.
+        minutes: measure the speed first, then fit epochs and schedules into this time.
+        images_seen: fit epochs and schedules to this many images instead.
+        bad_images: what to do with images that cannot be used; either way all of them are listed.
+        export: which encoder is exported at the end.
     """
-    from .pretrain import Recipe, train
+    from . import pretrain as training
 
-    export = train.pretrain(Recipe.load(recipe, changes), data, out, resume)
-    print(f"pretrained; use it with timm.create_model({f'local-dir:{export}'!r}, pretrained=True)")
+    training.pretrain(
+        training.Recipe.load(recipe, changes),
+        data,
+        out,
+        resume,
+        budget=training.Budget.of(minutes, images_seen),
+        skip_bad=bad_images == "skip",
+        export=export,
+    )
 
 
 def embed(
@@ -146,13 +166,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "embed": embed,
 
 def main() -> None:
     """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2."""
-    try:
+    with told_in_a_sentence():
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="scott", description="Small vision transformers for people who have few images."
         )
-    except (UserError, OSError) as error:
-        print(f"scott: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
-        sys.exit(130)

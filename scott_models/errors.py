@@ -1,5 +1,6 @@
 """The errors a user can mend."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +24,25 @@ class WeightsError(UserError):
     """Weights that are unknown, absent or damaged."""
 
 
+class TrainingError(UserError):
+    """A run that went wrong: its loss or gradients are no numbers any more."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, and saved itself."""
+
+
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Around a command: what the user can mend is one sentence and exit status 2, a stop 130; no traceback."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"scott: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ def track(
     Args:
         total: units altogether; `size`: units an item counts for; `done`: units behind us at the start.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if sys.stderr.isatty() and find_spec("rich") else _lines  # training must do without rich
     return show(iter(items), what, total, size, done, unit)
 
 

@@ -21,6 +21,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Decoded images go to a folder of the test's own."""
+    monkeypatch.setenv("SCOTT_MODELS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def tiny():
     """A SCOTT of two narrow blocks for 64 px (4 x 4 patches), with a mask token."""
@@ -51,6 +57,24 @@ def photos(tmp_path):
             noise = rng.integers(-20, 20, (72, 80 + i, 3))
             Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """Four files in tmp_path that cannot be used, by name, with what is said of each; whole.png beside them can."""
+    folder, gradient = tmp_path, np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
+    Image.fromarray(gradient).save(folder / "whole.png")
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no image")
+    Image.fromarray(gradient[:10]).save(folder / "tiny.png")
+    return {
+        "cut.png": "expected a whole image, found a damaged one",
+        "empty.jpg": "expected an image, found a file that is none",
+        "text.jpg": "expected an image, found a file that is none",
+        "tiny.png": "expected at least 16 pixels on each side, found 30 x 10",
+    }
 
 
 @pytest.fixture(scope="session")

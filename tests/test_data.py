@@ -1,11 +1,11 @@
 import contextlib
+import pickle
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from scott_models.data import decode, find_images, load_image
+from scott_models.data import find_images, find_samples, imagenet100_classes, load_image
 from scott_models.errors import DataError
 
 GRADIENT = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
@@ -73,24 +73,8 @@ def test_rotated_by_exif(tmp_path):
     assert np.array_equal(np.asarray(load_image(tmp_path / "rotated.png")), GRADIENT)
 
 
-def bad_files(folder):
-    """Four files that cannot be used, by name, with what is said of each."""
-    Image.fromarray(GRADIENT).save(folder / "whole.png")
-    whole = (folder / "whole.png").read_bytes()
-    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "empty.jpg").touch()
-    (folder / "text.jpg").write_text("no image")
-    Image.fromarray(GRADIENT[:10]).save(folder / "tiny.png")
-    return {
-        "cut.png": "expected a whole image, found a damaged one",
-        "empty.jpg": "expected an image, found a file that is none",
-        "text.jpg": "expected an image, found a file that is none",
-        "tiny.png": "expected at least 16 pixels on each side, found 30 x 10",
-    }
-
-
-def test_bad_files_are_named_with_their_reason(tmp_path):
-    for name, reason in bad_files(tmp_path).items():
+def test_bad_files_are_named_with_their_reason(tmp_path, bad_files):
+    for name, reason in bad_files.items():
         with pytest.raises(DataError, match=f"{name}: {reason}"):
             load_image(tmp_path / name)
 
@@ -120,23 +104,112 @@ def test_more_than_16_bits_are_refused(tmp_path):
             load_image(tmp_path / "deep.tif")
 
 
-def test_decoding_lists_all_bad_files(tmp_path):
-    expected = bad_files(tmp_path)
-    with pytest.raises(DataError, match="4 of 5 images cannot be used") as caught:
-        decode(find_images([tmp_path]), 32)
-    for name, reason in expected.items():
-        assert f"{name}: {reason}" in str(caught.value)
+def test_large_jpegs_are_read_at_a_fraction(tmp_path):
+    large = Image.fromarray(GRADIENT).resize((640, 480))
+    large.save(tmp_path / "large.jpg", quality=95)
+    assert load_image(tmp_path / "large.jpg").size == (640, 480)
+    quick = load_image(tmp_path / "large.jpg", short_side=100)
+    assert quick.size == (320, 240)  # half, for a quarter would leave less than 200
+    assert np.abs(np.asarray(quick).astype(int) - np.asarray(large.resize((320, 240)))).mean() < 3
 
 
-def test_decoded_images_keep_their_shapes(photos, tmp_path):
-    Image.fromarray(GRADIENT).save(photos / "red" / "0.png")
-    paths = find_images([photos])
-    images = decode(paths, 36)
-    assert len(images) == 12
-    assert images[0].dtype == torch.uint8
-    assert images[0].shape == (3, 36, 40)  # reduced from 72 x 80
-    small = paths.index(photos / "red" / "0.png")
-    assert torch.equal(images[small], torch.from_numpy(GRADIENT).permute(2, 0, 1))  # never enlarged
-    blue, red = (images[i].float().mean(dim=(1, 2)) for i in (0, 11))
-    assert blue.argmax() == 2
-    assert red.argmax() == 0
+def test_of_an_animation_the_first_picture(tmp_path):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.asarray(load_image(tmp_path / "moving.webp")).mean(axis=(0, 1)).tolist() == [255, 0, 0]
+
+
+def layout(root, *names):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(GRADIENT, i)).save(path)
+
+
+def known(samples, root):
+    return [(sample.image.relative_to(root).as_posix(), sample.label, sample.split) for sample in samples]
+
+
+def test_labels_and_splits_of_folders(tmp_path):
+    layout(tmp_path, "flat.png", "cat/a.png", "train/cat/b.png", "valid/dog/c.png", "test/d.png")
+    assert known(find_samples([tmp_path]), tmp_path) == [
+        ("cat/a.png", "cat", None),
+        ("flat.png", None, None),
+        ("test/d.png", None, "test"),
+        ("train/cat/b.png", "cat", "train"),
+        ("valid/dog/c.png", "dog", "val"),
+    ]
+    assert known(find_samples([tmp_path], ["train", "val"]), tmp_path) == [
+        ("train/cat/b.png", "cat", "train"),
+        ("valid/dog/c.png", "dog", "val"),
+    ]
+    assert known(find_samples([tmp_path / "train", tmp_path / "test"]), tmp_path) == [
+        ("train/cat/b.png", "cat", "train"),
+        ("test/d.png", None, "test"),
+    ]
+    message = r"expected images of the splits \['test'\], found none of \['test'\] \(there are \['train'\]\)"
+    with pytest.raises(DataError, match=message):
+        find_samples([tmp_path / "train"], ["test"])
+    with pytest.raises(DataError, match="there are no splits"):
+        find_samples([tmp_path / "cat"], ["train"])
+
+
+def test_imagenet100_is_a_choice_of_classes(tmp_path):
+    assert len(imagenet100_classes()) == 100
+    chosen = min(imagenet100_classes())
+    layout(tmp_path, f"train/{chosen}/a.JPEG", "train/n00000000/b.JPEG", f"val/{chosen}/c.JPEG")
+    assert known(find_samples([f"imagenet100:{tmp_path}"]), tmp_path) == [
+        (f"train/{chosen}/a.JPEG", chosen, "train"),
+        (f"val/{chosen}/c.JPEG", chosen, "val"),
+    ]
+    with pytest.raises(DataError, match="classes like n01440764, found none of the 100"):
+        find_samples([f"imagenet100:{tmp_path / 'train' / 'n00000000'}"])
+
+
+def test_torchvisions_pets(tmp_path):
+    base = tmp_path / "oxford-iiit-pet"
+    (base / "annotations").mkdir(parents=True)
+    layout(base / "images", "Abyssinian_1.jpg", "beagle_1.jpg", "beagle_2.jpg")
+    (base / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_1 2 2 1\n")
+    (base / "annotations" / "test.txt").write_text("beagle_2 1 2 1\n")
+    samples = find_samples([f"pets37:{tmp_path}"])
+    assert [sample.split for sample in samples] == ["train", "train", "test"]
+    assert [sample.label for sample in samples[:2]] == ["Abyssinian", "Beagle"]
+    assert load_image(samples[0].image).size == (30, 40)
+    with pytest.raises(DataError, match="expected torchvision's OxfordIIITPet"):
+        find_samples([f"pets37:{tmp_path / 'nowhere'}"])
+
+
+def test_torchvisions_flowers(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import Flowers102
+
+    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)  # whose files are the real ones
+    base = tmp_path / "flowers-102"
+    layout(base / "jpg", *(f"image_{i:05d}.jpg" for i in range(1, 7)))
+    savemat(base / "imagelabels.mat", {"labels": [1, 2, 1, 2, 1, 2]})
+    savemat(base / "setid.mat", {"trnid": [1, 2], "valid": [3, 4], "tstid": [5, 6]})
+    samples = find_samples([f"flowers102:{tmp_path}"])
+    assert [sample.split for sample in samples] == ["train", "train", "val", "val", "test", "test"]
+    assert [sample.label for sample in samples] == 3 * ["pink primrose", "hard-leaved pocket orchid"]
+    assert load_image(samples[0].image).size == (30, 40)
+    assert len(find_samples([f"flowers102:{tmp_path}"], ["train", "val"])) == 4
+
+
+def test_hugging_face_datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    layout(tmp_path / "images", "a.png", "b.png")
+    files = [str(tmp_path / "images" / name) for name in ("a.png", "b.png")]
+    features = datasets.Features(picture=datasets.Image(), kind=datasets.ClassLabel(names=["cat", "dog"]))
+    made = datasets.Dataset.from_dict({"picture": files, "kind": [1, 0]}, features=features)
+    datasets.DatasetDict(train=made, validation=made.select([1])).save_to_disk(tmp_path / "saved")
+    samples = find_samples([f"hf:{tmp_path / 'saved'}"])
+    assert [(sample.label, sample.split) for sample in samples] == [("dog", "train"), ("cat", "train"), ("cat", "val")]
+    assert np.array_equal(np.asarray(load_image(samples[0].image)), GRADIENT)
+    assert pickle.loads(pickle.dumps(samples[1])).label == "cat"  # worker processes get them so
+    made.remove_columns("picture").save_to_disk(tmp_path / "bare")
+    with pytest.raises(DataError, match=r"expected a column of images, found \['kind'\]"):
+        find_samples([f"hf:{tmp_path / 'bare'}"])
+    with pytest.raises(DataError, match="cannot be loaded by datasets"):
+        find_samples([f"hf:{tmp_path / 'images'}"])

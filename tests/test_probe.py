@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from scott_models.errors import DataError
-from scott_models.probe import knn, labels_of, probe, ridge
+from scott_models.probe import RIDGE_STRENGTHS, knn, labels_of, probe, ridge
 
 
 @pytest.mark.parametrize("predict", [knn, ridge])
@@ -19,6 +23,32 @@ def test_knn_is_a_vote_of_ten_by_cosine():
     labels = np.array(["near"] * 6 + ["side"] * 4 + ["away"] * 10)
     assert knn(train, labels, np.array([[100.0, 1.0]])) == ["near"]
     assert knn(train, labels, np.array([[-0.01, 0.0]])) == ["away"]
+
+
+def test_scikit_learn_says_the_same():
+    """Overlapping classes of unequal size, in features of unequal spread, one of them constant."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "c", "d"], p=[0.4, 0.3, 0.2, 0.1], size=300)
+    centres = dict(zip("abcd", rng.normal(size=(4, 24))))
+    features = np.stack([centres[label] for label in labels]) + 1.5 * rng.normal(size=(300, 24))
+    features = (features * np.logspace(-1, 1, 24)).astype(np.float32)
+    features[:, 3] = 2
+    train, test = features[:200], features[200:]
+    neighbours = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit(train, labels[:200])
+    linear = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS)).fit(train, labels[:200])
+    assert (knn(train, labels[:200], test) == neighbours.predict(test)).all()
+    assert (ridge(train, labels[:200], test) == linear.predict(test)).all()
+    assert 0.4 < (linear.predict(test) == labels[200:]).mean() < 0.95
+
+
+@pytest.mark.parametrize("images", [20, 60])
+def test_ridge_chooses_as_scikit_learn_with_few_images(images):
+    rng = np.random.default_rng(images)
+    labels = np.array(["a", "b", "c", "d"]).repeat(images // 4)
+    features = rng.normal(size=(images, 40)) + 0.4 * np.eye(40)[np.arange(images) // (images // 4)]
+    new = rng.normal(size=(500, 40))
+    linear = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS)).fit(features, labels)
+    assert (ridge(features, labels, new) == linear.predict(new)).mean() > 0.995
 
 
 def test_labels_are_folders(photos):

@@ -1,9 +1,10 @@
-"""MIM-JEPA pretraining: masks and predictor -> objective -> training loop."""
+"""MIM-JEPA pretraining: masks and predictor -> objective -> engine -> training loop."""
 
 from . import masks, schedules
+from .budget import Budget
 from .objective import MIMJEPA
 from .predictor import Predictor
 from .recipe import Recipe
 from .train import pretrain
 
-__all__ = ["MIMJEPA", "Predictor", "Recipe", "masks", "pretrain", "schedules"]
+__all__ = ["MIMJEPA", "Budget", "Predictor", "Recipe", "masks", "pretrain", "schedules"]

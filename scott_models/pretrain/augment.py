@@ -3,53 +3,70 @@
 One crop (area 0.2 to 1, aspect 3/4 to 4/3, bicubic) and one flip serve both views, so that content stays in place;
 colours are each view's own. A view is left alone with probability 0.4; otherwise, in random order: colour jitter
 (0.4, 0.4, 0.2, 0.1) with probability 0.8, grayscale 0.1, Gaussian blur of 9x9 pixels 0.3. Random numbers are drawn on
-the CPU from the caller's generator, a whole batch at a time; images stay on their device.
+the CPU, a stream for each image; pixels are worked on in whole batches, on the device they are on.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ..data import Images
+from .draws import Draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA, ASPECT, TRIES = (0.2, 1.0), (3 / 4, 4 / 3), 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
 P_ANY, P_JITTER, P_GRAY, P_BLUR = 0.6, 0.8, 0.1, 0.3
 BLUR_SIZE, BLUR_SIGMA = 9, (0.1, 2.0)
+CROP_SHARE = 0.875  # of the short side, in evaluation: resize 256, centre crop 224
 VIEWS = ("different", "same", "none")
 
+Operation = Callable[[Tensor, Tensor], Tensor]  # images[i], i -> images
 
-def random_crops(images: Images, index: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A random crop of each chosen image, resized and perhaps flipped: index (B,) -> uint8 (B, 3, size, size)."""
-    boxes = crop_boxes(images.sizes[index], generator)
-    flipped = torch.rand(len(index), generator=generator) < 0.5
-    crops = torch.stack(
+
+def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws) -> Tensor:
+    """A random crop of each image, resized and perhaps flipped: uint8 (3, H, W) each -> uint8 (B, 3, size, size)."""
+    draws = Draws.of(generator, len(images))
+    boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws)
+    flipped = draws.uniform(1)[0] < 0.5
+    crops = resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
+    return torch.where(flipped.to(crops.device)[:, None, None, None], crops.flip(-1), crops)
+
+
+def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
+    """The evaluation's crop: the central square of 0.875 of the short side, bilinear; shapes as in `random_crops`."""
+    sizes = torch.tensor([image.shape[-2:] for image in images])
+    side = (CROP_SHARE * sizes.amin(dim=1, keepdim=True)).round().long().expand(-1, 2)
+    return resized_crops(images, torch.cat([(sizes - side) // 2, side], dim=1), size, TF.InterpolationMode.BILINEAR)
+
+
+def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int, interpolation: TF.InterpolationMode) -> Tensor:
+    """Each image's box (top, left, height, width), resized with antialiasing: uint8 (B, 3, size, size)."""
+    return torch.stack(
         [
-            TF.resized_crop(images[i], *box, size=[size, size], interpolation=TF.InterpolationMode.BICUBIC)
-            for i, box in zip(index.tolist(), boxes.tolist())
+            TF.resized_crop(image, *box, size=[size, size], interpolation=interpolation)
+            for image, box in zip(images, boxes.tolist())
         ]
     )
-    return torch.where(flipped[:, None, None, None], crops.flip(-1), crops)
 
 
-def crop_boxes(sizes: Tensor, generator: torch.Generator) -> Tensor:
+def crop_boxes(sizes: Tensor, draws: Draws) -> Tensor:
     """RandomResizedCrop's boxes for images of height and width `sizes` (B, 2): (B, 4), top, left, height, width.
 
     Of ten draws the first that fits counts; if none does, the largest centred box of an allowed aspect.
     """
     height, width = sizes.double().unbind(1)
-    draws = torch.rand(4, TRIES, len(sizes), generator=generator, dtype=torch.float64)
-    area = (AREA[0] + (AREA[1] - AREA[0]) * draws[0]) * height * width
-    aspect = torch.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * draws[1])
+    for_area, for_aspect, y, x = (draws.uniform(TRIES) for _ in range(4))
+    area = (AREA[0] + (AREA[1] - AREA[0]) * for_area) * height * width
+    aspect = torch.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * for_aspect)
     h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (h > 0) & (w > 0) & (h <= height) & (w <= width)
     first = fits.long().argmax(dim=0, keepdim=True)
-    h, w, y, x = (values.gather(0, first)[0] for values in (h, w, draws[2], draws[3]))
+    h, w, y, x = (values.gather(0, first)[0] for values in (h, w, y, x))
     none_fits = ~fits.any(dim=0)
     h = torch.where(none_fits, torch.minimum(height, (width / ASPECT[0]).round()), h)
     w = torch.where(none_fits, torch.minimum(width, (height * ASPECT[1]).round()), w)
@@ -58,7 +75,7 @@ def crop_boxes(sizes: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([top, left, h, w], dim=1).long()
 
 
-def two_views(crops: Tensor, generator: torch.Generator, mode: str = "different") -> tuple[Tensor, Tensor]:
+def two_views(crops: Tensor, generator: torch.Generator | Draws, mode: str = "different") -> tuple[Tensor, Tensor]:
     """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised.
 
     Args:
@@ -69,13 +86,14 @@ def two_views(crops: Tensor, generator: torch.Generator, mode: str = "different"
     """
     if mode not in VIEWS:
         raise ValueError(f"views: expected one of {VIEWS}, got {mode!r}")
+    draws = Draws.of(generator, len(crops))
     images = crops.float() / 255
     if mode == "none":
         context = target = normalize(images)
     elif mode == "same":
-        context = target = normalize(colour_view(images, generator))
+        context = target = normalize(Colours.draw(draws)(images))
     else:
-        context, target = (normalize(colour_view(images, generator)) for _ in range(2))
+        context, target = (normalize(Colours.draw(draws)(images)) for _ in range(2))
     return context, target
 
 
@@ -84,87 +102,106 @@ def normalize(images: Tensor) -> Tensor:
     return TF.normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
-def colour_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One randomly coloured copy of images in [0, 1]: (B, 3, H, W) -> (B, 3, H, W)."""
-    batch = len(images)
-    drawn = torch.rand(4, batch, generator=generator)
-    changed = drawn[0] < P_ANY
-    jittered, grayed, blurred = (changed & (draw < p) for draw, p in zip(drawn[1:], (P_JITTER, P_GRAY, P_BLUR)))
-    operations: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
-        (jittered, ColourJitter(batch, generator)),
-        (grayed, lambda images, chosen: gray(images).expand_as(images)),
-        (blurred, GaussianBlur(batch, generator)),
-    ]
-    return in_random_order(images, operations, generator)
+@dataclass(frozen=True)
+class Colours:
+    """What happens to the colours of each image of a batch; calling it does it.
+
+    Attributes:
+        jittered, grayed, blurred: bool (B,), which of the three an image gets.
+        order: (3, B), the place of each of the three in an image's order.
+        brightness, contrast, saturation: (B,), factors; hue: (B,), turns of the colour circle.
+        jitter_order: (4, B), the place of each of these four.
+        sigma: (B,), of the blur, in pixels.
+    """
+
+    jittered: Tensor
+    grayed: Tensor
+    blurred: Tensor
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    jitter_order: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def draw(cls, draws: Draws) -> "Colours":
+        changed = draws.uniform(1)[0] < P_ANY
+        jittered, grayed, blurred = (
+            changed & (draw < p) for draw, p in zip(draws.uniform(3), (P_JITTER, P_GRAY, P_BLUR))
+        )
+        brightness, contrast, saturation, hue = (
+            strength * (2 * draw - 1)
+            for strength, draw in zip((BRIGHTNESS, CONTRAST, SATURATION, HUE), draws.uniform(4))
+        )
+        order, jitter_order = draws.uniform(3).argsort(dim=0), draws.uniform(4).argsort(dim=0)
+        low, high = BLUR_SIGMA
+        sigma = low + (high - low) * draws.uniform(1)[0]
+        return cls(
+            jittered, grayed, blurred, order, 1 + brightness, 1 + contrast, 1 + saturation, hue, jitter_order, sigma
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W) -> the same."""
+        return in_order(
+            images,
+            [
+                (self.jittered, self.jitter),
+                (self.grayed, lambda x, i: gray(x).expand_as(x)),
+                (self.blurred, lambda x, i: gaussian_blur(x, self.sigma[i])),
+            ],
+            self.order,
+        )
+
+    def jitter(self, images: Tensor, index: Tensor) -> Tensor:
+        def factor(values: Tensor, chosen: Tensor) -> Tensor:
+            return values[index[chosen]].to(images).view(-1, 1, 1, 1)
+
+        everyone = torch.ones(len(images), dtype=torch.bool)
+        return in_order(
+            images,
+            [
+                (everyone, lambda x, i: (x * factor(self.brightness, i)).clamp(0, 1)),
+                (
+                    everyone,
+                    lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(self.contrast, i)),
+                ),
+                (everyone, lambda x, i: blend(x, gray(x), factor(self.saturation, i))),
+                (everyone, lambda x, i: shift_hue(x, factor(self.hue, i))),
+            ],
+            self.jitter_order[:, index],
+        )
 
 
-def in_random_order(
-    images: Tensor, operations: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]], generator: torch.Generator
-) -> Tensor:
+def in_order(images: Tensor, operations: Sequence[tuple[Tensor, Operation]], order: Tensor) -> Tensor:
     """Apply each operation to the images chosen for it, in an order of each image's own.
 
     Args:
         operations: (chosen, operation): `chosen` bool (B,), `operation(images[i], i)` with the indices i it gets.
+        order: (operations, B), the place of each operation.
     """
     images = images.clone()
-    order = torch.rand(len(images), len(operations), generator=generator).argsort(dim=1)
     for place in range(len(operations)):
-        for number, (chosen, operation) in enumerate(operations):
-            index = torch.nonzero(chosen & (order[:, place] == number)).flatten()
+        for (chosen, operation), its_place in zip(operations, order):
+            index = torch.nonzero(chosen & (its_place == place)).flatten()
             if len(index):
                 on_device = index.to(images.device)
                 images[on_device] = operation(images[on_device], index)
     return images
 
 
-class ColourJitter:
-    """Brightness, contrast, saturation and hue, each image with its own strengths and order."""
-
-    def __init__(self, batch: int, generator: torch.Generator) -> None:
-        self.generator = generator
-        uniform = 2 * torch.rand(4, batch, generator=generator) - 1
-        self.brightness, self.contrast, self.saturation = (
-            1 + strength * draw for strength, draw in zip((BRIGHTNESS, CONTRAST, SATURATION), uniform)
-        )
-        self.hue = HUE * uniform[3]
-
-    def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        def per_image(values: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda chosen: values[index][chosen].view(-1, 1, 1, 1).to(images.device)
-
-        brightness, contrast, saturation, hue = map(
-            per_image, (self.brightness, self.contrast, self.saturation, self.hue)
-        )
-        everyone = torch.ones(len(images), dtype=torch.bool)
-        return in_random_order(
-            images,
-            [
-                (everyone, lambda x, i: (x * brightness(i)).clamp(0, 1)),
-                (everyone, lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), contrast(i))),
-                (everyone, lambda x, i: blend(x, gray(x), saturation(i))),
-                (everyone, lambda x, i: shift_hue(x, hue(i))),
-            ],
-            self.generator,
-        )
-
-
-class GaussianBlur:
-    """A 9x9 Gaussian with reflected borders, each image with its own sigma."""
-
-    def __init__(self, batch: int, generator: torch.Generator) -> None:
-        low, high = BLUR_SIGMA
-        self.sigma = low + (high - low) * torch.rand(batch, generator=generator)
-
-    def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        count, channels, height, width = images.shape
-        offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
-        kernel = torch.exp(-0.5 * (offsets / self.sigma[index][:, None]) ** 2)
-        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
-        border = BLUR_SIZE // 2
-        x = F.pad(images, (border, border, border, border), mode="reflect").flatten(0, 1)[None]
-        x = F.conv2d(x, kernel[:, None, :, None], groups=count * channels)
-        x = F.conv2d(x, kernel[:, None, None, :], groups=count * channels)
-        return x.view(count, channels, height, width)
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """A 9x9 Gaussian with reflected borders: images (B, C, H, W), sigma (B,) in pixels -> (B, C, H, W)."""
+    count, channels, height, width = images.shape
+    offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
+    border = BLUR_SIZE // 2
+    x = F.pad(images, (border, border, border, border), mode="reflect").flatten(0, 1)[None]
+    x = F.conv2d(x, kernel[:, None, :, None], groups=count * channels)
+    x = F.conv2d(x, kernel[:, None, None, :], groups=count * channels)
+    return x.view(count, channels, height, width)
 
 
 def gray(images: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ import math
 import torch
 from torch import Tensor
 
+from .draws import Draws
+
 # The smallest block, in patches of the paper's 14 x 14 grid; on a smaller grid it shrinks with the number of patches.
 MIN_PATCHES, PAPER_GRID = 16, 14 * 14
 LOG_ASPECT = (math.log(0.3), math.log(3.3))
 
 
 def blockwise(
-    grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator, blocks: str = "visible"
+    grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator | Draws, blocks: str = "visible"
 ) -> Tensor:
     """Union of random rectangles, drawn until the count is exact: bool (batch, rows * columns).
 
@@ -38,19 +40,19 @@ def blockwise(
     if min(grid) <= narrowest:
         raise ValueError(f"grid: blocks need more than {narrowest} rows and columns of patches, got {rows} x {columns}")
     count = _count(ratio, grid, hidden=blocks == "masked")
-    covered = _cover(rows, columns, count, batch, generator)
+    covered = _cover(rows, columns, count, batch, Draws.of(generator, batch))
     return covered if blocks == "visible" else ~covered
 
 
-def random(grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator) -> Tensor:
+def random(grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator | Draws) -> Tensor:
     """Independent patches, ceil((1 - ratio) N) of them visible: bool (batch, rows * columns).
 
     Raises:
         ValueError: a ratio outside (0, 1).
     """
     visible_count = _count(ratio, grid, hidden=False)
-    noise = torch.rand(batch, grid[0] * grid[1], generator=generator)
-    return noise.argsort(dim=1).argsort(dim=1) < visible_count
+    noise = Draws.of(generator, batch).uniform(grid[0] * grid[1])
+    return noise.T.argsort(dim=1).argsort(dim=1) < visible_count
 
 
 def _count(ratio: float, grid: tuple[int, int], *, hidden: bool) -> int:
@@ -66,19 +68,19 @@ def _smallest(grid: tuple[int, int]) -> float:
     return MIN_PATCHES * min(1.0, grid[0] * grid[1] / PAPER_GRID)
 
 
-def _cover(rows: int, columns: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+def _cover(rows: int, columns: int, count: int, batch: int, draws: Draws) -> Tensor:
     """Rectangles for the whole batch at once; an image is left alone as soon as it has its `count` patches."""
     smallest = _smallest((rows, columns))
     y, x = torch.arange(rows)[None, :, None], torch.arange(columns)[None, None, :]
     covered = torch.zeros(batch, rows, columns, dtype=torch.bool)
     needed = torch.full((batch,), count)
     while needed.any():
-        draws = torch.rand(4, batch, generator=generator)
-        area = smallest + (needed - smallest) * draws[0]
-        aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * draws[1])
+        for_area, for_aspect, for_top, for_left = draws.uniform(4)
+        area = smallest + (needed - smallest) * for_area
+        aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * for_aspect)
         height, width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-        top = (draws[2] * (rows - height + 1)).long()
-        left = (draws[3] * (columns - width + 1)).long()
+        top = (for_top * (rows - height + 1)).long()
+        left = (for_left * (columns - width + 1)).long()
         top, left, bottom, right = (edge[:, None, None] for edge in (top, left, top + height, left + width))
         added = (y >= top) & (y < bottom) & (x >= left) & (x < right) & ~covered
         gain = added.sum(dim=(1, 2))

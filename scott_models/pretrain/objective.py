@@ -1,12 +1,14 @@
 """MIM-JEPA: predict, in feature space, what a slowly following target encoder sees where the context is hidden.
 
 An objective is a module with three methods, and the training loop knows no more of it:
-`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`.
+`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`. Its children with trained
+parameters are what several processes share; the loop may replace each by a wrapper with a `.module`.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,26 @@ from torch import Tensor, nn
 from ..scott import SCOTT
 from . import masks
 from .augment import two_views
+from .draws import Draws
 from .predictor import Predictor
 from .schedules import linear
+
+
+class Student(nn.Module):
+    """What is trained, as one module: context encoder, then predictor."""
+
+    def __init__(self, context_encoder: SCOTT, predictor: Predictor) -> None:
+        super().__init__()
+        self.context_encoder = context_encoder
+        self.predictor = predictor
+
+    def forward(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Context images (B, 3, H, W), visible bool (B, N) -> predicted target features of all patches (B, N, D)."""
+        return self.predictor(self.context_encoder.forward_tokens(images, visible))
+
+
+def unwrapped(student: Any) -> Student:
+    return getattr(student, "module", student)
 
 
 class MIMJEPA(nn.Module):
@@ -24,7 +44,7 @@ class MIMJEPA(nn.Module):
 
     Args:
         encoder: becomes the context encoder; the target starts as its copy. It needs a mask token.
-        views: how crops become (context, target) images: (crops uint8, generator) -> two normalised batches.
+        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches.
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
         ema: decay of the target before the first and at the last update, linear in between.
 
@@ -37,36 +57,44 @@ class MIMJEPA(nn.Module):
         encoder: SCOTT,
         predictor: Predictor,
         *,
-        views: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]] = two_views,
+        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.6),  # noqa: B008 -- a constant
         ema: tuple[float, float] = (0.996, 1.0),
     ) -> None:
         super().__init__()
         if encoder.mask_token is None:
             raise ValueError("encoder: expected a model created with use_mask_token=True, got one without a mask token")
-        self.context_encoder = encoder
-        self.predictor = predictor
+        self.student: Student = Student(encoder, predictor)
         self.target_encoder = deepcopy(encoder).requires_grad_(False).eval()
         self.views = views
         self.mask = mask
         self.ema = ema
+
+    @property
+    def context_encoder(self) -> SCOTT:
+        return unwrapped(self.student).context_encoder
+
+    @property
+    def predictor(self) -> Predictor:
+        return unwrapped(self.student).predictor
 
     def train(self, mode: bool = True) -> "MIMJEPA":
         super().train(mode)
         self.target_encoder.eval()  # the target never drops anything
         return self
 
-    def inputs(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N)."""
-        context, target = self.views(crops, generator)
-        visible = self.mask(self.context_encoder.patch_embed.grid_size, batch=len(crops), generator=generator)
+        draws = Draws.of(generator, len(crops))
+        context, target = self.views(crops, draws)
+        visible = self.mask(self.target_encoder.patch_embed.grid_size, batch=len(crops), generator=draws)
         return context, target, visible.to(crops.device, non_blocking=True)
 
     def forward(self, context: Tensor, target: Tensor, visible: Tensor) -> Tensor:
         """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar."""
         with torch.no_grad():
             targets = self.target_encoder.forward_features(target)
-        predictions = self.predictor(self.context_encoder.forward_tokens(context, visible))
+        predictions = self.student(context, visible)
         distance = F.smooth_l1_loss(predictions.float(), targets.float(), reduction="none").mean(dim=-1)
         hidden = ~visible
         return (distance * hidden).sum() / hidden.sum()

@@ -14,6 +14,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
+PAPER_BATCH = 128
+LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
+# What a resumed run may change: it alters how the run goes, not what comes out.
+HARMLESS = {
+    "monitor": {"every", "images", "test"},
+    "run": {"workers", "accumulate", "log_every", "checkpoint_every", "keep", "trackers"},
+}
 
 
 def require(condition: bool, field: str, expected: str, got: object) -> None:
@@ -43,10 +50,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    splits: tuple[str, ...] = ()  # of a data set's train, val and test; all images if empty (transductive)
     short_side: int = 320  # pixels, to which larger images are reduced once, aspect kept
     views: Literal["different", "same", "none"] = "different"
 
     def __post_init__(self) -> None:
+        known = set(self.splits) <= {"train", "val", "test"}
+        require(known, "data.splits", "some of train, val and test", list(self.splits))
         require(self.short_side >= 16, "data.short_side", "at least 16 pixels", self.short_side)
 
 
@@ -59,14 +69,19 @@ class Mask:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW and the schedules (paper, Table 6)."""
+    """AdamW and the schedules (paper, Table 6).
 
-    epochs: int = 300
-    batch_size: int = 128
+    The learning rates are for a batch of 128 images. For other batches all three are multiplied by
+    sqrt(batch_size / 128), as suits Adam's normalised steps, unless `lr_scaling` says "linear" or "none".
+    """
+
+    epochs: float = 300
+    batch_size: int = 128  # images an update sees, of all processes and accumulation steps together
     warmup_epochs: float = 40
     start_lr: float = 1e-6
     peak_lr: float = 5e-4
     final_lr: float = 1e-5
+    lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     flat: float = 0.72  # share of the epochs after the warm-up at the peak
     start_weight_decay: float = 0.04
     final_weight_decay: float = 0.4
@@ -74,24 +89,49 @@ class Optim:
     final_ema: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "optim.epochs", "at least 1", self.epochs)
+        require(self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
         require(self.batch_size > 0, "optim.batch_size", "at least 1 image", self.batch_size)
         fits = 0 <= self.warmup_epochs < self.epochs
-        require(fits, "optim.warmup_epochs", f"less than the {self.epochs} epochs", self.warmup_epochs)
+        require(fits, "optim.warmup_epochs", f"less than the {self.epochs:g} epochs", self.warmup_epochs)
         require(0 <= self.flat <= 1, "optim.flat", "a share from 0 to 1", self.flat)
+
+    @property
+    def lr_factor(self) -> float:
+        """What a batch of another size than the paper's makes of the learning rates."""
+        return (self.batch_size / PAPER_BATCH) ** LR_EXPONENT[self.lr_scaling]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """How the run is watched; it changes nothing in the weights."""
+
+    every: float = 10  # epochs; 0: never
+    images: int = 2000  # at most, for features and probes
+    test: bool = False  # whether the probes are scored on the test split instead of a held-out part of the others
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "monitor.every", "0 epochs (never) or more", self.every)
+        require(self.images >= 10, "monitor.images", "at least 10", self.images)
 
 
 @dataclass(frozen=True)
 class Run:
     seed: int = 0
     precision: Literal["bf16", "no"] = "bf16"
-    compile: bool = False  # torch.compile the objective: needs a C++ compiler on a CPU, pays after a few minutes
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU. A CPU needs a C++ compiler for it
+    accumulate: int = 1  # parts in which each process works through its share of a batch
+    workers: int = 4  # processes that decode a set too large to be kept decoded
     log_every: int = 10  # updates between lines of metrics.jsonl
-    checkpoint_every: float = 5.0  # minutes
+    checkpoint_every: float = 5  # minutes
+    keep: int = 2  # checkpoints, the last ones; besides them the best by monitor
+    trackers: tuple[str, ...] = ()  # of Accelerate, besides metrics.jsonl: "tensorboard", "wandb", ...
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "run.seed", "0 or more", self.seed)
+        require(self.accumulate > 0, "run.accumulate", "at least 1 part", self.accumulate)
+        require(self.workers >= 0, "run.workers", "0 processes or more", self.workers)
         require(self.log_every > 0, "run.log_every", "at least 1 update", self.log_every)
+        require(self.keep > 0, "run.keep", "at least 1 checkpoint", self.keep)
 
 
 @dataclass(frozen=True)
@@ -100,6 +140,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     mask: Mask = field(default_factory=Mask)
     optim: Optim = field(default_factory=Optim)
+    monitor: Monitor = field(default_factory=Monitor)
     run: Run = field(default_factory=Run)
 
     @classmethod
@@ -142,14 +183,22 @@ class Recipe:
             for section, fields in dataclasses.asdict(self).items()
         )
 
+    def flat(self) -> dict[str, Any]:
+        """{"optim.epochs": 300.0, ...}; lists as text, as trackers want them."""
+        return {
+            f"{section}.{name}": ",".join(value) if isinstance(value, tuple) else value
+            for section, fields in dataclasses.asdict(self).items()
+            for name, value in fields.items()
+        }
+
     def differences(self, other: "Recipe") -> list[str]:
-        """Where another recipe differs, e.g. "model.name: 'scott_3_16' and 'scott_7_16'"."""
+        """Where another recipe would give other weights, e.g. "model.name: 'scott_3_16' and 'scott_7_16'"."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return [
             f"{section}.{name}: {value!r} and {theirs[section][name]!r}"
             for section, fields in ours.items()
             for name, value in fields.items()
-            if value != theirs[section][name]
+            if value != theirs[section][name] and name not in HARMLESS.get(section, ())
         ]
 
 
@@ -166,6 +215,11 @@ def _value(where: str, kind: Any, value: Any) -> Any:
         if value not in get_args(kind):
             raise RecipeError(f"{where}: expected one of {list(get_args(kind))}, got {value!r}")
         return value
+    if get_origin(kind) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise RecipeError(f"{where}: expected a list of names, got {value!r}")
+        return tuple(items)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -1,86 +1,172 @@
-"""What a run folder remembers: the last whole checkpoint, and a line of metrics now and then."""
+"""What a run folder holds: recipe.toml, environment.json, metrics.jsonl, checkpoints/, export/, README.md."""
 
 import json
 import os
+import platform
+import shutil
+import sys
 import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .. import __version__
 from ..errors import DataError, RecipeError
+from .monitor import Health, verdict
+from .recipe import Recipe
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
-class Checkpoint:
-    """Weights, the optimiser's state and the number of updates done, in one file that is whole at any moment."""
+class Checkpoints:
+    """Weights, the optimiser's state and the number of updates done, in files that are whole at any moment.
 
-    def __init__(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> None:
-        self.path, self.objective, self.optimizer, self.total = path, objective, optimizer, total
+    The last `keep` are kept, and `best.pt`. Of several processes the first saves, and none shows in what is saved, so
+    that a run may go on with another number of them.
 
-    def save(self, step: int) -> None:
-        """Write beside and rename, so that a cut leaves the last whole checkpoint."""
-        partial_path = self.path.with_suffix(".partial")
-        with partial_path.open("wb") as file:
-            torch.save(
-                {
-                    "step": step,
-                    "total": self.total,
-                    "objective": self.objective.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                },
-                file,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        partial_path.replace(self.path)
+    Args:
+        parts: the modules whose weights are kept, by name.
+        total: updates of the whole run.
+    """
 
-    def load(self) -> int:
-        """Fill the objective and the optimiser; returns the number of updates done.
+    def __init__(
+        self,
+        folder: Path,
+        parts: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        total: int,
+        keep: int = 2,
+    ) -> None:
+        self.folder, self.parts, self.optimizer, self.total, self.keep = folder, parts, optimizer, total, keep
+
+    def files(self) -> list[Path]:
+        """The checkpoints of updates, the last first."""
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+    def save(self, step: int, *, best: bool = False) -> None:
+        """Write beside and rename, so that a cut leaves the last whole checkpoint.
 
         Raises:
-            DataError: a damaged or foreign file.
+            DataError: no room; the last good checkpoint is named.
+        """
+        state = {
+            "step": step,
+            "total": self.total,
+            "objective": {name: part.state_dict() for name, part in self.parts.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        path, partial = self.folder / f"step_{step:09d}.pt", self.folder / "partial"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            if best:
+                _link(path, partial)
+                partial.replace(self.folder / "best.pt")
+        except (OSError, RuntimeError) as error:  # torch's writer wraps some of the former in the latter
+            partial.unlink(missing_ok=True)
+            raise DataError(f"{path}: cannot be written ({error}); {self.last_good()}") from error
+        for old in self.files()[self.keep :]:
+            old.unlink()
+
+    def last_good(self) -> str:
+        """Where a run that stops can go on from."""
+        files = self.files()
+        return f"the last good checkpoint is {files[0]}; go on with --resume" if files else "there is no checkpoint yet"
+
+    def load(self) -> int:
+        """Fill the objective and the optimiser from the last checkpoint that is whole; returns the updates done.
+
+        Raises:
+            DataError: none is whole.
             RecipeError: a run of another number of updates, because its images were others.
         """
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            step, total = state["step"], state["total"]
-            self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # torch, pickle and zip errors of many kinds
-            raise DataError(
-                f"{self.path}: expected a checkpoint of this run, found a damaged or foreign file"
-            ) from error
-        if total != self.total:
-            raise RecipeError(
-                f"{self.path}: expected images for {total} updates, found images for {self.total}; "
-                "resume with the same --data"
-            )
-        return step
+        for path in self.files():
+            try:
+                if broken := zipfile.ZipFile(path).testzip():  # torch does not compare the checksums it wrote
+                    raise ValueError(f"{broken} was changed")
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                step, total = state["step"], state["total"]
+                for name, part in self.parts.items():
+                    part.load_state_dict(state["objective"][name])
+                self.optimizer.load_state_dict(state["optimizer"])
+            except Exception as error:  # torch, pickle and zip errors of many kinds
+                print(f"{path}: damaged or foreign, trying an earlier one ({error})", file=sys.stderr)
+                continue
+            if total != self.total:
+                raise RecipeError(
+                    f"{path}: expected images for {total} updates, found images for {self.total}; "
+                    "resume with the same --data"
+                )
+            return step
+        raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")
+
+
+def _link(path: Path, new: Path) -> None:
+    new.unlink(missing_ok=True)
+    try:
+        new.hardlink_to(path)
+    except OSError:  # a disk without links
+        shutil.copyfile(path, new)
 
 
 class Log:
-    """metrics.jsonl: a line now and then, with the speed since the line before."""
+    """metrics.jsonl: a line now and then, with the speed since the line before, and the monitor's lines."""
 
-    def __init__(self, path: Path, done: int) -> None:
-        """Go on after update `done`, forgetting what a cut run logged beyond it."""
+    def __init__(self, path: Path, done: int, batch: int, steps_per_epoch: int, *, writes: bool = True) -> None:
+        """Go on after update `done`, forgetting what a cut run logged beyond it.
+
+        Args:
+            writes: False for all processes but the first.
+        """
         kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a")
+        if writes:
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(path)
+        self.batch, self.steps_per_epoch = batch, steps_per_epoch
+        self.health = {line["step"]: Health(**line["monitor"]) for line in map(json.loads, kept) if "monitor" in line}
+        self.file = path.open("a") if writes else None
         self.step, self.time = done, time.monotonic()
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
 
-    def write(self, step: int, batch: int, **values: float) -> None:
+    def write(self, step: int, **values: float) -> dict[str, float]:
+        """A line of an update's values; returns it."""
         now = time.monotonic()
-        speed = (step - self.step) * batch / (now - self.time)
+        speed = (step - self.step) * self.batch / (now - self.time)
         self.step, self.time = step, now
-        self.file.write(json.dumps({"step": step, **values, "images_per_second": round(speed, 2)}) + "\n")
-        self.file.flush()
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **values, "images_per_second": round(speed, 2)}
+        self._append(line)
+        return line
+
+    def monitored(self, step: int, health: Health) -> bool:
+        """Note an encoder's health, at step 0 that of random weights; returns whether it is the best so far."""
+        if step in self.health:  # a resumed run's random weights
+            return False
+        best = step > 0 and all(health.better_than(earlier) for at, earlier in self.health.items() if at > 0)
+        self.health[step] = health
+        self._append({"step": step, "epoch": step / self.steps_per_epoch, "monitor": asdict(health)})
+        return best
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.file:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
 
 
 def _step(line: str) -> float:
@@ -88,3 +174,62 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:  # cut short with the power
         return float("inf")
+
+
+def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
+    """Add what this start of the run was given and ran on to a list in a JSON file."""
+    starts = json.loads(path.read_text()) if path.exists() else []
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    starts.append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "packages": {"scott_models": __version__, **{name: version(name) for name in PACKAGES}},
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "gpu": gpu,
+            "data": [str(source) for source in data],
+            **facts,
+        }
+    )
+    path.write_text(json.dumps(starts, indent=2) + "\n")
+
+
+def write_readme(
+    path: Path, recipe: Recipe, sources: Sequence[str | Path], images: int, health: dict[int, Health]
+) -> None:
+    """Say what the run is, how it fares and what to do with it."""
+    done = max(health, default=0)
+    state = f"After update {done:,}: {verdict(health[done], health[0])}." if done else "Not yet watched."
+    rows = "".join(
+        f"| {step or 'random weights'} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items())
+    )
+    path.write_text(
+        f"""# {recipe.model.name}, pretrained by MIM-JEPA
+
+{images:,} images of {", ".join(map(str, sources))}; {recipe.optim.epochs:g} epochs; batches of
+{recipe.optim.batch_size}; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is recipe.toml, what it
+ran on environment.json, every figure metrics.jsonl.
+
+{state}
+
+| update | RankMe | spread | mean cosine | kNN % | ridge % |
+|---|---|---|---|---|---|
+{rows}
+Once the run has ended, `export/` is a timm model:
+
+```python
+import scott_models, timm
+
+model = timm.create_model("local-dir:{path.parent / "export"}", pretrained=True)  # num_classes=10 adds a classifier
+```
+
+A run that was stopped goes on with the command that started it and `--resume`.
+"""
+    )
+
+
+def _cells(health: Health) -> list[str]:
+    values = (health.rankme, health.spread, health.cosine, health.knn, health.ridge)
+    return ["-" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, (1, 2, 2, 1, 1))]

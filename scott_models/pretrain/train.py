@@ -1,229 +1,214 @@
 """The training loop. It wires the data, an objective, the optimiser and the schedules, and knows no method by name.
 
-Every random number of update k comes from a seed made of (seed, k), and the order of epoch e from (seed, e), so a
-checkpoint holds weights, the optimiser's state and one integer, and a resumed run goes on as if never stopped.
+Every random number comes from the run's seed and a number: an image's from its epoch and index, an update's dropout
+from the update. So a checkpoint holds weights, the optimiser's state and one integer, and a resumed run goes on as if
+never stopped.
 """
 
-import os
-import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import timm
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
 from .. import weights
-from ..data import Images, decode, find_images
-from ..errors import DataError, Interrupted, RecipeError, needs_extra
+from ..data import find_samples
+from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
-from ..scott import MODELS
-from . import augment, masks
-from .objective import MIMJEPA
-from .predictor import Predictor
+from .budget import Budget
+from .engine import Engine
+from .loader import Crops, load
+from .monitor import Monitor, verdict
 from .recipe import Recipe, require
-from .records import Checkpoint, Log
-from .schedules import linear, warmup_flat_cosine
+from .records import Checkpoints, Log, write_environment, write_readme
+from .store import open_images
 
 
-def pretrain(recipe: Recipe, data: Sequence[str | Path], out: str | Path, resume: bool = False) -> Path:
-    """Pretrain on all images below the folders `data`; returns the folder of the exported target encoder.
+def pretrain(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    out: str | Path,
+    resume: bool = False,
+    *,
+    budget: Budget | None = None,
+    skip_bad: bool = False,
+    export: Literal["target", "context"] = "target",
+) -> Path:
+    """Pretrain on all images of the sources `data`; returns the folder of the exported encoder.
 
-    The run folder `out` receives recipe.toml, metrics.jsonl, checkpoint.pt and, at the end, export/ in timm's
-    local-dir layout.
+    The run folder `out` receives recipe.toml, environment.json, metrics.jsonl, checkpoints/, README.md and, at the end,
+    export/ in timm's local-dir layout. Under `accelerate launch` every process calls this with the same arguments.
+
+    Args:
+        data: folders of images, or names of data sets, as `scott_models.data.find_samples` takes them.
+        budget: time, or images, to which epochs and schedules are fitted; a resumed run keeps what it chose.
+        skip_bad: leave out images that cannot be used, instead of raising.
+        export: which encoder is exported, and watched on the way.
 
     Raises:
-        DataError: folders or files that cannot be used, or fewer images than a batch.
-        RecipeError: a run folder in use and no `resume`, or a resumed run of another recipe or other data.
+        DataError: images that cannot be used, fewer of them than a batch, or no room for a checkpoint.
+        RecipeError: settings that do not fit, a run folder in use and no `resume`, or a resumed run of another recipe.
+        TrainingError: the loss or a gradient was not finite in three updates in a row.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
-    with needs_extra("train"):
-        from accelerate import Accelerator
+    run = Run(recipe, data, Path(out), resume, budget, skip_bad, export)
+    run.train()
+    return run.export()
 
-    out = Path(out)
-    check_run_folder(recipe, out, resume)
-    accelerator = Accelerator(mixed_precision=recipe.run.precision)
-    torch.manual_seed(seed_for(recipe, "weights", 0))
-    objective = build_objective(recipe).to(accelerator.device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(objective)
-    compute_loss = compiled(objective) if recipe.run.compile else objective
-    images = load_images(recipe, find_images(data))
 
-    batch, steps = recipe.optim.batch_size, len(images) // recipe.optim.batch_size
-    total = recipe.optim.epochs * steps
-    checkpoint = Checkpoint(out / "checkpoint.pt", objective, optimizer, total)
-    done = checkpoint.load() if resume else 0
+class Run:
+    """A run under way: everything `pretrain` needs from its first update to its export."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Sequence[str | Path],
+        out: Path,
+        resume: bool,
+        budget: Budget | None,
+        skip_bad: bool,
+        export: str,
+    ) -> None:
+        started = time.monotonic()
+        recipe = check_run_folder(recipe, out, resume, budget)
+        self.out, self.data = out, data
+        self.engine = engine = Engine(recipe, out)
+        with engine.accelerator.local_main_process_first():  # the others find the images decoded
+            images = open_images(find_samples(data, recipe.data.splits), recipe.data.short_side, skip_bad=skip_bad)
+        if len(images) < recipe.optim.batch_size:
+            raise DataError(
+                f"expected at least one batch of {recipe.optim.batch_size} images, found {len(images)}; "
+                "add images or lower optim.batch_size"
+            )
+        self.order = order = engine.order(recipe, len(images))
+        self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
+        self.encoder = getattr(engine.objective, f"{export}_encoder")
+        self.monitor = Monitor(images, recipe, engine.device, engine.accelerator.autocast)
+        before_control = time.monotonic()
+        self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
+        if budget and not resume:
+            monitoring = time.monotonic() - before_control
+            speed = engine.speed(recipe, order, self.crops)
+            recipe = engine.agreed(budget.fit(recipe, order, speed, time.monotonic() - started, monitoring))
+        self.recipe = recipe
+        self.total = round(recipe.optim.epochs * order.steps)
+        require(self.total > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
+        self.checkpoints = Checkpoints(out / "checkpoints", engine.parts, engine.optimizer, self.total, recipe.run.keep)
+        self.done = self.checkpoints.load() if resume else 0
+        if engine.is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "recipe.toml").write_text(recipe.to_toml())
+            write_environment(
+                out / "environment.json", data, images=len(images), processes=engine.processes, after=self.done
+            )
+        engine.accelerator.init_trackers("scott_models", config=recipe.flat())
+        self.log = Log(out / "metrics.jsonl", self.done, order.batch, order.steps, writes=engine.is_main)
+        if self.control:
+            self.log.monitored(0, self.control)
+        if engine.is_main:
+            self.write_readme()
+
+    def train(self) -> None:
+        """The updates that are left; logged, watched and saved on the way."""
+        engine, order, run = self.engine, self.order, self.recipe.run
+        watch_every = max(1, round(self.recipe.monitor.every * order.steps))
+        updates: Iterable[int] = range(self.done + 1, self.total + 1)
+        if engine.is_main:
+            size, total = order.batch, self.total * order.batch
+            updates = track(updates, "pretraining", total=total, size=size, done=self.done * size)
+        batches = load(order, self.crops, self.done + 1, self.total, run.workers)
+        saved = time.monotonic()
+        with self.log, stop_requests() as stop:
+            for step, batch in zip(updates, batches):
+                values = engine.update(self.recipe, batch, step, self.total, order.steps)
+                last = step == self.total
+                logged = last or step % run.log_every == 0
+                stopping = False
+                if logged or engine.device.type == "cpu":  # looking makes a GPU wait
+                    engine.check(self.checkpoints.last_good)
+                    stopping = engine.any(stop())
+                if logged:
+                    engine.accelerator.log(self.log.write(step, **engine.on_host(values)), step=step)
+                best = self.control is not None and (last or step % watch_every == 0) and self.watch(step)
+                due = time.monotonic() - saved > 60 * run.checkpoint_every
+                if engine.is_main and (last or stopping or best or due):
+                    self.checkpoints.save(step, best=best)
+                    saved = time.monotonic()
+                if stopping and not last:
+                    engine.accelerator.wait_for_everyone()  # a launcher ends all as soon as one has left
+                    raise Interrupted(
+                        f"{self.out}: stopped after update {step} of {self.total} and saved; go on with --resume"
+                    )
+
+    def watch(self, step: int) -> bool:
+        """Measure the encoder and say how it fares; returns whether it is the best so far."""
+        assert self.control is not None
+        health = self.monitor(self.encoder)
+        best = self.log.monitored(step, health)
+        self.engine.accelerator.log(asdict(health), step=step)
+        print(f"epoch {step / self.order.steps:.4g}: {verdict(health, self.control)}", file=sys.stderr, flush=True)
+        self.write_readme()
+        return best
+
+    def write_readme(self) -> None:
+        write_readme(self.out / "README.md", self.recipe, self.data, self.order.count, self.log.health)
+
+    def export(self) -> Path:
+        folder = self.out / "export"
+        if self.engine.is_main:
+            weights.export(self.encoder, folder)
+            usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+            print(f"pretrained; use it with {usage}")
+        self.engine.accelerator.wait_for_everyone()
+        self.engine.accelerator.end_training()
+        return folder
+
+
+def check_run_folder(recipe: Recipe, out: Path, resume: bool, budget: Budget | None) -> Recipe:
+    """Refuse to overwrite a run, to resume what is not there, or to go on with another recipe.
+
+    Returns:
+        the recipe; of a run that goes on, with the epochs that its budget gave it.
+    """
+    stored_path = out / "recipe.toml"
+    checkpoints = list((out / "checkpoints").glob("step_*.pt"))
     if not resume:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.toml").write_text(recipe.to_toml())
-
-    saved = time.monotonic()
-    with Log(out / "metrics.jsonl", done) as log, stop_requests() as stop:
-        remaining = range(done + 1, total + 1)
-        for step in track(remaining, "pretraining", total=total * batch, size=batch, done=done * batch):
-            lr, weight_decay = set_schedules(recipe, optimizer, step, total, steps)
-            generator = torch.Generator().manual_seed(seed_for(recipe, "step", step))
-            torch.manual_seed(seed_for(recipe, "dropout", step))
-            index = batch_index(recipe, len(images), step, steps)
-            crops = augment.random_crops(images, index, recipe.model.img_size, generator)
-            inputs = objective.inputs(crops.to(accelerator.device, non_blocking=True), generator)
-            with accelerator.autocast():
-                loss = compute_loss(*inputs)
-            update(objective, optimizer, loss, step, total)
-
-            if step % recipe.run.log_every == 0 or step == total:
-                log.write(step, batch, epoch=step / steps, loss=loss.item(), lr=lr, weight_decay=weight_decay)
-            if stop() or step == total or time.monotonic() - saved > 60 * recipe.run.checkpoint_every:
-                checkpoint.save(step)
-                saved = time.monotonic()
-            if stop() and step < total:
-                raise Interrupted(f"{out}: stopped after update {step} of {total} and saved; go on with --resume")
-    return weights.export(objective.target_encoder, out / "export")
-
-
-def update(objective: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, total: int) -> None:
-    """Update number `step` (1 to `total`): gradients, optimiser, and only then the objective's own step."""
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    objective.after_step(step, total)
-
-
-def check_run_folder(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, to resume what is not there, or to go on with another recipe."""
-    checkpoint, stored = out / "checkpoint.pt", out / "recipe.toml"
-    if resume and not (checkpoint.is_file() and stored.is_file()):
-        raise RecipeError(f"{out}: expected a run to resume (checkpoint.pt and recipe.toml), found none")
-    if resume and (differences := recipe.differences(Recipe.load(stored))):
+        if checkpoints:
+            raise RecipeError(f"{out}: holds a run already; go on with --resume or choose another --out")
+        return recipe
+    if not (checkpoints and stored_path.is_file()):
+        raise RecipeError(f"{out}: expected a run to resume (checkpoints and recipe.toml), found none")
+    stored = Recipe.load(stored_path)
+    if budget:
+        chosen = replace(recipe.optim, epochs=stored.optim.epochs, warmup_epochs=stored.optim.warmup_epochs)
+        recipe = replace(recipe, optim=chosen)
+    if differences := recipe.differences(stored):
         raise RecipeError(f"{out}: cannot resume with another recipe (asked for and found): {'; '.join(differences)}")
-    if not resume and checkpoint.exists():
-        raise RecipeError(f"{out}: holds a run already; go on with --resume or choose another --out")
-
-
-def load_images(recipe: Recipe, paths: list[Path]) -> Images:
-    if len(paths) < recipe.optim.batch_size:
-        raise DataError(
-            f"expected at least one batch of {recipe.optim.batch_size} images, found {len(paths)}; "
-            "add images or lower optim.batch_size"
-        )
-    return decode(paths, recipe.data.short_side)
-
-
-def build_objective(recipe: Recipe) -> MIMJEPA:
-    """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
-
-    Raises:
-        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
-    """
-    model, mask = recipe.model, recipe.mask
-    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
-    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
-    draw_mask = partial(kind, ratio=mask.ratio)
-    try:
-        encoder = timm.create_model(
-            model.name,
-            img_size=model.img_size,
-            use_mask_token=True,
-            pos_drop_rate=model.pos_drop,
-            proj_drop_rate=model.proj_drop,
-            attn_drop_rate=model.attn_drop,
-            drop_path_rate=model.drop_path,
-        )
-        draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
-    except ValueError as error:
-        raise RecipeError(f"recipe: {error}") from error
-    predictor = Predictor(
-        encoder.embed_dim,
-        encoder.patch_embed.grid_size,
-        num_heads=encoder.blocks[0].attn.num_heads,
-        encoder_depth=len(encoder.blocks),
-        depth=model.predictor_depth,
-        pos_drop=model.pos_drop,
-        proj_drop=model.proj_drop,
-        attn_drop=model.attn_drop,
-        drop_path=model.drop_path,
-    )
-    return MIMJEPA(
-        encoder,
-        predictor,
-        views=partial(augment.two_views, mode=recipe.data.views),
-        mask=draw_mask,
-        ema=(recipe.optim.start_ema, recipe.optim.final_ema),
-    )
-
-
-def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
-    """AdamW as in the released code: vectors and biases are not decayed, everything else is, the mask token too."""
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "decayed": True},
-        {"params": [p for p in trained if p.ndim <= 1], "decayed": False, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
-
-
-def set_schedules(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
-) -> tuple[float, float]:
-    """Set what update `step` uses; returns its learning rate and weight decay."""
-    optim = recipe.optim
-    lr = warmup_flat_cosine(
-        step,
-        total=total,
-        warmup=round(optim.warmup_epochs * steps_per_epoch),
-        start=optim.start_lr,
-        peak=optim.peak_lr,
-        final=optim.final_lr,
-        flat=optim.flat,
-    )
-    weight_decay = linear(step, total=total, start=optim.start_weight_decay, final=optim.final_weight_decay)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-        group["weight_decay"] = weight_decay if group["decayed"] else 0.0
-    return lr, weight_decay
-
-
-def compiled(objective: nn.Module) -> Any:
-    """torch.compile, after a look whether it can work.
-
-    Raises:
-        RecipeError: no C++ compiler on a machine without a GPU.
-    """
-    if not torch.cuda.is_available() and not shutil.which(os.environ.get("CXX", "g++")):
-        raise RecipeError(
-            "recipe.run.compile: expected a C++ compiler (g++), found none; install it or set run.compile=false"
-        )
-    return torch.compile(objective)
-
-
-def batch_index(recipe: Recipe, count: int, step: int, steps_per_epoch: int) -> Tensor:
-    """The images of update `step` (from 1): its part of the epoch's order, whose incomplete last batch is dropped."""
-    epoch, place = divmod(step - 1, steps_per_epoch)
-    generator = torch.Generator().manual_seed(seed_for(recipe, "order", epoch))
-    order = torch.randperm(count, generator=generator)
-    return order[place * recipe.optim.batch_size : (place + 1) * recipe.optim.batch_size]
-
-
-def seed_for(recipe: Recipe, purpose: str, number: int) -> int:
-    """A seed for each purpose and number of a run, unlike its neighbours'."""
-    entropy = (recipe.run.seed, int.from_bytes(purpose.encode()), number)
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    return recipe
 
 
 @contextmanager
-def stop_requests() -> Iterator[Any]:
-    """While open, Ctrl-C and SIGTERM do not kill but make the function it yields return True."""
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """While open, the first Ctrl-C or SIGTERM does not kill but makes the function it yields return True."""
     requests: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda number, frame: requests.append(number)) for number in signals]
+    previous = [signal.getsignal(number) for number in signals]
+
+    def restore() -> None:
+        for number, handler in zip(signals, previous):
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        requests.append(number)
+        restore()
+        print("stopping after this update, and saving; once more stops at once", file=sys.stderr, flush=True)
+
+    for number in signals:
+        signal.signal(number, handle)
     try:
         yield lambda: bool(requests)
     finally:
-        for number, handler in zip(signals, previous):
-            signal.signal(number, handler)
+        restore()

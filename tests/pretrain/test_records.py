@@ -3,43 +3,117 @@ import json
 import pytest
 import torch
 
-from scott_models.pretrain.records import Checkpoint, Log
+from scott_models.errors import DataError, RecipeError
+from scott_models.pretrain.monitor import Health
+from scott_models.pretrain.records import Checkpoints, Log
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoints(tmp_path):
     model = torch.nn.Linear(2, 2)
-    return Checkpoint(tmp_path / "checkpoint.pt", model, torch.optim.AdamW(model.parameters()), total=9)
+    return Checkpoints(tmp_path / "checkpoints", {"model": model}, torch.optim.AdamW(model.parameters()), total=9)
 
 
-def test_a_killed_save_leaves_the_last_checkpoint(checkpoint, monkeypatch):
-    checkpoint.save(7)
-    before = checkpoint.objective.weight.detach().clone()
+def set_weights(checkpoints, value):
+    torch.nn.init.constant_(checkpoints.parts["model"].weight, value)
+
+
+def weight(checkpoints):
+    return checkpoints.parts["model"].weight[0, 0].item()
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_the_last_and_the_best_are_kept(checkpoints):
+    for step in (1, 2, 3, 4):
+        set_weights(checkpoints, step)
+        checkpoints.save(step, best=step == 2)
+    assert names(checkpoints) == ["best.pt", "step_000000003.pt", "step_000000004.pt"]
+    assert torch.load(checkpoints.folder / "best.pt", weights_only=True)["step"] == 2
+    set_weights(checkpoints, 0)
+    assert checkpoints.load() == 4
+    assert weight(checkpoints) == 4
+
+
+def test_a_killed_or_failed_save_leaves_the_last_checkpoint(checkpoints, monkeypatch):
+    set_weights(checkpoints, 7)
+    checkpoints.save(7)
 
     def half(state, file):
         file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    torch.nn.init.zeros_(checkpoint.objective.weight)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(8)
-    assert checkpoint.load() == 7
-    assert torch.equal(checkpoint.objective.weight, before)
+    set_weights(checkpoints, 8)
+    with pytest.raises(DataError, match="8.pt: cannot be written .*No space left.*step_000000007.pt; go on with"):
+        checkpoints.save(8)
+    assert names(checkpoints) == ["step_000000007.pt"]
+    (checkpoints.folder / "partial").write_bytes(b"killed while writing")
+    assert checkpoints.load() == 7
+    assert weight(checkpoints) == 7
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, capsys):
+    for step in (5, 6):
+        set_weights(checkpoints, step)
+        checkpoints.save(step)
+    path = checkpoints.folder / "step_000000006.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "flipped":
+        place = content.index(torch.tensor(6.0).numpy().tobytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+    else:
+        torch.save({"step": 6}, path)
+    assert checkpoints.load() == 5
+    assert weight(checkpoints) == 5
+    assert "step_000000006.pt: damaged or foreign, trying an earlier one" in capsys.readouterr().err
+    (checkpoints.folder / "step_000000005.pt").write_bytes(b"none")
+    with pytest.raises(DataError, match="found damaged or foreign files only"):
+        checkpoints.load()
+
+
+def test_a_run_of_other_images_is_refused(checkpoints):
+    checkpoints.save(3)
+    checkpoints.total = 10
+    with pytest.raises(RecipeError, match="expected images for 9 updates, found images for 10; resume with the same"):
+        checkpoints.load()
 
 
 def test_log_goes_on_where_the_checkpoint_ends(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with Log(path, 0) as log:
+    with Log(path, 0, batch=8, steps_per_epoch=4) as log:
+        assert not log.monitored(0, Health(40, 0.5, 0.5))
         for step in (2, 4, 6):
-            log.write(step, batch=8, loss=1.0)
+            log.write(step, loss=1.0)
+        assert log.monitored(4, Health(50, 0.5, 0.5))
     with path.open("a") as file:
         file.write('{"step": 8, "lo')  # the power went
-    with Log(path, 4) as log:
-        log.write(6, batch=8, loss=2.0)
+    with Log(path, 4, batch=8, steps_per_epoch=4) as log:
+        assert set(log.health) == {0, 4}
+        assert not log.monitored(0, Health(1, 0, 0))  # random weights, measured again
+        log.write(6, loss=2.0)
+        assert not log.monitored(6, Health(45, 0.5, 0.5))
+        assert log.monitored(8, Health(55, 0.5, 0.5))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(2, 1.0), (4, 1.0), (6, 2.0)]
-    assert all(line["images_per_second"] > 0 for line in lines)
-    with Log(path, 0):
+    assert [(line["step"], line["epoch"], line["loss"]) for line in lines if "loss" in line] == [
+        (2, 0.5, 1.0),
+        (4, 1.0, 1.0),
+        (6, 1.5, 2.0),
+    ]
+    assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
+    assert [line["step"] for line in lines if "monitor" in line] == [0, 4, 6, 8]
+    with Log(path, 0, batch=8, steps_per_epoch=4):
         pass
     assert path.read_text() == ""
+
+
+def test_other_processes_log_nothing(tmp_path):
+    with Log(tmp_path / "metrics.jsonl", 0, batch=8, steps_per_epoch=4, writes=False) as log:
+        assert log.write(2, loss=1.0)["loss"] == 1
+    assert not list(tmp_path.iterdir())

@@ -1,16 +1,21 @@
+import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from scott_models.errors import DataError, Interrupted, RecipeError
-from scott_models.pretrain import Recipe, pretrain, train
+from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
+from scott_models.pretrain import Budget, Recipe, engine, pretrain, records, train
 
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
 
@@ -21,57 +26,83 @@ def recipe():
 
 
 def state(run):
-    return torch.load(run / "checkpoint.pt", weights_only=True)
+    return torch.load(max((run / "checkpoints").glob("step_*.pt")), weights_only=True)
 
 
 def same(a, b):
-    return all(torch.equal(a["objective"][name], tensor) for name, tensor in b["objective"].items())
+    return all(
+        torch.equal(a["objective"][part][name], tensor)
+        for part, tensors in b["objective"].items()
+        for name, tensor in tensors.items()
+    )
 
 
-def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path):
+def lines(run, kind="loss"):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if kind in line]
+
+
+def losses(run):
+    return [line["loss"] for line in lines(run)]
+
+
+def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path, capsys):
     out = tmp_path / "run"
     export = pretrain(recipe, [photos], out)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[-1]["epoch"] == 2
-    assert lines[-1]["lr"] == pytest.approx(1e-5)
-    assert lines[-1]["weight_decay"] == pytest.approx(0.4)
-    assert all(0 < line["loss"] < 10 for line in lines)
+    logged = lines(out)
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert logged[-1]["epoch"] == 2
+    assert logged[-1]["lr"] == pytest.approx(1e-5 * (4 / 128) ** 0.5)
+    assert logged[-1]["weight_decay"] == pytest.approx(0.4)
+    assert all(0 < line["loss"] < 10 and line["grad_norm"] > 0 and line["skipped"] == 0 for line in logged)
+    assert [line["step"] for line in lines(out, "monitor")] == [0, 3, 6]
+    assert "epoch 2: healthy" in capsys.readouterr().err
     assert Recipe.load(out / "recipe.toml") == recipe
-    assert {path.name for path in out.iterdir()} == {"recipe.toml", "metrics.jsonl", "checkpoint.pt", "export"}
+    assert {path.name for path in out.iterdir()} == {
+        *("recipe.toml", "environment.json", "metrics.jsonl", "README.md", "checkpoints", "export")
+    }
+    readme = (out / "README.md").read_text()
+    assert "| random weights |" in readme
+    assert "After update 6: healthy" in readme
+    (start,) = json.loads((out / "environment.json").read_text())
+    assert (start["images"], start["processes"], start["after"]) == (12, 1, 0)
 
     model = timm.create_model(f"local-dir:{export}", pretrained=True)
     assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
     assert model.pos_drop.p == 0
-    target = {
-        name.removeprefix("target_encoder."): tensor
-        for name, tensor in state(out)["objective"].items()
-        if name.startswith("target_encoder.")
-    }
+    target = state(out)["objective"]["target_encoder"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, target[name].bfloat16().float())
     assert load_file(export / "model.safetensors")["mask_token"].dtype == torch.bfloat16
 
 
+def test_the_context_encoder_may_be_exported_instead(recipe, photos, tmp_path):
+    export = pretrain(recipe, [photos], tmp_path / "run", export="context")
+    model = timm.create_model(f"local-dir:{export}", pretrained=True)
+    student = state(tmp_path / "run")["objective"]["student"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, student[f"context_encoder.{name}"].bfloat16().float())
+
+
 def test_training_learns(photos, tmp_path):
     """On the same few pictures the loss of the last epochs is well below that of the first."""
-    recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=8", "optim.peak_lr=0.001", "optim.final_ema=0.996"])
-    pretrain(recipe, [photos], tmp_path / "run")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    changes = ["optim.epochs=8", "optim.peak_lr=0.001", "optim.lr_scaling=none", "optim.final_ema=0.996"]
+    pretrain(Recipe.load("smoke", [*SMALL, *changes]), [photos], tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert sum(found[-6:]) < 0.8 * sum(found[:6])
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, monkeypatch):
     pretrain(recipe, [photos], tmp_path / "whole")
 
-    set_schedules = train.set_schedules
+    set_schedules = engine.set_schedules
 
     def interrupt(recipe, optimizer, step, total, steps):
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return set_schedules(recipe, optimizer, step, total, steps)
 
-    monkeypatch.setattr(train, "set_schedules", interrupt)
+    monkeypatch.setattr(engine, "set_schedules", interrupt)
     with pytest.raises(Interrupted, match="stopped after update 4 of 6 and saved; go on with --resume"):
         pretrain(recipe, [photos], tmp_path / "cut")
     assert state(tmp_path / "cut")["step"] == 4
@@ -81,11 +112,63 @@ def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, mon
         log.write(json.dumps({"step": 5, "loss": 0.0}) + '\n{"step": 6, "lo')  # logged, then lost with the power
     pretrain(recipe, [photos], tmp_path / "cut", resume=True)
     assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
-
-    def losses(run):
-        return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert lines(tmp_path / "cut", "monitor") == lines(tmp_path / "whole", "monitor")
+    assert [start["after"] for start in json.loads((tmp_path / "cut" / "environment.json").read_text())] == [0, 4]
+
+
+COMMAND = (sys.executable, "-c", "from scott_models.pretrain.__main__ import main; main()", "smoke", *SMALL)
+LONG = ("optim.epochs=10", "run.checkpoint_every=0", "monitor.every=3", "model.name=scott_3_16")
+
+
+def command(photos, out, *more):
+    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    arguments = [*COMMAND, *LONG, "--data", str(photos), "--out", str(out), *more]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def when(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_killed_at_any_moment_a_run_resumes_to_the_same_weights(photos, tmp_path):
+    """Killed after its first checkpoint, while a checkpoint is being written, and much later."""
+    whole = command(photos, tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    out = tmp_path / "cut"
+    checkpoints = out / "checkpoints"
+
+    def saved(step):
+        return lambda: any(int(path.stem.split("_")[1]) >= step for path in checkpoints.glob("step_*.pt"))
+
+    moments = (saved(1), lambda: (checkpoints / "partial").exists() and saved(8)(), saved(20))
+    for i, moment in enumerate(moments):
+        process = command(photos, out, *(["--resume"] if i else []))
+        when(moment, process)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        assert not (out / "export").exists()
+    last = command(photos, out, "--resume")
+    assert last.wait() == 0, last.stderr.read()
+    assert same(state(out), state(tmp_path / "whole"))
+    assert losses(out) == losses(tmp_path / "whole")
+    for process in (whole, last):
+        process.stderr.close()
+
+
+def test_sigterm_saves_and_leaves_with_a_sentence(photos, tmp_path):
+    process = command(photos, tmp_path / "run")
+    when(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2, process)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "and saved; go on with --resume" in told
+    assert "Traceback" not in told
 
 
 def test_another_seed_gives_other_weights(recipe, photos, tmp_path):
@@ -96,7 +179,7 @@ def test_another_seed_gives_other_weights(recipe, photos, tmp_path):
 
 def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(RecipeError, match=r"expected a run to resume \(checkpoint.pt and recipe.toml\), found none"):
+    with pytest.raises(RecipeError, match=r"expected a run to resume \(checkpoints and recipe.toml\), found none"):
         pretrain(recipe, [photos], out, resume=True)
     pretrain(recipe, [photos], out)
     before = (out / "metrics.jsonl").read_text()
@@ -105,70 +188,68 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     other = Recipe.load("smoke", [*SMALL, "model.name=scott_7_16"])
     with pytest.raises(RecipeError, match="model.name: 'scott_7_16' and 'scott_3_16'"):
         pretrain(other, [photos], out, resume=True)
-    assert (out / "metrics.jsonl").read_text() == before
     with pytest.raises(RecipeError, match="expected images for 6 updates, found images for 12; resume with the same"):
         pretrain(recipe, [photos, photos], out, resume=True)
-    (out / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="checkpoint.pt: expected a checkpoint of this run, found a damaged"):
+    assert (out / "metrics.jsonl").read_text() == before
+    for path in (out / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="found damaged or foreign files only"):
         pretrain(recipe, [photos], out, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["model.name=resnet50"], r"recipe.model.name: expected one of \('scott_3_16', .*got 'resnet50'"),
-        (["model.img_size=100"], "expected positive multiples of 16 pixels, got 100 x 100"),
-        (["model.img_size=16"], "more than 1 rows and columns of patches, got 1 x 1"),
-        (["mask.ratio=1.5"], "between 0 and 1, exclusive, got 1.5"),
-    ],
-)
-def test_settings_no_model_can_take(photos, tmp_path, changes, message):
-    with pytest.raises(RecipeError, match=message):
-        pretrain(Recipe.load("smoke", [*SMALL, *changes]), [photos], tmp_path / "run")
+def test_what_does_not_change_the_weights_may_change_on_the_way(recipe, photos, tmp_path):
+    pretrain(recipe, [photos], tmp_path / "run")
+    quiet = Recipe.load("smoke", [*SMALL, "run.log_every=3", "monitor.every=0"])
+    pretrain(quiet, [photos], tmp_path / "run", resume=True)
+
+
+def test_a_budget_is_kept_by_a_resumed_run(recipe, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "TIMED_SECONDS", 0.01)
+    budget = Budget(images_seen=48)
+    pretrain(recipe, [photos], tmp_path / "run", budget=budget)
+    assert "4 epochs chosen (48 images" in capsys.readouterr().err
+    assert lines(tmp_path / "run")[-1]["step"] == 12
+    assert Recipe.load(tmp_path / "run" / "recipe.toml").optim.epochs == 4
+    pretrain(recipe, [photos], tmp_path / "run", resume=True, budget=budget)
+    chosen = Recipe.load("smoke", [*SMALL, "optim.epochs=4", "optim.warmup_epochs=2"])
+    pretrain(chosen, [photos], tmp_path / "same")
+    assert same(state(tmp_path / "same"), state(tmp_path / "run"))
+
+
+def test_minutes(recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.Engine, "speed", lambda *_: 10.0)
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "monotonic", lambda: 1e-6 * next(ticks))
+    pretrain(recipe, [photos], tmp_path / "run", budget=Budget(minutes=0.05))
+    assert lines(tmp_path / "run")[-1]["step"] == round(0.05 * 60 * 0.98 * 10 / 4)
+
+
+def test_bad_images_are_left_out_when_asked(recipe, photos, tmp_path, capsys):
+    (photos / "red" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 13 images cannot be used:\n.*broken.png: expected an image"):
+        pretrain(recipe, [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    pretrain(recipe, [photos], tmp_path / "run", skip_bad=True)
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_inductive_training_leaves_the_test_split_alone(recipe, photos, tmp_path):
+    split = tmp_path / "split"
+    for i, path in enumerate(sorted(photos.glob("*/*.png"))):
+        target = split / ("test" if i % 3 == 0 else "train") / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    inductive = Recipe.load("smoke", [*SMALL, "data.splits=train"])
+    pretrain(inductive, [split], tmp_path / "run")
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert start["images"] == 8
 
 
 def test_mistakes_in_a_recipe_are_told_before_images_are_decoded(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "decode", None)
+    monkeypatch.setattr(train, "open_images", None)
     with pytest.raises(RecipeError, match="multiples of 16"):
         pretrain(Recipe.load("smoke", [*SMALL, "model.img_size=100"]), [photos], tmp_path / "run")
-
-
-def test_compiling_needs_a_compiler(recipe, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.shutil, "which", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"expected a C\+\+ compiler \(g\+\+\), found none; .*run.compile=false"):
-        pretrain(Recipe.load("smoke", [*SMALL, "run.compile=true"]), [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_compiled_run_computes_the_same(photos, tmp_path, monkeypatch):
-    compile_with = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
-    dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
-    for name, changes in (("eager", []), ("compiled", ["run.compile=true"])):
-        pretrain(Recipe.load("smoke", [*dry, *changes]), [photos], tmp_path / f"dry-{name}")
-    eager, compiled = (state(tmp_path / f"dry-{name}")["objective"] for name in ("eager", "compiled"))
-    for name, tensor in eager.items():
-        torch.testing.assert_close(compiled[name], tensor, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "hidden"),
-    [
-        (["mask.kind=random"], 2),
-        (["mask.blocks=masked"], 3),
-        (["mask.ratio=0.25"], 1),
-        (["data.views=none"], 2),
-        (["data.views=same"], 2),
-    ],
-)
-def test_settings_reach_the_objective(changes, hidden):
-    objective = train.build_objective(Recipe.load("smoke", [*SMALL, "model.img_size=32", *changes]))
-    crops = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    context, target, visible = objective.inputs(crops, torch.Generator().manual_seed(0))
-    assert torch.equal(context, target) == changes[0].startswith("data.views")
-    assert set((~visible).sum(dim=1).tolist()) == {hidden}
 
 
 def test_fewer_images_than_a_batch(photos, tmp_path):
@@ -177,25 +258,63 @@ def test_fewer_images_than_a_batch(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_vectors_are_not_decayed(recipe):
-    objective = train.build_objective(recipe)
-    groups = {
-        group["decayed"]: {id(p) for p in group["params"]} for group in train.build_optimizer(objective).param_groups
-    }
-    names = {id(p): name for name, p in objective.named_parameters()}
-    assert {names[i] for i in groups[False]} == {
-        "predictor.head.1.weight",
-        "predictor.head.1.bias",
-        "predictor.head.2.bias",
-    }
-    assert "context_encoder.mask_token" in {names[i] for i in groups[True]}
-    assert not any(names[i].startswith("target") for group in groups.values() for i in group)
+def test_a_loss_that_is_no_number_ends_the_run(recipe, photos, tmp_path, monkeypatch):
+    apply_gradients = engine.apply_gradients
+    calls = []
+
+    def spoil(optimizer, loss):
+        calls.append(1)
+        return apply_gradients(optimizer, loss * (float("nan") if len(calls) > 3 else 1))
+
+    monkeypatch.setattr(engine, "apply_gradients", spoil)
+    with pytest.raises(TrainingError, match=r"not finite in 3 updates in a row.*last good checkpoint is .*0003.pt"):
+        pretrain(recipe, [photos], tmp_path / "run")
 
 
-def test_every_epoch_sees_every_image_once_in_its_own_order(recipe):
-    epochs = [torch.cat([train.batch_index(recipe, 12, step, 3) for step in steps]) for steps in ((1, 2, 3), (4, 5, 6))]
-    assert all(order.sort().values.tolist() == list(range(12)) for order in epochs)
-    assert not torch.equal(*epochs)
+def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(content, file):
+        if isinstance(content, dict) and content.get("step", 0) > 3:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(records.torch, "save", full)
+    with pytest.raises(DataError, match="cannot be written .*No space left.*last good checkpoint is .*0003.pt"):
+        pretrain(recipe, [photos], tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "checkpoints" / "partial").exists()
+    pretrain(recipe, [photos], tmp_path / "run", resume=True)
+
+
+def test_trackers_get_the_same_figures(photos, tmp_path):
+    recipe = Recipe.load("smoke", [*SMALL, "run.trackers=tensorboard"])
+    pretrain(recipe, [photos], tmp_path / "run")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (tmp_path / "run" / "scott_models").glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    assert [event.value for event in accumulator.Scalars("loss")] == pytest.approx(losses(tmp_path / "run"))
+    assert len(accumulator.Scalars("rankme")) == 2
+
+
+def test_odd_images(recipe, tmp_path):
+    """Huge, wide, tiny, grey, CMYK, animated and doubled ones in one folder."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGB", (3000, 2500), "red").save(folder / "huge.jpg")
+    Image.new("RGB", (800, 20), "green").save(folder / "wide.png")
+    Image.new("RGB", (16, 16), "blue").save(folder / "tiny.png")
+    Image.new("L", (60, 50), 90).save(folder / "grey.png")
+    Image.new("CMYK", (60, 50), (9, 90, 9, 0)).save(folder / "cmyk.jpg")
+    frames = [Image.new("RGB", (60, 50), colour) for colour in ("cyan", "pink")]
+    frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:])
+    for i in range(2):
+        Image.new("RGB", (60, 50), "white").save(folder / f"twin{i}.png")
+    pretrain(recipe, [folder], tmp_path / "run")
+    assert all(0 < loss < 10 for loss in losses(tmp_path / "run"))
 
 
 def test_stop_requests_end_with_the_block():
@@ -207,4 +326,5 @@ def test_stop_requests_end_with_the_block():
         while not stop() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stop()
+        assert signal.getsignal(signal.SIGTERM) is before  # a second one kills
     assert signal.getsignal(signal.SIGTERM) is before

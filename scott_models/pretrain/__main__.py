@@ -1,0 +1,50 @@
+"""python -m scott_models.pretrain RECIPE section.field=value ... --data FOLDER --out RUN, also by `accelerate launch`.
+
+It needs no command-line library, so that it runs on a machine that has little more than torch, timm and accelerate.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import told_in_a_sentence
+from . import Budget, Recipe, pretrain
+
+EXAMPLES = """for example:
+  python -m scott_models.pretrain flowers102 --data photos --out runs/photos
+  python -m scott_models.pretrain flowers102 --data photos --out runs/photos --minutes 90 model.name=scott_3_16
+  python -m scott_models.pretrain flowers102 --data photos --out runs/photos --resume
+  accelerate launch --num_processes 8 -m scott_models.pretrain imagenet100 --data imagenet100:imagenet --out runs/in100
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scott_models.pretrain",
+        description="Pretrain a model on your own images with MIM-JEPA, no labels needed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="name of a recipe of the package, or the path of a TOML file")
+    parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
+    parser.add_argument("--data", action="append", required=True, help="a folder of images, or flowers102:ROOT, ...")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--minutes", type=float, help="fit epochs and schedules into this time")
+    parser.add_argument("--images-seen", type=int, help="fit epochs and schedules to this many images")
+    parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
+    parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
+    given = parser.parse_intermixed_args()
+    with told_in_a_sentence():
+        pretrain(
+            Recipe.load(given.recipe, given.changes),
+            given.data,
+            given.out,
+            given.resume,
+            budget=Budget.of(given.minutes, given.images_seen),
+            skip_bad=given.bad_images == "skip",
+            export=given.export,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Random numbers of each image's own, so that no image's depend on its batch, its process or a resume.
+
+Number k of an image is a hash of the image's seed and k, by splitmix64 (Steele, Lea and Flood, *Fast splittable
+pseudorandom number generators*, 2014): any number of streams in a few array operations, and none has a state to save.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GAMMA, MIX1, MIX2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class Draws:
+    """A stream of uniform numbers for each image of a batch.
+
+    Args:
+        seeds: uint64 (B,), the seed of each image.
+    """
+
+    def __init__(self, seeds: np.ndarray) -> None:
+        self.seeds = seeds
+        self.used = 0
+
+    @classmethod
+    def of(cls, generator: "torch.Generator | Draws", batch: int) -> "Draws":
+        """Draws themselves, or streams seeded by a torch generator, which moves on."""
+        if isinstance(generator, Draws):
+            return generator
+        return cls(torch.randint(2**63 - 1, (batch,), generator=generator).numpy().astype(np.uint64))
+
+    @classmethod
+    def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor) -> "Draws":
+        """The streams of images `indices` (B,) in `epochs` (B,), under a key of 64 bits."""
+        seeds = np.full(len(indices), key, dtype=np.uint64)
+        for part in (epochs, indices):
+            seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))
+        return cls(seeds)
+
+    def uniform(self, count: int) -> Tensor:
+        """The next numbers in [0, 1) of every stream: float64 (count, B)."""
+        number = np.arange(self.used + 1, self.used + count + 1, dtype=np.uint64)[:, None]
+        self.used += count
+        bits = _mix(self.seeds + GAMMA * number)
+        return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * MIX1
+    bits = (bits ^ (bits >> np.uint64(27))) * MIX2
+    return bits ^ (bits >> np.uint64(31))

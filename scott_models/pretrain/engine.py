@@ -1,0 +1,275 @@
+"""An objective on its devices, and what one update does to it. Devices, precision and processes are Accelerate's."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError, TrainingError, needs_extra
+from ..scott import MODELS
+from . import augment, masks
+from .draws import Draws
+from .loader import Crops, Order, key, load
+from .objective import MIMJEPA
+from .predictor import Predictor
+from .recipe import Recipe, require
+from .schedules import linear, warmup_flat_cosine
+
+T = TypeVar("T")
+BAD_UPDATES = 3  # in a row, after which the run stops
+WARM_UPDATES, TIMED_SECONDS = 3, 15
+
+
+class Engine:
+    """Objective, optimiser and Accelerate, put together as a recipe says.
+
+    Raises:
+        RecipeError: settings that no model, mask or machine can take.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        with needs_extra("train"):
+            from accelerate import Accelerator
+
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=recipe.run.precision,
+                gradient_accumulation_steps=recipe.run.accumulate,
+                log_with=list(recipe.run.trackers) or None,
+                project_dir=out,
+            )
+        except ValueError as error:
+            raise RecipeError(f"recipe.run: {error}") from error
+        if len(self.accelerator.log_with) < len(recipe.run.trackers):
+            raise RecipeError(f"recipe.run.trackers: expected installed trackers, got {list(recipe.run.trackers)}")
+        self.device: torch.device = self.accelerator.device
+        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        torch.manual_seed(seed_for(recipe, "weights", 0))
+        self.objective = build_objective(recipe).to(self.device, memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(self.objective)
+        self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
+        self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
+        if self.processes > 1:
+            for name in self.trained:  # the rest, a teacher, is every process's own
+                setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
+        self.compute_loss = compiled(self.objective, recipe, self.device)
+        self.in_a_row = torch.zeros((), device=self.device)
+        self.skipped = torch.zeros((), device=self.device)
+
+    def order(self, recipe: Recipe, images: int) -> Order:
+        """Which images this process sees when.
+
+        Raises:
+            RecipeError: a batch that processes and parts cannot share equally.
+        """
+        pieces = self.processes * recipe.run.accumulate
+        fits = recipe.optim.batch_size % pieces == 0
+        require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
+        return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
+
+    def update(
+        self, recipe: Recipe, batch: Iterable[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
+    ) -> dict[str, Any]:
+        """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
+
+        Returns:
+            lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
+        """
+        lr, weight_decay = set_schedules(recipe, self.optimizer, step, total, steps_per_epoch)
+        torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
+        losses = []
+        for where, crops in batch:
+            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *where.unbind(1))
+            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
+            with self.accelerator.accumulate(*(getattr(self.objective, name) for name in self.trained)):
+                with self.accelerator.autocast():
+                    loss = self.compute_loss(*inputs)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        grad_norm, skipped = apply_gradients(self.optimizer, loss)
+        self.objective.after_step(step, total)
+        self.in_a_row = (self.in_a_row + skipped) * skipped
+        self.skipped += skipped
+        return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
+
+    def on_host(self, values: dict[str, Any]) -> dict[str, float]:
+        """What `update` returned as plain numbers, with the updates skipped so far; waits for the device."""
+        return {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
+
+    def check(self, last_good: Callable[[], str]) -> None:
+        """Wait for the device and look.
+
+        Raises:
+            TrainingError: three updates in a row were skipped because a gradient was not finite.
+        """
+        if self.in_a_row.item() >= BAD_UPDATES:
+            raise TrainingError(
+                f"the loss or a gradient was not finite in {BAD_UPDATES} updates in a row; lower optim.peak_lr or set "
+                f"run.precision=no; {last_good()}"
+            )
+
+    def speed(self, recipe: Recipe, order: Order, crops: Crops) -> float:
+        """Images a second, of some updates that leave no trace.
+
+        Every process times as many updates as the first one decides.
+        """
+        before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
+        batches = zip(count(1), load(order, crops, 1, sys.maxsize, recipe.run.workers))
+        seconds = 0.0
+        for step, batch in batches:
+            started = time.monotonic()
+            self.update(recipe, batch, step, sys.maxsize, order.steps)["loss"].item()
+            seconds = self.agreed(time.monotonic() - started)
+            if step == WARM_UPDATES:
+                break
+        updates = max(3, round(TIMED_SECONDS / seconds))
+        started = time.monotonic()
+        for _ in range(updates):
+            step, batch = next(batches)
+            loss = self.update(recipe, batch, step, sys.maxsize, order.steps)["loss"]
+        loss.item()
+        speed = updates * order.batch / self.agreed(time.monotonic() - started)
+        for name, part in self.parts.items():
+            part.load_state_dict(before[name])
+        self.optimizer.state.clear()
+        self.in_a_row.zero_()
+        self.skipped.zero_()
+        return speed
+
+    def agreed(self, value: T) -> T:
+        """The first process's value, on all."""
+        if self.processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is True on any process; all must ask."""
+        if self.processes == 1:
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Let the optimiser step and forget the gradients, unless the loss or one of them is not finite.
+
+    The decision stays on the device: fused AdamW takes it as `found_inf`, as a gradient scaler would give it.
+
+    Returns:
+        the gradients' norm, and 1 if the step was skipped, else 0: scalars on the device.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    skipped = 1 - (norm.isfinite() & loss.isfinite()).float()
+    optimizer.found_inf = skipped
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm, skipped
+
+
+def build_objective(recipe: Recipe) -> MIMJEPA:
+    """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
+
+    Raises:
+        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
+    """
+    model, mask = recipe.model, recipe.mask
+    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
+    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
+    draw_mask = partial(kind, ratio=mask.ratio)
+    try:
+        encoder = timm.create_model(
+            model.name,
+            img_size=model.img_size,
+            use_mask_token=True,
+            pos_drop_rate=model.pos_drop,
+            proj_drop_rate=model.proj_drop,
+            attn_drop_rate=model.attn_drop,
+            drop_path_rate=model.drop_path,
+        )
+        draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
+    except ValueError as error:
+        raise RecipeError(f"recipe: {error}") from error
+    predictor = Predictor(
+        encoder.embed_dim,
+        encoder.patch_embed.grid_size,
+        num_heads=encoder.blocks[0].attn.num_heads,
+        encoder_depth=len(encoder.blocks),
+        depth=model.predictor_depth,
+        pos_drop=model.pos_drop,
+        proj_drop=model.proj_drop,
+        attn_drop=model.attn_drop,
+        drop_path=model.drop_path,
+    )
+    return MIMJEPA(
+        encoder,
+        predictor,
+        views=partial(augment.two_views, mode=recipe.data.views),
+        mask=draw_mask,
+        ema=(recipe.optim.start_ema, recipe.optim.final_ema),
+    )
+
+
+def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
+    """AdamW as in the released code: vectors and biases are not decayed, everything else is, the mask token too."""
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "decayed": True},
+        {"params": [p for p in trained if p.ndim <= 1], "decayed": False, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def set_schedules(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
+) -> tuple[float, float]:
+    """Set what update `step` uses; returns its learning rate and weight decay."""
+    optim = recipe.optim
+    lr = optim.lr_factor * warmup_flat_cosine(
+        step,
+        total=total,
+        warmup=round(optim.warmup_epochs * steps_per_epoch),
+        start=optim.start_lr,
+        peak=optim.peak_lr,
+        final=optim.final_lr,
+        flat=optim.flat,
+    )
+    weight_decay = linear(step, total=total, start=optim.start_weight_decay, final=optim.final_weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+    return lr, weight_decay
+
+
+def compiled(objective: nn.Module, recipe: Recipe, device: torch.device) -> Any:
+    """The objective, by torch.compile if the recipe asks for it, after a look whether it can work.
+
+    Raises:
+        RecipeError: no C++ compiler on a machine without a GPU.
+    """
+    if recipe.run.compile == "off" or (recipe.run.compile == "auto" and device.type != "cuda"):
+        return objective
+    if device.type != "cuda" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise RecipeError(
+            "recipe.run.compile: expected a C++ compiler (g++), found none; install it or set run.compile=off"
+        )
+    return torch.compile(objective)
+
+
+def seed_for(recipe: Recipe, purpose: str, number: int) -> int:
+    """A seed for torch's own generator, which takes 63 bits."""
+    return int(key(recipe.run.seed, purpose, number)) >> 1

@@ -1,0 +1,146 @@
+"""Is the run alive? The loss does not tell: it may fall while all features become one. Features and probes do.
+
+Every figure stands beside that of the same encoder before its first update (random weights): colours alone say much
+about some data sets, so a probe's score means nothing without it.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..probe import knn, ridge
+from .augment import centre_crops, normalize
+from .recipe import Recipe
+from .store import Images
+
+BATCH = 64
+HELD_OUT = 5  # one image of five
+DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
+COLLAPSED_SHARE = 0.5  # of the random weights' rank or spread
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the frozen, average-pooled features of images look like.
+
+    Attributes:
+        rankme: effective number of dimensions used, 1 to D (Garrido and others, 2023): exp of the entropy of the
+            singular values' shares.
+        spread: standard deviation over images of the features scaled to length 1, times sqrt(D), mean over dimensions:
+            1 if they point everywhere alike, 0 if all are the same.
+        cosine: mean cosine between two images, -1 to 1.
+        knn, ridge: top-1 % on the held-out images; None without labels.
+    """
+
+    rankme: float
+    spread: float
+    cosine: float
+    knn: float | None = None
+    ridge: float | None = None
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Health":
+        """Of features (n, D)."""
+        count, dim = features.shape
+        share = torch.linalg.svdvals(features.double())
+        share = share / share.sum()
+        rankme = torch.exp(-torch.special.xlogy(share, share).sum())
+        unit = nn.functional.normalize(features.double(), dim=1)
+        spread = unit.std(dim=0, correction=0).mean() * dim**0.5
+        cosine = (unit.sum(dim=0).square().sum() - count) / (count * (count - 1))
+        return cls(rankme.item(), spread.item(), cosine.item())
+
+    def better_than(self, other: "Health") -> bool:
+        """By kNN, or without labels by RankMe."""
+        return self.rankme > other.rankme if self.knn is None or other.knn is None else self.knn > other.knn
+
+
+def verdict(now: Health, control: Health) -> str:
+    """One line: healthy, partial collapse or dead, with the figures it rests on beside those of random weights."""
+    figures = f"RankMe {now.rankme:.1f} ({control.rankme:.1f}), spread {now.spread:.2f} ({control.spread:.2f})"
+    figures += f", mean cosine {now.cosine:.2f} ({control.cosine:.2f})"
+    if now.knn is not None and now.ridge is not None and control.knn is not None and control.ridge is not None:
+        figures += f", kNN {now.knn:.1f} ({control.knn:.1f}), ridge {now.ridge:.1f} ({control.ridge:.1f})"
+    figures += "; in brackets: random weights"
+    if not np.isfinite(now.rankme) or now.rankme < DEAD_RANK or now.spread < DEAD_SPREAD:
+        return f"dead, all images have nearly the same features: {figures}"
+    if now.rankme < COLLAPSED_SHARE * control.rankme or now.spread < COLLAPSED_SHARE * control.spread:
+        return f"partial collapse, fewer directions are used than by random weights: {figures}"
+    if now.knn is not None and now.knn <= (control.knn or 0) and (now.ridge or 0) <= (control.ridge or 0):
+        return f"healthy features, but no better than random weights yet: {figures}"
+    return f"healthy: {figures}"
+
+
+class Monitor:
+    """Measures an encoder on a fixed choice of images.
+
+    Labels are used if every image outside the test split has one, of at least two classes: features of four images of
+    five train the probes, those of the fifth score them. Test images are left out then, unless `test` asks for them to
+    be what is scored. Without labels any image may be chosen. Exact copies of an earlier image are never chosen.
+
+    Args:
+        autocast: makes the context of the forward passes.
+    """
+
+    def __init__(
+        self, images: Images, recipe: Recipe, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.images, self.device, self.autocast = images, device, autocast
+        self.size = recipe.model.img_size
+        rng = np.random.default_rng(recipe.run.seed)
+        self.train, self.held_out = choose(images, recipe.monitor.images, recipe.monitor.test, rng)
+        labels = np.array([str(sample.label) for sample in images.samples])
+        self.train_labels, self.held_out_labels = labels[self.train], labels[self.held_out]
+
+    @torch.no_grad()
+    def __call__(self, encoder: Any) -> Health:
+        """Health of an encoder's features, in eval mode; the encoder's own mode is left as it was."""
+        was_training = encoder.training
+        encoder.eval()
+        chosen = [*self.train, *self.held_out]
+        pooled = []
+        for start in range(0, len(chosen), BATCH):
+            crops = centre_crops([self.images[i] for i in chosen[start : start + BATCH]], self.size)
+            with self.autocast():
+                features = encoder.forward_features(normalize(crops.to(self.device).float() / 255))
+            pooled.append(features.float().mean(dim=1).cpu())
+        encoder.train(was_training)
+        features = torch.cat(pooled)
+        health = Health.of(features) if features.isfinite().all() else Health(float("nan"), 0.0, 1.0)
+        if not self.held_out or not features.isfinite().all():
+            return health
+        train, test = (part.numpy() for part in (features[: len(self.train)], features[len(self.train) :]))
+        scores = [
+            100 * float((probe(train, self.train_labels, test) == self.held_out_labels).mean())
+            for probe in (knn, ridge)
+        ]
+        return Health(health.rankme, health.spread, health.cosine, *scores)
+
+
+def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Which images train the probes and which score them; without usable labels all are in the first."""
+    order = [int(i) for i in rng.permutation(len(images)) if not images.copies[i]]
+    samples = images.samples
+    usable = [i for i in order if samples[i].split != "test"]
+    classes: dict[str | None, list[int]] = {}
+    for i in usable:
+        classes.setdefault(samples[i].label, []).append(i)
+    classes = {label: members for label, members in classes.items() if len(members) > 1}
+    if None in classes or len(classes) < 2 or any(samples[i].label is None for i in usable):
+        return order[:count], []
+    if test:
+        held_out = [i for i in order if samples[i].split == "test" and samples[i].label in classes]
+        return [i for members in classes.values() for i in members][:count], held_out[:count]
+    each = max(2, count // len(classes))
+    train, held_out = [], []
+    for members in list(classes.values())[: count // 2]:
+        taken = members[:each]
+        scored = max(1, len(taken) // HELD_OUT)
+        held_out += taken[:scored]
+        train += taken[scored:]
+    return train, held_out

@@ -1,0 +1,46 @@
+import pytest
+
+from scott_models.errors import RecipeError
+from scott_models.pretrain import Budget, Recipe
+from scott_models.pretrain.loader import Order
+
+ORDER = Order(count=1030, batch=100, seed=0)  # 10 updates, 1,000 images an epoch
+
+
+def test_images_seen(capsys):
+    recipe = Budget(images_seen=40_000).fit(Recipe(), ORDER, speed=50, spent=100, monitor=3)
+    assert recipe.optim.epochs == 40
+    assert recipe.optim.warmup_epochs == pytest.approx(40 * 40 / 300)
+    assert (
+        "50.0 images/s measured; 40 epochs chosen (40,000 images, warm-up 5.33 epochs), until"
+        in capsys.readouterr().err
+    )
+
+
+def test_minutes_pay_for_everything():
+    """Start, monitors and a reserve of 2 % come out of the time; the rest goes to images."""
+    recipe = Recipe.load("smoke", ["monitor.every=5"])
+    optim = Budget(minutes=60).fit(recipe, ORDER, speed=50, spent=100, monitor=10).optim
+    seconds = 100 + optim.epochs * 1000 / 50 + (1 + optim.epochs / 5) * 10
+    assert seconds == pytest.approx(0.98 * 3600, abs=1)
+    unwatched = Recipe.load("smoke", ["monitor.every=0"])
+    optim = Budget(minutes=60).fit(unwatched, ORDER, speed=50, spent=100, monitor=0).optim
+    assert 100 + optim.epochs * 20 == pytest.approx(0.98 * 3600, abs=1)
+
+
+def test_part_of_an_epoch_is_enough():
+    assert Budget(images_seen=500).fit(Recipe(), ORDER, speed=1, spent=0, monitor=0).optim.epochs == 0.5
+
+
+def test_too_little():
+    for budget in (Budget(minutes=1), Budget(images_seen=20)):
+        with pytest.raises(RecipeError, match="expected enough for one update, found 1.0 images/s and 1.0 min"):
+            budget.fit(Recipe(), ORDER, speed=1, spent=61, monitor=0)
+
+
+def test_one_of_the_two():
+    assert Budget.of(None, None) is None
+    assert Budget.of(5, None) == Budget(minutes=5)
+    for given in ((None, None), (5, 100), (0, None), (None, -3)):
+        with pytest.raises(RecipeError, match="expected minutes or images_seen, one of them and above 0"):
+            Budget(*given)

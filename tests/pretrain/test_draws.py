@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from scott_models.pretrain.draws import Draws
+
+
+def keyed(key, epochs, indices):
+    return Draws.keyed(np.uint64(key), torch.tensor(epochs), torch.tensor(indices))
+
+
+def test_splitmix64():
+    """The first outputs of the published generator for seed 1234567."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    drawn = Draws(np.array([1234567], dtype=np.uint64)).uniform(4)[:, 0]
+    assert drawn.tolist() == [(number >> 11) * 2.0**-53 for number in expected]
+
+
+def test_an_image_draws_the_same_in_any_company():
+    together = keyed(5, [0, 0, 3], [7, 8, 7])
+    first, second = together.uniform(4), together.uniform(2)
+    alone = keyed(5, [3], [7])
+    assert torch.equal(alone.uniform(4), first[:, 2:])
+    assert torch.equal(alone.uniform(2), second[:, 2:])
+    assert len(set(torch.cat([first, second]).flatten().tolist())) == 18  # other images, epochs and numbers differ
+    assert not torch.equal(keyed(6, [3], [7]).uniform(4), first[:, 2:])
+
+
+def test_numbers_are_uniform_and_unrelated():
+    """Neighbouring images, epochs and numbers, which is where a weak hash would show."""
+    images = 20_000
+    drawn = torch.cat([keyed(0, [epoch] * images, range(images)).uniform(3) for epoch in (0, 1)])
+    assert (drawn >= 0).all()
+    assert (drawn < 1).all()
+    counts = torch.stack([torch.histc(row, bins=20, min=0, max=1) for row in drawn])
+    chi_square = ((counts - images / 20) ** 2 / (images / 20)).sum(dim=1)
+    assert (chi_square < 43.8).all()  # 99.9 % of 19 degrees of freedom
+    correlation = torch.corrcoef(torch.cat([drawn, drawn.roll(1, dims=1)]))
+    assert (correlation - torch.eye(12)).abs().max() < 5 / images**0.5
+
+
+def test_a_generator_seeds_a_stream_for_each_image():
+    generator = torch.Generator().manual_seed(3)
+    first, second = (Draws.of(generator, 4).uniform(2) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(Draws.of(torch.Generator().manual_seed(3), 4).uniform(2), first)
+    draws = Draws.of(generator, 4)
+    assert Draws.of(draws, 4) is draws
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_shapes(count):
+    assert keyed(0, [0, 0], [1, 2]).uniform(count).shape == (count, 2)

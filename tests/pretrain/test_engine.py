@@ -1,0 +1,187 @@
+import math
+
+import pytest
+import torch
+
+from scott_models.data import find_samples
+from scott_models.errors import RecipeError, TrainingError
+from scott_models.pretrain import Recipe, engine, store
+from scott_models.pretrain.loader import Crops
+
+SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
+
+
+@pytest.fixture
+def recipe():
+    return Recipe.load("smoke", SMALL)
+
+
+@pytest.fixture
+def running(recipe, tmp_path):
+    return engine.Engine(recipe, tmp_path)
+
+
+def batch(count=4, fill=None):
+    crops = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    where = torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1)
+    return where, crops
+
+
+def weights(running):
+    return {name: tensor.clone() for name, tensor in running.objective.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.name=resnet50"], r"recipe.model.name: expected one of \('scott_3_16', .*got 'resnet50'"),
+        (["model.img_size=100"], "expected positive multiples of 16 pixels, got 100 x 100"),
+        (["model.img_size=16"], "more than 1 rows and columns of patches, got 1 x 1"),
+        (["mask.ratio=1.5"], "between 0 and 1, exclusive, got 1.5"),
+        (["run.trackers=notes"], "notes"),
+    ],
+)
+def test_settings_no_run_can_take(tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        engine.Engine(Recipe.load("smoke", [*SMALL, *changes]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hidden"),
+    [
+        (["mask.kind=random"], 2),
+        (["mask.blocks=masked"], 3),
+        (["mask.ratio=0.25"], 1),
+        (["data.views=none"], 2),
+        (["data.views=same"], 2),
+    ],
+)
+def test_settings_reach_the_objective(changes, hidden):
+    objective = engine.build_objective(Recipe.load("smoke", [*SMALL, *changes]))
+    crops = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    context, target, visible = objective.inputs(crops, torch.Generator().manual_seed(0))
+    assert torch.equal(context, target) == changes[0].startswith("data.views")
+    assert set((~visible).sum(dim=1).tolist()) == {hidden}
+
+
+def test_vectors_are_not_decayed(recipe):
+    objective = engine.build_objective(recipe)
+    groups = {
+        group["decayed"]: {id(p) for p in group["params"]} for group in engine.build_optimizer(objective).param_groups
+    }
+    names = {id(p): name for name, p in objective.named_parameters()}
+    assert {names[i] for i in groups[False]} == {
+        "student.predictor.head.1.weight",
+        "student.predictor.head.1.bias",
+        "student.predictor.head.2.bias",
+    }
+    assert "student.context_encoder.mask_token" in {names[i] for i in groups[True]}
+    assert not any(names[i].startswith("target") for group in groups.values() for i in group)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch_size", "factor"),
+    [("sqrt", 128, 1), ("sqrt", 32, 0.5), ("linear", 32, 0.25), ("none", 32, 1), ("sqrt", 512, 2)],
+)
+def test_learning_rate_by_batch_size(scaling, batch_size, factor):
+    recipe = Recipe.load("flowers102", [f"optim.lr_scaling={scaling}", f"optim.batch_size={batch_size}"])
+    optimizer = torch.optim.AdamW([{"params": [torch.zeros(1, requires_grad=True)], "decayed": True}])
+    for step, lr in ((400, 5e-4), (3000, 1e-5)):
+        assert engine.set_schedules(recipe, optimizer, step, 3000, 10)[0] == pytest.approx(factor * lr)
+
+
+def test_only_the_student_is_wrapped_for_several_processes(running):
+    assert running.trained == ["student"]
+    assert set(running.parts) == {"student", "target_encoder"}
+
+
+def test_parts_of_a_batch_make_the_whole(tmp_path):
+    """Without dropout, gradients gathered in two parts are those of the batch."""
+    dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
+    where, crops = batch()
+    results = []
+    for parts in (1, 2):
+        recipe = Recipe.load("smoke", [*dry, f"run.accumulate={parts}"])
+        running = engine.Engine(recipe, tmp_path)
+        values = running.update(recipe, list(zip(where.chunk(parts), crops.chunk(parts))), 1, 10, 5)
+        results.append((weights(running), values["loss"].item(), values["grad_norm"].item()))
+    (whole, loss, norm), (parted, parted_loss, parted_norm) = results
+    assert parted_loss == pytest.approx(loss, abs=1e-6)
+    assert parted_norm == pytest.approx(norm, rel=1e-4)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parted[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path):
+    recipe = Recipe.load("smoke", [*SMALL, "run.accumulate=3"])
+    with pytest.raises(RecipeError, match=r"batch_size: expected a multiple of 3 \(processes times parts\), got 4"):
+        engine.Engine(recipe, tmp_path).order(recipe, 12)
+
+
+def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
+    """Neither weights nor the optimiser's moments and counts notice; three in a row end the run."""
+    compute = running.compute_loss
+    running.update(recipe, [batch()], 1, 10, 5)
+    before = weights(running)
+    moments = {
+        i: {k: v.clone() for k, v in state.items()} for i, state in running.optimizer.state_dict()["state"].items()
+    }
+    for bad in (math.nan, math.inf):
+        running.compute_loss = lambda *inputs, bad=bad: compute(*inputs) * bad
+        values = running.update(recipe, [batch()], 2, 10, 5)
+        assert not torch.isfinite(values["loss"])
+        running.check(lambda: "")
+    after = weights(running)
+    assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("student"))
+    for i, state in running.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[name], moments[i][name]) for name in state)
+    running.compute_loss = compute
+    values = running.update(recipe, [batch()], 3, 10, 5)
+    assert running.on_host(values)["skipped"] == 2
+    assert not same(weights(running), before)
+    running.compute_loss = lambda *inputs: compute(*inputs) * math.nan
+    for step in (4, 5):
+        running.update(recipe, [batch()], step, 10, 5)
+        running.check(lambda: "")  # two before and two now, but not in a row
+    running.update(recipe, [batch()], 6, 10, 5)
+    with pytest.raises(TrainingError, match="not finite in 3 updates in a row; lower optim.peak_lr .*; the last is x"):
+        running.check(lambda: "the last is x")
+
+
+def test_timing_leaves_no_trace(recipe, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(engine, "TIMED_SECONDS", 0.01)
+    images = store.open_images(find_samples([photos]), 36)
+    fresh, timed = engine.Engine(recipe, tmp_path), engine.Engine(recipe, tmp_path)
+    crops = Crops(images, 32, 0)
+    assert timed.speed(recipe, timed.order(recipe, 12), crops) > 0
+    assert same(weights(fresh), weights(timed))
+    one = batch()
+    for running in (fresh, timed):
+        running.update(recipe, [one], 1, 10, 5)
+    assert same(weights(fresh), weights(timed))
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    with pytest.raises(RecipeError, match=r"expected a C\+\+ compiler \(g\+\+\), found none; .*run.compile=off"):
+        engine.Engine(Recipe.load("smoke", [*SMALL, "run.compile=on"]), tmp_path)
+
+
+def test_compiled_computes_the_same(tmp_path, monkeypatch):
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
+    where = batch()
+    results = []
+    for choice in ("off", "on"):
+        recipe = Recipe.load("smoke", [*dry, f"run.compile={choice}"])
+        running = engine.Engine(recipe, tmp_path)
+        for step in (1, 2, 3):
+            running.update(recipe, [where], step, 10, 5)
+        results.append(weights(running))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=0, atol=1e-5)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from scott_models.data import find_samples
+from scott_models.pretrain import store
+from scott_models.pretrain.loader import Crops, Order, key, load
+
+
+@pytest.fixture
+def images(photos):
+    return store.open_images(find_samples([photos]), 36)
+
+
+def test_every_epoch_sees_every_image_once_in_its_own_order():
+    order = Order(count=13, batch=4, seed=0)
+    assert order.steps == 3
+    epochs = [[place for step in steps for place in order.of_update(step)] for steps in ((1, 2, 3), (4, 5, 6))]
+    for number, epoch in enumerate(epochs):
+        assert {where for where, _ in epoch} == {number}
+        assert len({index for _, index in epoch}) == 12
+        assert max(index for _, index in epoch) <= 12
+    assert [i for _, i in epochs[0]] != [i for _, i in epochs[1]]
+    assert Order(count=13, batch=4, seed=1).of_update(1) != order.of_update(1)
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(2, 1), (1, 2), (2, 3)])
+def test_processes_and_parts_share_a_batch(processes, parts):
+    whole = Order(count=30, batch=12, seed=0)
+    pieces = [list(Order(30, 12, 0, rank, processes, parts).pieces(2, 3)) for rank in range(processes)]
+    for update in (0, 1):
+        shared = [place for rank in pieces for piece in rank[update * parts : (update + 1) * parts] for place in piece]
+        assert sorted(shared) == sorted(whole.of_update(2 + update))
+    assert {len(piece) for rank in pieces for piece in rank} == {12 // processes // parts}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_do_not_depend_on_who_makes_them(images, monkeypatch, workers):
+    order = Order(count=12, batch=6, seed=3)
+    crops = Crops(images, 32, seed=3)
+    expected = [batch for [batch] in load(order, crops, 1, 4, workers=0)]
+    monkeypatch.setattr(store, "LARGEST", 1)
+    for path in store.cache_folder().glob("*/index"):
+        path.unlink()
+    streamed = store.open_images(images.samples, 36)
+    assert streamed.pixels is None
+    for (where, made), (where_again, again) in zip(
+        expected, (b for [b] in load(order, Crops(streamed, 32, 3), 1, 4, workers))
+    ):
+        assert torch.equal(where, where_again)
+        assert torch.equal(made, again)
+    resumed = [batch for [batch] in load(order, crops, 3, 4, workers=0)]
+    assert all(torch.equal(a, b) for late, again in zip(expected[2:], resumed) for a, b in zip(late, again))
+    halves = [torch.cat([c for _, c in parts]) for parts in load(Order(12, 6, 3, parts=2), crops, 1, 4, workers=0)]
+    assert all(torch.equal(whole, half) for (_, whole), half in zip(expected, halves))
+
+
+def test_keys_differ():
+    keys = {int(key(seed, purpose, number)) for seed in (0, 1) for purpose in ("crop", "order") for number in (0, 1)}
+    assert len(keys) == 8

@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scott_models.pretrain import __main__, train
+
+SMALL = ["model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no"]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scott_models.pretrain", *map(str, arguments)])
+    __main__.main()
+
+
+def test_recipe_changes_and_options_in_any_order(photos, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "smoke", "--data", photos, *SMALL, "--out", tmp_path / "run", "--export", "context")
+    assert f"local-dir:{tmp_path / 'run' / 'export'}" in capsys.readouterr().out
+    run(monkeypatch, "smoke", *SMALL, "--data", photos, "--out", tmp_path / "run", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flower", "--data", "x", "--out", "y"], "scott: recipe: expected one of"),
+        (["smoke", "--data", "nowhere", "--out", "y", *SMALL], "scott: nowhere: expected a folder of images"),
+        (["smoke", "--data", "x", "--out", "y", "--minutes", "0"], "scott: budget: expected minutes"),
+        (["smoke", "--out", "y"], "required: --data"),
+    ],
+)
+def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_status:
+        run(monkeypatch, *arguments)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_examples(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--help")
+    assert "accelerate launch --num_processes 8 -m scott_models.pretrain" in capsys.readouterr().out
+
+
+WITHOUT = """
+import sys
+for name in ("tyro", "rich", "sklearn", "datasets", "scipy", "tensorboard", "pandas", "matplotlib"):
+    sys.modules[name] = None  # an import of it fails
+from scott_models.pretrain.__main__ import main
+main()
+"""
+
+
+def test_training_needs_little(photos, tmp_path):
+    """torch, torchvision, timm, accelerate, safetensors, einops, numpy and pillow; nothing for a command line."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[2])}
+    arguments = ["smoke", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]
+    command = [sys.executable, "-c", WITHOUT, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()

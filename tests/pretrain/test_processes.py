@@ -1,0 +1,111 @@
+"""Two processes on a CPU (gloo) do what one does at the same global batch; without dropout, which they draw apart."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scott_models.pretrain import train
+
+DRY = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
+RECIPE = [
+    "model.img_size=32",
+    "model.predictor_depth=1",
+    "optim.batch_size=4",
+    "optim.epochs=7",
+    "run.precision=no",
+    *DRY,
+]
+UPDATES = 21
+
+PROCESS = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from scott_models.errors import Interrupted
+from scott_models.pretrain import Recipe, engine
+from scott_models.pretrain.train import Run
+
+photos, out, resume, stop, *changes = sys.argv[1:]
+set_schedules = engine.set_schedules
+
+def interrupt(recipe, optimizer, step, *rest):
+    if step == int(stop) and run.engine.rank == run.engine.processes - 1:  # one process is asked, all must stop
+        os.kill(os.getpid(), signal.SIGINT)
+    return set_schedules(recipe, optimizer, step, *rest)
+
+engine.set_schedules = interrupt
+run = Run(Recipe.load("smoke", changes), [photos], Path(out), resume == "resume", None, False, "target")
+try:
+    run.train()
+except Interrupted as stopped:
+    print(stopped)
+torch.save(run.engine.parts["target_encoder"].state_dict(), Path(out) / f"teacher{run.engine.rank}.pt")
+"""
+
+
+@pytest.fixture
+def launch(photos, tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+
+    def run(processes, out, *changes, resume=False, stop=0):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), str(script)]
+        arguments = [str(photos), str(tmp_path / out), "resume" if resume else "new", str(stop), *RECIPE, *changes]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(train.__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "MASTER_PORT": "0",
+        }
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / out
+
+    return run
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def close(run, expected):
+    assert len(losses(run)) == len(losses(expected))
+    for ours, theirs in zip(losses(run), losses(expected)):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    weights, expected_weights = (
+        torch.load(max((folder / "checkpoints").glob("step_*.pt")), weights_only=True)["objective"]
+        for folder in (run, expected)
+    )
+    for part, tensors in expected_weights.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(weights[part][name], tensor, rtol=0, atol=1e-5)
+
+
+def same_teachers(run):
+    first, second = (torch.load(run / f"teacher{rank}.pt", weights_only=True) for rank in (0, 1))
+    return all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def test_two_processes_do_what_one_does(launch):
+    one = launch(1, "one")
+    assert len(losses(one)) == UPDATES
+    two = launch(2, "two")
+    close(two, one)
+    assert same_teachers(two)
+    close(launch(2, "parts", "run.accumulate=2"), one)
+
+    down = launch(2, "down", stop=10)
+    assert len(losses(down)) == 10
+    assert same_teachers(down)
+    close(launch(1, "down", resume=True), one)
+    launch(1, "up", stop=10)
+    up = launch(2, "up", resume=True)
+    close(up, one)
+    assert same_teachers(up)

@@ -1,0 +1,142 @@
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scott_models.data import find_samples
+from scott_models.errors import DataError
+from scott_models.pretrain import store
+
+
+@pytest.fixture
+def samples(photos):
+    return find_samples([photos])
+
+
+def cached():
+    return list(store.cache_folder().iterdir())
+
+
+def test_decoded_images_keep_their_shapes(photos):
+    gradient = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
+    Image.fromarray(gradient).save(photos / "red" / "0.png")
+    images = store.open_images(find_samples([photos]), 36)
+    assert len(images) == 12
+    assert images[0].dtype == torch.uint8
+    assert images[0].shape == (3, 36, 40)  # reduced from 72 x 80
+    small = [sample.image for sample in images.samples].index(photos / "red" / "0.png")
+    assert images[small].shape == (3, 40, 30)
+    assert torch.equal(images[small], torch.from_numpy(gradient).permute(2, 0, 1))  # never enlarged
+    blue, red = (images[i].float().mean(dim=(1, 2)) for i in (0, 11))
+    assert blue.argmax() == 2
+    assert red.argmax() == 0
+
+
+def test_the_next_run_finds_them_decoded(samples, monkeypatch):
+    first = store.open_images(samples, 36)
+    monkeypatch.setattr(store, "decode", None)
+    second = store.open_images(samples, 36)
+    assert all(torch.equal(first[i], second[i]) for i in range(12))
+    with pytest.raises(TypeError):  # another size is another set
+        store.open_images(samples, 40)
+
+
+def test_a_changed_file_is_decoded_again(samples):
+    before = store.open_images(samples, 36)[0].clone()
+    Image.new("RGB", (80, 72), "green").save(samples[0].image)
+    assert not torch.equal(store.open_images(samples, 36)[0], before)
+    assert len(cached()) == 2
+
+
+def test_writing_to_an_image_leaves_the_cache_alone(samples):
+    images = store.open_images(samples, 36)
+    before = images[0].clone()
+    images.pixels.zero_()
+    assert torch.equal(store.open_images(samples, 36)[0], before)
+
+
+@pytest.mark.parametrize("name", ["pixels", "index"])
+def test_a_cut_cache_is_made_anew(samples, name):
+    before = store.open_images(samples, 36)[3].clone()
+    (folder,) = cached()
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    assert torch.equal(store.open_images(samples, 36)[3], before)
+    assert (folder / name).stat().st_size == len(whole)
+
+
+def test_a_stop_while_writing_leaves_nothing(samples, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        store.open_images(samples, 36)
+    assert cached() == []
+
+
+def test_what_a_killed_process_left_is_removed_in_time(samples):
+    store.cache_folder().mkdir(exist_ok=True)
+    old, new = (store.cache_folder() / f"{store.PARTIAL}{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "pixels").write_bytes(b"half")
+    hours_ago = time.time() - 2 * store.ABANDONED
+    for path in (old / "pixels", old):
+        os.utime(path, (hours_ago, hours_ago))
+    store.open_images(samples, 36)
+    assert not old.exists()
+    assert new.exists()  # another process may be at it
+
+
+def test_a_full_disk_is_told_in_a_sentence(samples, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DataError, match="cannot keep the decoded images .*No space left.*SCOTT_MODELS_CACHE"):
+        store.open_images(samples, 36)
+    assert cached() == []
+
+
+def test_large_sets_are_decoded_at_every_use(samples, monkeypatch):
+    kept = store.open_images(samples, 36)
+    for folder in cached():
+        (folder / "index").unlink()
+    monkeypatch.setattr(store, "LARGEST", kept.pixels.nbytes - 1)
+    streamed = store.open_images(samples, 36)
+    assert streamed.pixels is None
+    assert all(torch.equal(kept[i], streamed[i]) for i in range(12))
+    assert np.array_equal(kept.sizes, streamed.sizes)
+    assert [path.name for path in cached()[0].iterdir()] == ["index"]
+    monkeypatch.setattr(store, "decode", None)
+    assert store.open_images(samples, 36).pixels is None  # what is bad is known without looking again
+
+
+def test_bad_files_are_all_listed(tmp_path, bad_files, monkeypatch, capsys):
+    samples = find_samples([tmp_path])
+    for _ in range(2):  # found, and then remembered
+        with pytest.raises(DataError, match="4 of 5 images cannot be used") as caught:
+            store.open_images(samples, 32)
+        for name, reason in bad_files.items():
+            assert f"{name}: {reason}" in str(caught.value)
+        assert "--bad-images skip" in str(caught.value)
+        monkeypatch.setattr(store, "decode", None)
+    images = store.open_images(samples, 32, skip_bad=True)
+    assert [sample.image.name for sample in images.samples] == ["whole.png"]
+    assert images[0].shape == (3, 40, 30)
+    assert "they are left out" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="4 of 4"):
+        store.open_images([s for s in samples if s.image.name != "whole.png"], 32, skip_bad=True)
+
+
+def test_copies_are_known(photos, capsys):
+    (photos / "red" / "copy.png").write_bytes((photos / "blue" / "3.png").read_bytes())
+    images = store.open_images(find_samples([photos]), 36)
+    names = [sample.image.name for sample, copy in zip(images.samples, images.copies) if copy]
+    assert names == ["copy.png"]
+    assert "1 images are exact copies" in capsys.readouterr().err
