@@ -12,6 +12,7 @@ CHECKOUT = Path(__file__).parents[1]
 TAG = "scott_3_16.mimjepa_flowers102"
 CARRIED = (
     "scott_models/weights_manifest.json",
+    "scott_models/imagenet100_wnids.txt",
     "scott_models/py.typed",
     "scott_models/pretrain/recipes/flowers102.toml",
     f"scott_models/bundled/{TAG}/model.safetensors",

@@ -9,6 +9,7 @@ the CPU, a stream for each image; pixels are worked on in whole batches, on the 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator
     boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws)
     flipped = draws.uniform(1)[0] < 0.5
     crops = resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
-    return torch.where(flipped.to(crops.device)[:, None, None, None], crops.flip(-1), crops)
+    return torch.where(moved(flipped, crops.device)[:, None, None, None], crops.flip(-1), crops)
 
 
 def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
@@ -99,7 +100,19 @@ def two_views(crops: Tensor, generator: torch.Generator | Draws, mode: str = "di
 
 def normalize(images: Tensor) -> Tensor:
     """Images in [0, 1] -> zero mean, unit spread, by ImageNet's statistics."""
-    return TF.normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    mean, std = _imagenet(images.device)
+    return (images - mean) / std
+
+
+@cache
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on a device, without waiting for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ class Colours:
 
     def jitter(self, images: Tensor, index: Tensor) -> Tensor:
         def factor(values: Tensor, chosen: Tensor) -> Tensor:
-            return values[index[chosen]].to(images).view(-1, 1, 1, 1)
+            return moved(values[index[chosen]].to(images.dtype), images.device).view(-1, 1, 1, 1)
 
         everyone = torch.ones(len(images), dtype=torch.bool)
         return in_order(
@@ -186,7 +199,7 @@ def in_order(images: Tensor, operations: Sequence[tuple[Tensor, Operation]], ord
         for (chosen, operation), its_place in zip(operations, order):
             index = torch.nonzero(chosen & (its_place == place)).flatten()
             if len(index):
-                on_device = index.to(images.device)
+                on_device = moved(index, images.device)
                 images[on_device] = operation(images[on_device], index)
     return images
 
@@ -196,7 +209,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images).repeat_interleave(channels, dim=0)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.dtype).repeat_interleave(channels, dim=0)
+    kernel = moved(kernel, images.device)
     border = BLUR_SIZE // 2
     x = F.pad(images, (border, border, border, border), mode="reflect").flatten(0, 1)[None]
     x = F.conv2d(x, kernel[:, None, :, None], groups=count * channels)
@@ -229,6 +243,6 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    primaries = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    primaries = torch.arange(5, 0, -2, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     k = (primaries + sextant + 6 * shift).remainder(6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

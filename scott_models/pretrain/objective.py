@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..scott import SCOTT
 from . import masks
-from .augment import two_views
+from .augment import moved, two_views
 from .draws import Draws
 from .predictor import Predictor
 from .schedules import linear
@@ -88,7 +88,7 @@ class MIMJEPA(nn.Module):
         draws = Draws.of(generator, len(crops))
         context, target = self.views(crops, draws)
         visible = self.mask(self.target_encoder.patch_embed.grid_size, batch=len(crops), generator=draws)
-        return context, target, visible.to(crops.device, non_blocking=True)
+        return context, target, moved(visible, crops.device)
 
     def forward(self, context: Tensor, target: Tensor, visible: Tensor) -> Tensor:
         """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar."""
