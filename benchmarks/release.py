@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from scott_models import __version__, weights
-from scott_models.pretrain import Recipe, train
-from scott_models.pretrain.records import Checkpoint
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.engine import build_objective, build_optimizer
+from scott_models.pretrain.records import Checkpoints
 from scott_models.probe import Score, probe
 
 CHECKOUT = Path(__file__).parents[1]
@@ -49,13 +50,14 @@ def main() -> None:
     if arguments.tag.split(".")[0] != recipe.model.name:
         parser.error(f"{arguments.tag} is no tag of {recipe.model.name}, which {arguments.run} trained")
     lines = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
     images_seen = lines[-1]["step"] * recipe.optim.batch_size
     spans = zip([0, *(line["step"] for line in lines)], lines)
     seconds = sum((b["step"] - a) * recipe.optim.batch_size / b["images_per_second"] for a, b in spans)
 
-    objective = train.build_objective(recipe)
-    optimizer = train.build_optimizer(objective)
-    Checkpoint(arguments.run / "checkpoint.pt", objective, optimizer, lines[-1]["step"]).load()
+    objective = build_objective(recipe)
+    parts, optimizer = dict(objective.named_children()), build_optimizer(objective)
+    Checkpoints(arguments.run / "checkpoints", parts, optimizer, total=lines[-1]["step"]).load()
     folder = weights.export(objective.target_encoder, CHECKOUT / "weights" / arguments.tag)
     size = recipe.model.img_size
     target, control = score(f"local-dir:{folder}", arguments.flowers, size, control=True)

@@ -1,7 +1,9 @@
 """Images from folders and known data sets: found, with their labels and splits, opened, checked, turned upright."""
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,19 +14,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import DataError, needs_extra
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by a folder's name
 SMALLEST_SIDE = 16  # pixels: one patch
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image that is no file of its own: item `index` of a data set, in its column (or place) `column`."""
+    """An image that is no file of its own: row `index` of a Hugging Face data set, in its column `column`."""
 
     name: str
     dataset: Any
     index: int
-    column: int | str
+    column: str
 
     def __str__(self) -> str:
         return f"{self.name}[{self.index}]"
@@ -79,9 +81,9 @@ def folder_samples(folder: str | Path) -> list[Sample]:
     samples = []
     for path in find_images([root]):
         inside = path.relative_to(root).parent.parts
-        first = inside[0] if inside else ""
-        split = SPLITS.get(first if first in SPLITS else root.resolve().name)
-        label = inside[-1] if inside and inside[-1] not in SPLITS else None
+        first = inside[0].lower() if inside else ""
+        split = SPLITS.get(first if first in SPLITS else root.resolve().name.lower())
+        label = inside[-1] if inside and inside[-1].lower() not in SPLITS else None
         samples.append(Sample(path, label, split))
     return samples
 
@@ -112,8 +114,9 @@ def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str], list[Sampl
                     dataset = getattr(datasets, kind)(root, split=name)
                 except RuntimeError as error:
                     raise DataError(f"{root}: expected torchvision's {kind} ({error})") from None
+            files = dataset._image_files if kind == "Flowers102" else dataset._images
             labels = [dataset.classes[number] for number in dataset._labels]
-            samples += [Sample(Row(f"{kind}:{name}", dataset, i, 0), label, split) for i, label in enumerate(labels)]
+            samples += [Sample(Path(file), label, split) for file, label in zip(files, labels)]
         return samples
 
     return read
@@ -139,7 +142,8 @@ def _hugging_face(name: str) -> list[Sample]:
         labels: Sequence[str | None] = [None] * len(dataset)
         if columns[datasets.ClassLabel]:
             label = columns[datasets.ClassLabel][0]
-            labels = [dataset.features[label].int2str(number) for number in dataset[label]]
+            names = dataset.features[label].names
+            labels = [None if number is None or number < 0 else names[number] for number in dataset[label]]
         row_name = f"hf:{name}:{split}:{dataset._fingerprint}"
         samples += [
             Sample(Row(row_name, dataset, i, image), text, SPLITS.get(str(split))) for i, text in enumerate(labels)
@@ -167,12 +171,24 @@ def find_images(folders: Sequence[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         if not folder.exists():
             raise DataError(f"{folder}: expected a folder of images, found nothing there")
-        inside = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        inside = [path for path in inside if path.is_file()]
+        inside = [folder] if folder.is_file() else sorted(_files_below(folder))
         if not inside:
             raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none in this folder or below")
         found += inside
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Image files below a folder, through links to folders too, each folder once."""
+    seen = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths = (Path(name, file) for file in files)
+        yield from (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.Image:
@@ -186,17 +202,21 @@ def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.I
         DataError: a file that is no image or is damaged, or an image smaller than one patch on a side.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but readable metadata; what cannot be read raises
-            with path.open() if isinstance(path, Row) else Image.open(path) as file:
-                if short_side:
-                    file.draft(None, (2 * short_side, 2 * short_side))
-                if file.mode in ("I", "F"):
-                    raise DataError(f"{path}: expected 8 or 16 bits a channel, found 32; convert it to 8-bit RGB")
-                image = _to_rgb(ImageOps.exif_transpose(file))
+        with path.open() if isinstance(path, Row) else Image.open(path) as file:
+            if short_side:
+                file.draft(None, (2 * short_side, 2 * short_side))
+            if file.mode in ("I", "F"):
+                raise DataError(f"{path}: expected 8 or 16 bits a channel, found 32; convert it to 8-bit RGB")
+            image = _to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError:
         raise DataError(f"{path}: expected an image, found a file that is none") from None
-    except (DataError, FileNotFoundError, PermissionError):
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: expected an image of a size that Pillow opens, found a larger one ({error})"
+        ) from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    except DataError:
         raise
     except Exception as error:  # damage makes decoders raise OSError, EOFError, SyntaxError, struct.error, ...
         raise DataError(f"{path}: expected a whole image, found a damaged one ({error})") from None
@@ -205,6 +225,17 @@ def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.I
             f"{path}: expected at least {SMALLEST_SIDE} pixels on each side, found {image.width} x {image.height}"
         )
     return image
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Around work of many decoding threads: no warnings of odd but readable files; what cannot be read raises.
+
+    Warning filters belong to the whole process, so that a thread must not change them for itself.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The errors a user can mend."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,11 @@ class Interrupted(Exception):
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Around a command: what the user can mend is one sentence and exit status 2, a stop 130; no traceback."""
+    """Around a command: what the user can mend is one sentence and exit status 2, a stop 130; no traceback.
+
+    SIGTERM stops as Ctrl-C does, so that whatever is half-written is removed.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (UserError, OSError) as error:

@@ -10,7 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from .data import find_images, load_image
+from .data import find_images, load_image, without_warnings
 from .errors import DataError, UserError, WeightsError
 from .progress import track
 
@@ -113,7 +113,7 @@ def load_batches(
     def load(path: Path) -> Tensor:
         return transform(load_image(path))
 
-    with ThreadPoolExecutor() as pool:
+    with without_warnings(), ThreadPoolExecutor() as pool:
         ahead = [pool.submit(load, path) for path in chunks[0]]
         for following in [*chunks[1:], []]:
             ready, ahead = ahead, [pool.submit(load, path) for path in following]

@@ -57,7 +57,7 @@ def test_probe_as_json(photos):
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--recipe", "other"], "expected one of ['flowers102'"),
         (["pretrain", "optim.epoch=1", "--data", "PHOTOS", "--out", "run"], "recipe.optim: unknown ['epoch']"),
         (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
-        (["pretrain", "--data", "PHOTOS", "--out", "run", "--resume"], "expected a run to resume"),
+        (["pretrain", "--data", "PHOTOS", "--out", "run", "--minutes", "0"], "expected minutes or images_seen, one of"),
         (["embed", "PHOTOS"], "--out"),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (

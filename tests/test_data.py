@@ -22,6 +22,15 @@ def test_finds_flat_nested_and_by_class_in_order(tmp_path):
     assert find_images([tmp_path / "deep", tmp_path / "a.png"])[-1] == tmp_path / "a.png"
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").touch()
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "class").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "given")
+    assert find_images([tmp_path / "given"]) == [tmp_path / "given" / "class" / "a.png"]
+
+
 def test_folders_that_hold_nothing(tmp_path):
     with pytest.raises(DataError, match="nowhere: expected a folder of images, found nothing there"):
         find_images([tmp_path / "nowhere"])
@@ -97,6 +106,15 @@ def test_damage_anywhere_is_no_traceback(tmp_path, suffix):
     assert refused > 10
 
 
+def test_what_cannot_be_opened(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"gone.png: cannot be opened \(No such file or directory\)"):
+        load_image(tmp_path / "gone.png")
+    Image.new("L", (100, 100)).save(tmp_path / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(DataError, match="expected an image of a size that Pillow opens, found a larger one"):
+        load_image(tmp_path / "vast.png")
+
+
 def test_more_than_16_bits_are_refused(tmp_path):
     for mode in ("I", "F"):
         Image.new(mode, (20, 20)).save(tmp_path / "deep.tif")
@@ -131,11 +149,11 @@ def known(samples, root):
 
 
 def test_labels_and_splits_of_folders(tmp_path):
-    layout(tmp_path, "flat.png", "cat/a.png", "train/cat/b.png", "valid/dog/c.png", "test/d.png")
+    layout(tmp_path, "flat.png", "cat/a.png", "train/cat/b.png", "valid/dog/c.png", "Test/d.png")
     assert known(find_samples([tmp_path]), tmp_path) == [
+        ("Test/d.png", None, "test"),
         ("cat/a.png", "cat", None),
         ("flat.png", None, None),
-        ("test/d.png", None, "test"),
         ("train/cat/b.png", "cat", "train"),
         ("valid/dog/c.png", "dog", "val"),
     ]
@@ -143,9 +161,9 @@ def test_labels_and_splits_of_folders(tmp_path):
         ("train/cat/b.png", "cat", "train"),
         ("valid/dog/c.png", "dog", "val"),
     ]
-    assert known(find_samples([tmp_path / "train", tmp_path / "test"]), tmp_path) == [
+    assert known(find_samples([tmp_path / "train", tmp_path / "Test"]), tmp_path) == [
         ("train/cat/b.png", "cat", "train"),
-        ("test/d.png", None, "test"),
+        ("Test/d.png", None, "test"),
     ]
     message = r"expected images of the splits \['test'\], found none of \['test'\] \(there are \['train'\]\)"
     with pytest.raises(DataError, match=message):
@@ -202,12 +220,12 @@ def test_hugging_face_datasets(tmp_path, monkeypatch):
     layout(tmp_path / "images", "a.png", "b.png")
     files = [str(tmp_path / "images" / name) for name in ("a.png", "b.png")]
     features = datasets.Features(picture=datasets.Image(), kind=datasets.ClassLabel(names=["cat", "dog"]))
-    made = datasets.Dataset.from_dict({"picture": files, "kind": [1, 0]}, features=features)
+    made = datasets.Dataset.from_dict({"picture": files, "kind": [1, -1]}, features=features)
     datasets.DatasetDict(train=made, validation=made.select([1])).save_to_disk(tmp_path / "saved")
     samples = find_samples([f"hf:{tmp_path / 'saved'}"])
-    assert [(sample.label, sample.split) for sample in samples] == [("dog", "train"), ("cat", "train"), ("cat", "val")]
+    assert [(sample.label, sample.split) for sample in samples] == [("dog", "train"), (None, "train"), (None, "val")]
     assert np.array_equal(np.asarray(load_image(samples[0].image)), GRADIENT)
-    assert pickle.loads(pickle.dumps(samples[1])).label == "cat"  # worker processes get them so
+    assert pickle.loads(pickle.dumps(samples[0])).label == "dog"  # worker processes get them so
     made.remove_columns("picture").save_to_disk(tmp_path / "bare")
     with pytest.raises(DataError, match=r"expected a column of images, found \['kind'\]"):
         find_samples([f"hf:{tmp_path / 'bare'}"])

@@ -70,5 +70,5 @@ def test_test_classes_must_be_trained(photos):
 def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
     """1,020 training images and 1,020 of the validation split; the whole test split's figures stand in the manifest."""
     pretrained, control = probe("scott_3_16", [flowers / "train"], [flowers / "val"])
-    assert pretrained.knn > control.knn + 5
-    assert pretrained.ridge > control.ridge + 1
+    assert pretrained.knn > control.knn + 12
+    assert pretrained.ridge > control.ridge + 8

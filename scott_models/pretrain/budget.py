@@ -13,7 +13,7 @@ RESERVE = 0.02  # of the time, for checkpoints and the export
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes from the start of the command, or images to see; one of the two.
+    """Minutes from the start of `pretrain`, or images to see; one of the two.
 
     Raises:
         RecipeError: both, or none above 0.

@@ -4,29 +4,27 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, needs_extra
-from ..scott import MODELS
-from . import augment, masks
 from .draws import Draws
 from .loader import Crops, Order, key, load
-from .objective import MIMJEPA
-from .predictor import Predictor
+from .objective import build_objective
 from .recipe import Recipe, require
 from .schedules import linear, warmup_flat_cosine
 
 T = TypeVar("T")
 BAD_UPDATES = 3  # in a row, after which the run stops
 WARM_UPDATES, TIMED_SECONDS = 3, 15
+DECODING_HOURS = 24  # that other processes wait for the first to decode all images
 
 
 class Engine:
@@ -38,14 +36,17 @@ class Engine:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         with needs_extra("train"):
-            from accelerate import Accelerator
+            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
+        constants = DistributedDataParallelKwargs(broadcast_buffers=False)  # positions are, so they need no exchange
         try:
             self.accelerator = Accelerator(
                 mixed_precision=recipe.run.precision,
                 gradient_accumulation_steps=recipe.run.accumulate,
                 log_with=list(recipe.run.trackers) or None,
                 project_dir=out,
+                kwargs_handlers=[patience, constants],
             )
         except ValueError as error:
             raise RecipeError(f"recipe.run: {error}") from error
@@ -54,6 +55,9 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
+        pieces = self.processes * recipe.run.accumulate
+        fits = recipe.optim.batch_size % pieces == 0
+        require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
         self.objective = build_objective(recipe).to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
@@ -67,14 +71,7 @@ class Engine:
         self.skipped = torch.zeros((), device=self.device)
 
     def order(self, recipe: Recipe, images: int) -> Order:
-        """Which images this process sees when.
-
-        Raises:
-            RecipeError: a batch that processes and parts cannot share equally.
-        """
-        pieces = self.processes * recipe.run.accumulate
-        fits = recipe.optim.batch_size % pieces == 0
-        require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
+        """Which images this process sees when."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
     def update(
@@ -91,7 +88,8 @@ class Engine:
         for where, crops in batch:
             draws = Draws.keyed(key(recipe.run.seed, "inputs"), *where.unbind(1))
             inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
-            with self.accelerator.accumulate(*(getattr(self.objective, name) for name in self.trained)):
+            trained = (getattr(self.objective, name) for name in self.trained)
+            with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.accelerator.autocast():
                     loss = self.compute_loss(*inputs)
                 self.accelerator.backward(loss)
@@ -104,8 +102,11 @@ class Engine:
         return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
 
     def on_host(self, values: dict[str, Any]) -> dict[str, float]:
-        """What `update` returned as plain numbers, with the updates skipped so far; waits for the device."""
-        return {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
+        """What `update` returned as plain numbers, the updates skipped so far, a GPU's peak memory; waits for it."""
+        numbers = {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
+        if self.device.type == "cuda":
+            numbers["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        return numbers
 
     def check(self, last_good: Callable[[], str]) -> None:
         """Wait for the device and look.
@@ -126,13 +127,11 @@ class Engine:
         """
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
         batches = zip(count(1), load(order, crops, 1, sys.maxsize, recipe.run.workers))
-        seconds = 0.0
-        for step, batch in batches:
+        for _ in range(WARM_UPDATES):
             started = time.monotonic()
+            step, batch = next(batches)
             self.update(recipe, batch, step, sys.maxsize, order.steps)["loss"].item()
             seconds = self.agreed(time.monotonic() - started)
-            if step == WARM_UPDATES:
-                break
         updates = max(3, round(TIMED_SECONDS / seconds))
         started = time.monotonic()
         for _ in range(updates):
@@ -157,11 +156,21 @@ class Engine:
         broadcast_object_list(values)
         return values[0]
 
-    def any(self, flag: bool) -> bool:
+    def on_any(self, flag: bool) -> bool:
         """Whether it is True on any process; all must ask."""
         if self.processes == 1:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
+
+
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory is full; set run.accumulate=2 (or 4, ...) to work through a batch in parts ({error})"
+        ) from error
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,49 +188,6 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
     optimizer.step()
     optimizer.zero_grad()
     return norm, skipped
-
-
-def build_objective(recipe: Recipe) -> MIMJEPA:
-    """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
-
-    Raises:
-        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
-    """
-    model, mask = recipe.model, recipe.mask
-    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
-    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
-    draw_mask = partial(kind, ratio=mask.ratio)
-    try:
-        encoder = timm.create_model(
-            model.name,
-            img_size=model.img_size,
-            use_mask_token=True,
-            pos_drop_rate=model.pos_drop,
-            proj_drop_rate=model.proj_drop,
-            attn_drop_rate=model.attn_drop,
-            drop_path_rate=model.drop_path,
-        )
-        draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
-    except ValueError as error:
-        raise RecipeError(f"recipe: {error}") from error
-    predictor = Predictor(
-        encoder.embed_dim,
-        encoder.patch_embed.grid_size,
-        num_heads=encoder.blocks[0].attn.num_heads,
-        encoder_depth=len(encoder.blocks),
-        depth=model.predictor_depth,
-        pos_drop=model.pos_drop,
-        proj_drop=model.proj_drop,
-        attn_drop=model.attn_drop,
-        drop_path=model.drop_path,
-    )
-    return MIMJEPA(
-        encoder,
-        predictor,
-        views=partial(augment.two_views, mode=recipe.data.views),
-        mask=draw_mask,
-        ema=(recipe.optim.start_ema, recipe.optim.final_ema),
-    )
 
 
 def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
@@ -259,14 +225,19 @@ def compiled(objective: nn.Module, recipe: Recipe, device: torch.device) -> Any:
     """The objective, by torch.compile if the recipe asks for it, after a look whether it can work.
 
     Raises:
-        RecipeError: no C++ compiler on a machine without a GPU.
+        RecipeError: "on", and no compiler that torch.compile could use.
     """
     if recipe.run.compile == "off" or (recipe.run.compile == "auto" and device.type != "cuda"):
         return objective
-    if device.type != "cuda" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise RecipeError(
-            "recipe.run.compile: expected a C++ compiler (g++), found none; install it or set run.compile=off"
-        )
+    # inductor compiles C++ for a CPU; for a GPU triton compiles a little C
+    names = ("CXX", "g++", "clang++") if device.type != "cuda" else ("CC", "gcc", "clang")
+    if not any(shutil.which(os.environ.get(name, name)) for name in names):
+        if recipe.run.compile == "on":
+            raise RecipeError(
+                f"recipe.run.compile: expected a compiler ({names[1]}), found none; install it or set run.compile=off"
+            )
+        print(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower", file=sys.stderr)
+        return objective
     return torch.compile(objective)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import DataError
 from .augment import random_crops
 from .draws import Draws
-from .store import Images
+from .store import Images, cores
 
 Place = tuple[int, int]  # epoch, index
 
@@ -75,21 +76,32 @@ class Crops(Dataset):
 def load(order: Order, crops: Crops, first: int, last: int, workers: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The parts of every update from `first` to `last`: lists of (where, crops), as `Crops` gives them.
 
-    Decoded images are cropped here, on the device they are on; others in `workers` processes, ahead of their use.
+    Crops are made here, if the decoded images are where they are needed, on a GPU or for a CPU; otherwise as many
+    processes as `workers`, or as there are cores, make them ahead of their use.
+
+    Raises:
+        DataError: an image that could be read at the start and cannot any more.
     """
-    streamed = crops.images.pixels is None
+    pixels, cuda = crops.images.pixels, torch.cuda.is_available()
+    elsewhere = pixels is None or (cuda and pixels.device.type == "cpu")
     pieces = iter(
         DataLoader(
             crops,
             batch_sampler=order.pieces(first, last),
-            num_workers=workers if streamed else 0,
+            num_workers=min(workers, cores()) if elsewhere else 0,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_parent,
-            pin_memory=streamed and torch.cuda.is_available(),
+            pin_memory=elsewhere and cuda,
         )
     )
     for _ in range(first, last + 1):
-        yield [next(pieces) for _ in range(order.parts)]
+        try:
+            batch = [next(pieces) for _ in range(order.parts)]
+        except DataError as error:  # a worker's comes with its traceback, our sentence last
+            raise DataError(
+                str(error).strip().splitlines()[-1].removeprefix("scott_models.errors.DataError: ")
+            ) from None
+        yield batch
 
 
 def key(seed: int, purpose: str, number: int = 0) -> np.uint64:
@@ -103,4 +115,6 @@ def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and a launcher's SIGTERM reach the whole group; the parent finishes its update and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..probe import knn, ridge
 from .augment import centre_crops, normalize
-from .recipe import Recipe
+from .recipe import Recipe, require
 from .store import Images
 
 BATCH = 64
@@ -79,9 +79,10 @@ def verdict(now: Health, control: Health) -> str:
 class Monitor:
     """Measures an encoder on a fixed choice of images.
 
-    Labels are used if every image outside the test split has one, of at least two classes: features of four images of
-    five train the probes, those of the fifth score them. Test images are left out then, unless `test` asks for them to
-    be what is scored. Without labels any image may be chosen. Exact copies of an earlier image are never chosen.
+    Images of a test split are left out, unless there are no others, or the recipe's `monitor.test` asks for them to be
+    what is scored. Labels are used if every image has one, of at least two classes: of each class one image of five,
+    at least one, is held out to score the probes, the others train them. Exact copies of an earlier image are never
+    chosen.
 
     Args:
         autocast: makes the context of the forward passes.
@@ -123,23 +124,28 @@ class Monitor:
 
 
 def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Which images train the probes and which score them; without usable labels all are in the first."""
+    """Which images train the probes and which score them; without usable labels all are in the first.
+
+    Raises:
+        RecipeError: `test` without labelled images of a test split.
+    """
     order = [int(i) for i in rng.permutation(len(images)) if not images.copies[i]]
     samples = images.samples
-    usable = [i for i in order if samples[i].split != "test"]
+    usable = [i for i in order if samples[i].split != "test"] or order
     classes: dict[str | None, list[int]] = {}
     for i in usable:
         classes.setdefault(samples[i].label, []).append(i)
     classes = {label: members for label, members in classes.items() if len(members) > 1}
-    if None in classes or len(classes) < 2 or any(samples[i].label is None for i in usable):
-        return order[:count], []
-    if test:
-        held_out = [i for i in order if samples[i].split == "test" and samples[i].label in classes]
-        return [i for members in classes.values() for i in members][:count], held_out[:count]
+    scored_on_test = [i for i in order if samples[i].split == "test" and samples[i].label in classes][:count]
+    require(not test or len(scored_on_test) > 0, "monitor.test", "labelled images of a test split among --data", test)
+    if len(classes) < 2 or any(samples[i].label is None for i in usable):
+        return usable[:count], []
     each = max(2, count // len(classes))
+    chosen = [members[:each] for members in list(classes.values())[: count // 2]]
+    if test:
+        return [i for members in chosen for i in members], scored_on_test
     train, held_out = [], []
-    for members in list(classes.values())[: count // 2]:
-        taken = members[:each]
+    for taken in chosen:
         scored = max(1, len(taken) // HELD_OUT)
         held_out += taken[:scored]
         train += taken[scored:]

@@ -1,8 +1,9 @@
 """MIM-JEPA: predict, in feature space, what a slowly following target encoder sees where the context is hidden.
 
 An objective is a module with three methods, and the training loop knows no more of it:
-`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`. Its children with trained
-parameters are what several processes share; the loop may replace each by a wrapper with a `.module`.
+`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; and for what comes of a run,
+`encoders`, by name. Its children with trained parameters are what several processes share; each may be replaced by a
+wrapper with a `.module`.
 """
 
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..scott import SCOTT
+from ..errors import RecipeError
+from ..scott import MODELS, SCOTT
 from . import masks
 from .augment import moved, two_views
 from .draws import Draws
 from .predictor import Predictor
+from .recipe import Recipe, require
 from .schedules import linear
 
 
@@ -36,6 +40,7 @@ class Student(nn.Module):
 
 
 def unwrapped(student: Any) -> Student:
+    """Itself, or what a wrapper of several processes holds."""
     return getattr(student, "module", student)
 
 
@@ -78,6 +83,11 @@ class MIMJEPA(nn.Module):
     def predictor(self) -> Predictor:
         return unwrapped(self.student).predictor
 
+    @property
+    def encoders(self) -> dict[str, SCOTT]:
+        """What may be watched and exported."""
+        return {"target": self.target_encoder, "context": self.context_encoder}
+
     def train(self, mode: bool = True) -> "MIMJEPA":
         super().train(mode)
         self.target_encoder.eval()  # the target never drops anything
@@ -110,3 +120,46 @@ class MIMJEPA(nn.Module):
         target = dict(self.target_encoder.named_parameters())
         torch._foreach_mul_([target[name] for name in context], decay)
         torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)
+
+
+def build_objective(recipe: Recipe) -> MIMJEPA:
+    """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
+
+    Raises:
+        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
+    """
+    model, mask = recipe.model, recipe.mask
+    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
+    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
+    draw_mask = partial(kind, ratio=mask.ratio)
+    try:
+        encoder = timm.create_model(
+            model.name,
+            img_size=model.img_size,
+            use_mask_token=True,
+            pos_drop_rate=model.pos_drop,
+            proj_drop_rate=model.proj_drop,
+            attn_drop_rate=model.attn_drop,
+            drop_path_rate=model.drop_path,
+        )
+        draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
+    except ValueError as error:
+        raise RecipeError(f"recipe: {error}") from error
+    predictor = Predictor(
+        encoder.embed_dim,
+        encoder.patch_embed.grid_size,
+        num_heads=encoder.blocks[0].attn.num_heads,
+        encoder_depth=len(encoder.blocks),
+        depth=model.predictor_depth,
+        pos_drop=model.pos_drop,
+        proj_drop=model.proj_drop,
+        attn_drop=model.attn_drop,
+        drop_path=model.drop_path,
+    )
+    return MIMJEPA(
+        encoder,
+        predictor,
+        views=partial(two_views, mode=recipe.data.views),
+        mask=draw_mask,
+        ema=(recipe.optim.start_ema, recipe.optim.final_ema),
+    )

@@ -5,6 +5,7 @@ A TOML file under `recipes/` says only what differs, and opens with the expected
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..errors import RecipeError
 FOLDER = Path(__file__).parent / "recipes"
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-# What a resumed run may change: it alters how the run goes, not what comes out.
+# What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew).
 HARMLESS = {
     "monitor": {"every", "images", "test"},
     "run": {"workers", "accumulate", "log_every", "checkpoint_every", "keep", "trackers"},
@@ -120,7 +121,7 @@ class Run:
     precision: Literal["bf16", "no"] = "bf16"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU. A CPU needs a C++ compiler for it
     accumulate: int = 1  # parts in which each process works through its share of a batch
-    workers: int = 4  # processes that decode a set too large to be kept decoded
+    workers: int = 4  # at most, for each GPU: processes that make crops of images it does not hold
     log_every: int = 10  # updates between lines of metrics.jsonl
     checkpoint_every: float = 5  # minutes
     keep: int = 2  # checkpoints, the last ones; besides them the best by monitor
@@ -222,6 +223,8 @@ def _value(where: str, kind: Any, value: Any) -> Any:
         return tuple(items)
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: expected a finite number, got {value!r}")
     if type(value) is not kind:
         raise RecipeError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value

@@ -1,6 +1,7 @@
 """What a run folder holds: recipe.toml, environment.json, metrics.jsonl, checkpoints/, export/, README.md."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -8,20 +9,20 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import __version__
 from ..errors import DataError, RecipeError
 from .monitor import Health, verdict
 from .recipe import Recipe
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+PACKAGES = ("scott_models", "torch", "torchvision", "timm", "accelerate", "numpy", "PIL")
 
 
 class Checkpoints:
@@ -32,7 +33,7 @@ class Checkpoints:
 
     Args:
         parts: the modules whose weights are kept, by name.
-        total: updates of the whole run.
+        images: the digest of the images of the run, which goes on with the same only.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Checkpoints:
         folder: Path,
         parts: dict[str, nn.Module],
         optimizer: torch.optim.Optimizer,
-        total: int,
+        images: str,
         keep: int = 2,
     ) -> None:
-        self.folder, self.parts, self.optimizer, self.total, self.keep = folder, parts, optimizer, total, keep
+        self.folder, self.parts, self.optimizer, self.images, self.keep = folder, parts, optimizer, images, keep
 
     def files(self) -> list[Path]:
         """The checkpoints of updates, the last first."""
@@ -57,7 +58,7 @@ class Checkpoints:
         """
         state = {
             "step": step,
-            "total": self.total,
+            "images": self.images,
             "objective": {name: part.state_dict() for name, part in self.parts.items()},
             "optimizer": self.optimizer.state_dict(),
         }
@@ -74,7 +75,7 @@ class Checkpoints:
                 partial.replace(self.folder / "best.pt")
         except (OSError, RuntimeError) as error:  # torch's writer wraps some of the former in the latter
             partial.unlink(missing_ok=True)
-            raise DataError(f"{path}: cannot be written ({error}); {self.last_good()}") from error
+            raise DataError(f"{path}: cannot be written ({error}); make room; {self.last_good()}") from error
         for old in self.files()[self.keep :]:
             old.unlink()
 
@@ -84,31 +85,37 @@ class Checkpoints:
         return f"the last good checkpoint is {files[0]}; go on with --resume" if files else "there is no checkpoint yet"
 
     def load(self) -> int:
-        """Fill the objective and the optimiser from the last checkpoint that is whole; returns the updates done.
+        """Fill the modules and the optimiser from the last checkpoint that is whole; returns the updates done.
+
+        Damaged ones are renamed, so that they do not count among those kept. Without any checkpoint nothing was done.
 
         Raises:
             DataError: none is whole.
-            RecipeError: a run of another number of updates, because its images were others.
+            RecipeError: a run of other images.
         """
-        for path in self.files():
+        files = self.files()
+        for path in files:
             try:
                 if broken := zipfile.ZipFile(path).testzip():  # torch does not compare the checksums it wrote
                     raise ValueError(f"{broken} was changed")
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                step, total = state["step"], state["total"]
+                step, images = state["step"], state["images"]
                 for name, part in self.parts.items():
                     part.load_state_dict(state["objective"][name])
                 self.optimizer.load_state_dict(state["optimizer"])
             except Exception as error:  # torch, pickle and zip errors of many kinds
                 print(f"{path}: damaged or foreign, trying an earlier one ({error})", file=sys.stderr)
+                with suppress(FileNotFoundError):  # another process was first
+                    path.rename(path.with_suffix(".damaged"))
                 continue
-            if total != self.total:
+            if images != self.images:
                 raise RecipeError(
-                    f"{path}: expected images for {total} updates, found images for {self.total}; "
-                    "resume with the same --data"
+                    f"{path}: expected the images this run began with, found others; give the same --data"
                 )
             return step
-        raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")
+        if files:
+            raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")
+        return 0
 
 
 def _link(path: Path, new: Path) -> None:
@@ -130,9 +137,7 @@ class Log:
         """
         kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
         if writes:
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(path)
+            write_whole(path, "".join(line + "\n" for line in kept))
         self.batch, self.steps_per_epoch = batch, steps_per_epoch
         self.health = {line["step"]: Health(**line["monitor"]) for line in map(json.loads, kept) if "monitor" in line}
         self.file = path.open("a") if writes else None
@@ -165,7 +170,8 @@ class Log:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.file:
-            self.file.write(json.dumps(line) + "\n")
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+            self.file.write(json.dumps(finite) + "\n")  # JSON has no NaN
             self.file.flush()
 
 
@@ -174,6 +180,13 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:  # cut short with the power
         return float("inf")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside and rename, so that a cut leaves what was there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
@@ -185,7 +198,7 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
             "python": platform.python_version(),
-            "packages": {"scott_models": __version__, **{name: version(name) for name in PACKAGES}},
+            "packages": {name: import_module(name).__version__ for name in PACKAGES},
             "system": platform.platform(),
             "cpus": os.cpu_count(),
             "gpu": gpu,
@@ -193,7 +206,7 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
             **facts,
         }
     )
-    path.write_text(json.dumps(starts, indent=2) + "\n")
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
 def write_readme(
@@ -205,7 +218,8 @@ def write_readme(
     rows = "".join(
         f"| {step or 'random weights'} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items())
     )
-    path.write_text(
+    write_whole(
+        path,
         f"""# {recipe.model.name}, pretrained by MIM-JEPA
 
 {images:,} images of {", ".join(map(str, sources))}; {recipe.optim.epochs:g} epochs; batches of
@@ -226,7 +240,7 @@ model = timm.create_model("local-dir:{path.parent / "export"}", pretrained=True)
 ```
 
 A run that was stopped goes on with the command that started it and `--resume`.
-"""
+""",
     )
 
 

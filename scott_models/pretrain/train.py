@@ -5,6 +5,7 @@ from the update. So a checkpoint holds weights, the optimiser's state and one in
 never stopped.
 """
 
+import os
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from .engine import Engine
 from .loader import Crops, load
 from .monitor import Monitor, verdict
 from .recipe import Recipe, require
-from .records import Checkpoints, Log, write_environment, write_readme
+from .records import Checkpoints, Log, write_environment, write_readme, write_whole
 from .store import open_images
 
 
@@ -74,6 +75,7 @@ class Run:
     ) -> None:
         started = time.monotonic()
         recipe = check_run_folder(recipe, out, resume, budget)
+        resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
         self.out, self.data = out, data
         self.engine = engine = Engine(recipe, out)
         with engine.accelerator.local_main_process_first():  # the others find the images decoded
@@ -85,22 +87,24 @@ class Run:
             )
         self.order = order = engine.order(recipe, len(images))
         self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
-        self.encoder = getattr(engine.objective, f"{export}_encoder")
+        self.encoder = engine.objective.encoders[export]
         self.monitor = Monitor(images, recipe, engine.device, engine.accelerator.autocast)
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
-        if budget and not resume:
+        if budget and not resuming:
             monitoring = time.monotonic() - before_control
             speed = engine.speed(recipe, order, self.crops)
             recipe = engine.agreed(budget.fit(recipe, order, speed, time.monotonic() - started, monitoring))
         self.recipe = recipe
         self.total = round(recipe.optim.epochs * order.steps)
         require(self.total > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
-        self.checkpoints = Checkpoints(out / "checkpoints", engine.parts, engine.optimizer, self.total, recipe.run.keep)
-        self.done = self.checkpoints.load() if resume else 0
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", engine.parts, engine.optimizer, images.digest, recipe.run.keep
+        )
+        self.done = self.checkpoints.load() if resuming else 0
         if engine.is_main:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "recipe.toml").write_text(recipe.to_toml())
+            write_whole(out / "recipe.toml", recipe.to_toml())
             write_environment(
                 out / "environment.json", data, images=len(images), processes=engine.processes, after=self.done
             )
@@ -112,7 +116,19 @@ class Run:
             self.write_readme()
 
     def train(self) -> None:
-        """The updates that are left; logged, watched and saved on the way."""
+        """The updates that are left; logged, watched and saved on the way.
+
+        Raises:
+            as `pretrain`.
+        """
+        try:
+            self._train()
+        except OSError as error:
+            raise DataError(
+                f"{self.out}: cannot be written ({error}); make room; {self.checkpoints.last_good()}"
+            ) from error
+
+    def _train(self) -> None:
         engine, order, run = self.engine, self.order, self.recipe.run
         watch_every = max(1, round(self.recipe.monitor.every * order.steps))
         updates: Iterable[int] = range(self.done + 1, self.total + 1)
@@ -126,10 +142,10 @@ class Run:
                 values = engine.update(self.recipe, batch, step, self.total, order.steps)
                 last = step == self.total
                 logged = last or step % run.log_every == 0
-                stopping = False
-                if logged or engine.device.type == "cpu":  # looking makes a GPU wait
+                looked = logged or engine.device.type == "cpu"  # at a device that would have to wait for it
+                if looked:
                     engine.check(self.checkpoints.last_good)
-                    stopping = engine.any(stop())
+                stopping = engine.on_any(stop()) if looked or engine.processes == 1 else False
                 if logged:
                     engine.accelerator.log(self.log.write(step, **engine.on_host(values)), step=step)
                 best = self.control is not None and (last or step % watch_every == 0) and self.watch(step)
@@ -168,19 +184,21 @@ class Run:
 
 
 def check_run_folder(recipe: Recipe, out: Path, resume: bool, budget: Budget | None) -> Recipe:
-    """Refuse to overwrite a run, to resume what is not there, or to go on with another recipe.
+    """Refuse to overwrite a run, or to go on with another recipe.
 
     Returns:
         the recipe; of a run that goes on, with the epochs that its budget gave it.
     """
     stored_path = out / "recipe.toml"
     checkpoints = list((out / "checkpoints").glob("step_*.pt"))
-    if not resume:
-        if checkpoints:
-            raise RecipeError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    if checkpoints and not resume:
+        raise RecipeError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    if checkpoints and not stored_path.is_file():
+        raise RecipeError(f"{stored_path}: expected the recipe of the run to resume, found none")
+    if not checkpoints:
+        if resume:  # killed early, or a batch system that starts every job so
+            print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
         return recipe
-    if not (checkpoints and stored_path.is_file()):
-        raise RecipeError(f"{out}: expected a run to resume (checkpoints and recipe.toml), found none")
     stored = Recipe.load(stored_path)
     if budget:
         chosen = replace(recipe.optim, epochs=stored.optim.epochs, warmup_epochs=stored.optim.warmup_epochs)
@@ -204,7 +222,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: object) -> None:
         requests.append(number)
         restore()
-        print("stopping after this update, and saving; once more stops at once", file=sys.stderr, flush=True)
+        os.write(2, b"stopping soon, and saving; once more stops at once\n")  # print may be in the middle of a line
 
     for number in signals:
         signal.signal(number, handle)

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 
@@ -52,6 +56,20 @@ def test_crops_do_not_depend_on_who_makes_them(images, monkeypatch, workers):
     assert all(torch.equal(a, b) for late, again in zip(expected[2:], resumed) for a, b in zip(late, again))
     halves = [torch.cat([c for _, c in parts]) for parts in load(Order(12, 6, 3, parts=2), crops, 1, 4, workers=0)]
     assert all(torch.equal(whole, half) for (_, whole), half in zip(expected, halves))
+
+
+def test_workers_leave_signals_to_the_parent(images, monkeypatch):
+    """A launcher sends SIGTERM to the whole process group; crops must go on coming until the parent has saved."""
+    monkeypatch.setattr(store, "LARGEST", 1)
+    for path in store.cache_folder().glob("*/index"):
+        path.unlink()
+    crops = Crops(store.open_images(images.samples, 36), 32, seed=0)
+    batches = load(Order(count=12, batch=6, seed=0), crops, 1, 6, workers=2)
+    next(batches)
+    for child in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(child.pid, number)
+    assert len(list(batches)) == 5
 
 
 def test_keys_differ():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from scott_models import SCOTT
 from scott_models.data import find_samples
+from scott_models.errors import RecipeError
 from scott_models.pretrain import Recipe, store
 from scott_models.pretrain.monitor import Health, Monitor, choose, verdict
 
@@ -90,6 +91,9 @@ def test_probes_see_no_test_image_unless_asked(split_photos):
     assert {sample.split for sample in train} == {"train"}
     assert {sample.split for sample in held_out} == {"test"}
     assert [len(part) for part in chosen(images, count=10)] == [8, 2]
+    inductive = store.open_images(find_samples([split_photos], ["train"]), 36)
+    with pytest.raises(RecipeError, match="monitor.test: expected labelled images of a test split among --data"):
+        chosen(inductive, test=True)
 
 
 def test_without_labels_features_alone(photos):

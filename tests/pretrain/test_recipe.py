@@ -29,14 +29,23 @@ def test_every_recipe_loads_and_opens_with_what_to_expect(name):
 
 
 def test_complete_toml_round_trip(tmp_path):
-    recipe = Recipe.load("smoke", ["optim.epochs=7", "data.views=none", "mask.ratio=0.5", "run.compile=true"])
-    assert (recipe.optim.epochs, recipe.data.views, recipe.mask.ratio, recipe.run.compile) == (7, "none", 0.5, True)
+    recipe = Recipe.load("smoke", ["optim.epochs=7", "data.views=none", "mask.ratio=0.5", "monitor.test=true"])
+    assert (recipe.optim.epochs, recipe.data.views, recipe.mask.ratio, recipe.monitor.test) == (7, "none", 0.5, True)
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.load(path) == recipe
-    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5", "run.compile=true"])) == [
-        "optim.epochs: 7 and 2"
+    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5"])) == [
+        "optim.epochs: 7.0 and 2.0"
     ]
+
+
+def test_lists_of_names(tmp_path):
+    recipe = Recipe.load("smoke", ["data.splits=train,val", 'run.trackers=["wandb"]'])
+    assert (recipe.data.splits, recipe.run.trackers) == (("train", "val"), ("wandb",))
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
+    assert recipe.flat()["data.splits"] == "train,val"
+    assert recipe.differences(Recipe.load("smoke")) == ["data.splits: ('train', 'val') and ()"]  # trackers are harmless
 
 
 @pytest.mark.parametrize(
@@ -45,13 +54,24 @@ def test_complete_toml_round_trip(tmp_path):
         (["optim.epoch=3"], r"recipe.optim: unknown \['epoch'\]; known are \['epochs', 'batch_size',"),
         (
             ["optimiser.epochs=3"],
-            r"recipe: unknown \['optimiser'\]; known are \['model', 'data', 'mask', 'optim', 'run'\]",
+            r"recipe: unknown \['optimiser'\]; known are \['model', 'data', 'mask', 'optim', 'monitor', 'run'\]",
         ),
-        (["optim.epochs=many"], "recipe.optim.epochs: expected int, got 'many'"),
-        (["optim.epochs=2.5"], "recipe.optim.epochs: expected int, got 2.5"),
-        (["optim.epochs=true"], "recipe.optim.epochs: expected int, got True"),
+        (["optim.epochs=many"], "recipe.optim.epochs: expected float, got 'many'"),
+        (["optim.epochs=true"], "recipe.optim.epochs: expected float, got True"),
+        (["optim.epochs=inf"], "recipe.optim.epochs: expected a finite number, got inf"),
+        (["optim.batch_size=2.5"], "recipe.optim.batch_size: expected int, got 2.5"),
+        (
+            ["data.splits=train,dev"],
+            r"data.splits: expected some of train, val and test, got \['train', 'dev'\]",
+        ),
+        (["data.splits=3"], "recipe.data.splits: expected a list of names, got 3"),
+        (["run.compile=true"], r"recipe.run.compile: expected one of \['auto', 'on', 'off'\], got True"),
+        (["run.keep=0"], "recipe.run.keep: expected at least 1 checkpoint, got 0"),
+        (["run.accumulate=0"], "recipe.run.accumulate: expected at least 1 part, got 0"),
+        (["monitor.every=-1"], r"recipe.monitor.every: expected 0 epochs \(never\) or more, got -1"),
+        (["optim.lr_scaling=cubic"], r"recipe.optim.lr_scaling: expected one of \['sqrt', 'linear', 'none'\]"),
         (["data.views=other"], r"recipe.data.views: expected one of \['different', 'same', 'none'\], got 'other'"),
-        (["optim.epochs=0"], "recipe.optim.epochs: expected at least 1, got 0"),
+        (["optim.epochs=0"], "recipe.optim.epochs: expected more than 0, got 0"),
         (["optim.epochs=1"], "recipe.optim.warmup_epochs: expected less than the 1 epochs, got 1"),
         (["optim.batch_size=0"], "recipe.optim.batch_size: expected at least 1 image, got 0"),
         (["optim.flat=1.5"], "recipe.optim.flat: expected a share from 0 to 1, got 1.5"),

@@ -11,7 +11,9 @@ from scott_models.pretrain.records import Checkpoints, Log
 @pytest.fixture
 def checkpoints(tmp_path):
     model = torch.nn.Linear(2, 2)
-    return Checkpoints(tmp_path / "checkpoints", {"model": model}, torch.optim.AdamW(model.parameters()), total=9)
+    return Checkpoints(
+        tmp_path / "checkpoints", {"model": model}, torch.optim.AdamW(model.parameters()), images="digest"
+    )
 
 
 def set_weights(checkpoints, value):
@@ -73,15 +75,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, c
     assert checkpoints.load() == 5
     assert weight(checkpoints) == 5
     assert "step_000000006.pt: damaged or foreign, trying an earlier one" in capsys.readouterr().err
+    assert names(checkpoints) == ["step_000000005.pt", "step_000000006.damaged"]  # which pruning must not prefer
+    assert "step_000000005.pt" in checkpoints.last_good()
     (checkpoints.folder / "step_000000005.pt").write_bytes(b"none")
     with pytest.raises(DataError, match="found damaged or foreign files only"):
         checkpoints.load()
 
 
+def test_without_a_checkpoint_nothing_was_done(checkpoints):
+    assert checkpoints.load() == 0
+    assert "there is no checkpoint yet" in checkpoints.last_good()
+
+
 def test_a_run_of_other_images_is_refused(checkpoints):
     checkpoints.save(3)
-    checkpoints.total = 10
-    with pytest.raises(RecipeError, match="expected images for 9 updates, found images for 10; resume with the same"):
+    checkpoints.images = "another"
+    with pytest.raises(
+        RecipeError, match="expected the images this run began with, found others; give the same --data"
+    ):
         checkpoints.load()
 
 
@@ -100,11 +111,14 @@ def test_log_goes_on_where_the_checkpoint_ends(tmp_path):
         log.write(6, loss=2.0)
         assert not log.monitored(6, Health(45, 0.5, 0.5))
         assert log.monitored(8, Health(55, 0.5, 0.5))
+        log.write(9, loss=float("nan"))
+    assert "NaN" not in path.read_text()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["step"], line["epoch"], line["loss"]) for line in lines if "loss" in line] == [
         (2, 0.5, 1.0),
         (4, 1.0, 1.0),
         (6, 1.5, 2.0),
+        (9, 2.25, None),
     ]
     assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
     assert [line["step"] for line in lines if "monitor" in line] == [0, 4, 6, 8]

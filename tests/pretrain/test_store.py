@@ -134,6 +134,58 @@ def test_bad_files_are_all_listed(tmp_path, bad_files, monkeypatch, capsys):
         store.open_images([s for s in samples if s.image.name != "whole.png"], 32, skip_bad=True)
 
 
+def test_what_was_bad_may_be_mended(photos, monkeypatch):
+    """A disk's bad moment is no verdict for ever."""
+    load, broken = store.load_image, photos / "red" / "0.png"
+
+    def hiccup(image, *arguments):
+        if image == broken:
+            raise DataError(f"{image}: expected a whole image, found a damaged one (input/output error)")
+        return load(image, *arguments)
+
+    monkeypatch.setattr(store, "load_image", hiccup)
+    assert len(store.open_images(find_samples([photos]), 36, skip_bad=True)) == 11
+    monkeypatch.undo()
+    assert len(store.open_images(find_samples([photos]), 36, skip_bad=True)) == 12
+
+
+def test_of_two_processes_the_first_to_end_serves_both(samples, monkeypatch):
+    write, others = store._write, []
+
+    def overtaken(samples, short_side, folder):
+        index = write(samples, short_side, folder)
+        if not others:
+            others.append(None)
+            others[0] = store.open_images(samples, short_side)
+        return index
+
+    monkeypatch.setattr(store, "_write", overtaken)
+    ours = store.open_images(samples, 36)
+    assert torch.equal(ours[3], others[0][3])
+    assert len(cached()) == 1
+
+
+def test_very_many_bad_images_are_listed_in_a_file(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(store.LISTED + 3):
+        (folder / f"{i:02d}.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"and 3 more: .*bad_images.txt") as caught:
+        store.open_images(find_samples([folder]), 36)
+    listed = next(store.cache_folder().glob("*/bad_images.txt")).read_text().splitlines()
+    assert len(listed) == store.LISTED + 3
+    assert "21.png" not in str(caught.value)
+    assert "21.png" in listed[21]
+
+
+def test_the_digest_is_of_the_pixels(photos, tmp_path):
+    before = store.open_images(find_samples([photos]), 36).digest
+    moved = photos.rename(tmp_path / "moved")
+    assert store.open_images(find_samples([moved]), 36).digest == before
+    Image.new("RGB", (80, 72), "green").save(moved / "red" / "0.png")
+    assert store.open_images(find_samples([moved]), 36).digest != before
+
+
 def test_copies_are_known(photos, capsys):
     (photos / "red" / "copy.png").write_bytes((photos / "blue" / "3.png").read_bytes())
     images = store.open_images(find_samples([photos]), 36)

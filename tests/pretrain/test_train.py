@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
-from scott_models.pretrain import Budget, Recipe, engine, pretrain, records, train
+from scott_models.pretrain import Budget, Recipe, engine, pretrain, records, store, train
 
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
 
@@ -179,8 +179,6 @@ def test_another_seed_gives_other_weights(recipe, photos, tmp_path):
 
 def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(RecipeError, match=r"expected a run to resume \(checkpoints and recipe.toml\), found none"):
-        pretrain(recipe, [photos], out, resume=True)
     pretrain(recipe, [photos], out)
     before = (out / "metrics.jsonl").read_text()
     with pytest.raises(RecipeError, match="holds a run already; go on with --resume"):
@@ -188,13 +186,30 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     other = Recipe.load("smoke", [*SMALL, "model.name=scott_7_16"])
     with pytest.raises(RecipeError, match="model.name: 'scott_7_16' and 'scott_3_16'"):
         pretrain(other, [photos], out, resume=True)
-    with pytest.raises(RecipeError, match="expected images for 6 updates, found images for 12; resume with the same"):
-        pretrain(recipe, [photos, photos], out, resume=True)
+    Image.new("RGB", (80, 72), "green").save(photos / "red" / "0.png")
+    with pytest.raises(RecipeError, match="expected the images this run began with, found others"):
+        pretrain(recipe, [photos], out, resume=True)
     assert (out / "metrics.jsonl").read_text() == before
+    (out / "recipe.toml").rename(out / "elsewhere.toml")
+    with pytest.raises(RecipeError, match="recipe.toml: expected the recipe of the run to resume, found none"):
+        pretrain(recipe, [photos], out, resume=True)
+    (out / "elsewhere.toml").rename(out / "recipe.toml")
     for path in (out / "checkpoints").iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(DataError, match="found damaged or foreign files only"):
         pretrain(recipe, [photos], out, resume=True)
+
+
+def test_resume_before_the_first_checkpoint_starts_anew(recipe, photos, tmp_path, capsys):
+    """As a batch system does that starts every job with it, or after a kill in the first minutes."""
+    pretrain(recipe, [photos], tmp_path / "run", resume=True)
+    assert "no checkpoint to go on from; starting anew" in capsys.readouterr().err
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_moved_images_are_the_same_images(recipe, photos, tmp_path):
+    pretrain(recipe, [photos], tmp_path / "run")
+    pretrain(recipe, [photos.rename(tmp_path / "moved")], tmp_path / "run", resume=True)
 
 
 def test_what_does_not_change_the_weights_may_change_on_the_way(recipe, photos, tmp_path):
@@ -286,6 +301,32 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeyp
     monkeypatch.undo()
     assert not (tmp_path / "run" / "checkpoints" / "partial").exists()
     pretrain(recipe, [photos], tmp_path / "run", resume=True)
+
+
+def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_path, monkeypatch):
+    def full(log, line):
+        if line["step"] > 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.Log, "_append", full)
+    with pytest.raises(DataError, match="cannot be written .*No space left.*last good checkpoint is .*0003.pt"):
+        pretrain(recipe, [photos], tmp_path / "run")
+
+
+def test_images_too_many_to_keep_decoded(recipe, photos, tmp_path, monkeypatch):
+    pretrain(recipe, [photos], tmp_path / "kept")
+    monkeypatch.setenv("SCOTT_MODELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "LARGEST", 1)
+    pretrain(recipe, [photos], tmp_path / "streamed")
+    assert same(state(tmp_path / "kept"), state(tmp_path / "streamed"))
+
+
+def test_an_image_lost_on_the_way_is_one_sentence(recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "LARGEST", 1)
+    run = train.Run(recipe, [photos], tmp_path / "run", False, None, False, "target")
+    (photos / "red" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"^[^\n]*red/0.png: cannot be opened \(No such file or directory\)$"):
+        run.train()
 
 
 def test_trackers_get_the_same_figures(photos, tmp_path):
