@@ -35,7 +35,9 @@ def test_figures_of_known_features():
         (Health(80, 0.6, 0.5, 15, 35), "healthy features, but no better than random weights yet: "),
         (Health(80, 0.6, 0.5, 15, 45), "healthy: "),
         (Health(80, 0.6, 0.5), "healthy: "),
-        (Health(15, 0.4, 0.8, 25, 45), "partial collapse, "),
+        (Health(15, 0.4, 0.8, 15, 45), "healthy: "),  # narrow, as early runs are, but a probe gains
+        (Health(15, 0.4, 0.8, 15, 35), "partial collapse, "),
+        (Health(15, 0.4, 0.8), "partial collapse, "),
         (Health(50, 0.1, 0.99), "partial collapse, "),
         (Health(1.2, 0.3, 0.9), "dead, "),
         (Health(30, 0.001, 1.0, 1, 1), "dead, "),
