@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,19 +125,18 @@ class Engine:
         Every process times as many updates as the first one decides.
         """
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
-        batches = zip(count(1), load(order, crops, 1, sys.maxsize, recipe.run.workers))
-        for _ in range(WARM_UPDATES):
+        batches = load(order, crops, 1, sys.maxsize, recipe.run.workers)
+        for step in range(1, WARM_UPDATES + 1):
             started = time.monotonic()
-            step, batch = next(batches)
-            self.update(recipe, batch, step, sys.maxsize, order.steps)["loss"].item()
+            self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"].item()
             seconds = self.agreed(time.monotonic() - started)
         updates = max(3, round(TIMED_SECONDS / seconds))
         started = time.monotonic()
-        for _ in range(updates):
-            step, batch = next(batches)
-            loss = self.update(recipe, batch, step, sys.maxsize, order.steps)["loss"]
+        for step in range(WARM_UPDATES + 1, WARM_UPDATES + 1 + updates):
+            loss = self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"]
         loss.item()
         speed = updates * order.batch / self.agreed(time.monotonic() - started)
+        batches.close()
         for name, part in self.parts.items():
             part.load_state_dict(before[name])
         self.optimizer.state.clear()

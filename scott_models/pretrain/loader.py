@@ -1,7 +1,7 @@
 """Which image when, and its crop: pure functions of (seed, epoch, index), whoever computes them."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from .draws import Draws
 from .store import Images, cores
 
 Place = tuple[int, int]  # epoch, index
+GRACE = 60  # seconds that a worker outlives a SIGTERM
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class Crops(Dataset):
         return where, random_crops([self.images[index] for _, index in places], self.size, draws)
 
 
-def load(order: Order, crops: Crops, first: int, last: int, workers: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def load(
+    order: Order, crops: Crops, first: int, last: int, workers: int
+) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
     """The parts of every update from `first` to `last`: lists of (where, crops), as `Crops` gives them.
 
     Crops are made here, if the decoded images are where they are needed, on a GPU or for a CPU; otherwise as many
-    processes as `workers`, or as there are cores, make them ahead of their use.
+    processes as `workers`, or as there are cores, make them ahead of their use, until it is closed.
 
     Raises:
         DataError: an image that could be read at the start and cannot any more.
@@ -94,14 +97,14 @@ def load(order: Order, crops: Crops, first: int, last: int, workers: int) -> Ite
             pin_memory=elsewhere and cuda,
         )
     )
-    for _ in range(first, last + 1):
-        try:
-            batch = [next(pieces) for _ in range(order.parts)]
-        except DataError as error:  # a worker's comes with its traceback, our sentence last
-            raise DataError(
-                str(error).strip().splitlines()[-1].removeprefix("scott_models.errors.DataError: ")
-            ) from None
-        yield batch
+    try:
+        for _ in range(first, last + 1):
+            yield [next(pieces) for _ in range(order.parts)]
+    except DataError as error:  # a worker's comes with its traceback, our sentence last
+        sentence = str(error).strip().splitlines()[-1]
+        raise DataError(sentence.removeprefix("scott_models.errors.DataError: ")) from None
+    finally:
+        del pieces  # which ends its workers
 
 
 def key(seed: int, purpose: str, number: int = 0) -> np.uint64:
@@ -115,6 +118,7 @@ def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and a launcher's SIGTERM reach the whole group; the parent finishes its update and ends its workers."""
+    """Ctrl-C and a launcher's SIGTERM reach the whole group; the parent, which must save, ends its workers in time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -137,7 +137,7 @@ class Run:
             updates = track(updates, "pretraining", total=total, size=size, done=self.done * size)
         batches = load(order, self.crops, self.done + 1, self.total, run.workers)
         saved = time.monotonic()
-        with self.log, stop_requests() as stop:
+        with self.log, closing(batches), stop_requests() as stop:
             for step, batch in zip(updates, batches):
                 values = engine.update(self.recipe, batch, step, self.total, order.steps)
                 last = step == self.total

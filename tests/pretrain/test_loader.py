@@ -70,6 +70,19 @@ def test_workers_leave_signals_to_the_parent(images, monkeypatch):
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(child.pid, number)
     assert len(list(batches)) == 5
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_workers(images, monkeypatch):
+    monkeypatch.setattr(store, "LARGEST", 1)
+    for path in store.cache_folder().glob("*/index"):
+        path.unlink()
+    crops = Crops(store.open_images(images.samples, 36), 32, seed=0)
+    batches = load(Order(count=12, batch=6, seed=0), crops, 1, 60, workers=2)
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 def test_keys_differ():
