@@ -1,0 +1,72 @@
+"""What a step costs, counted without a clock: operations, graph breaks, and times the host waits for a device."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from scott_models.pretrain import Recipe, engine
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """The paper's SCOTT-12/16, without the dropout that only adds random numbers."""
+    rates = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
+    return engine.build_objective(Recipe.load("flowers102", rates)).train()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    visible = torch.rand(1, 196, generator=torch.Generator().manual_seed(0)).argsort(dim=1) < 79
+    return torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 224, 224), visible
+
+
+def gmac(function, *arguments):
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops() / 2e9
+
+
+def test_operations_are_those_the_estimates_rest_on(paper, inputs):
+    """Encoder 5.58 GMAC, of which the second convolution 0.944; predictor 1.158; a whole step 25.7."""
+    encoder = paper.target_encoder
+    with torch.no_grad():
+        assert gmac(encoder.forward_features, inputs[0]) == pytest.approx(5.58, abs=0.01)
+        assert gmac(encoder.patch_embed.conv2, torch.zeros(1, 64, 56, 56)) == pytest.approx(0.944, abs=0.001)
+        assert gmac(paper.predictor, torch.zeros(1, 196, 384)) == pytest.approx(1.158, abs=0.001)
+    assert gmac(lambda: paper(*inputs).backward()) == pytest.approx(25.7, rel=0.02)
+
+
+def test_the_objective_is_one_graph(paper, inputs):
+    explained = torch._dynamo.explain(paper)(*inputs)
+    assert explained.graph_count == 1
+    assert explained.graph_break_count == 0
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result the host must know: they stop a GPU's queue."""
+
+    KINDS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::")
+        if name.split(".")[0] in self.KINDS:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_its_device(paper, inputs):
+    optimizer = engine.build_optimizer(paper)
+    with Waits() as waits:
+        loss = paper(*inputs)
+        loss.backward()
+        engine.apply_gradients(optimizer, loss)
+        paper.after_step(1, 10)
+    assert waits.found == []
+    with Waits() as waits:
+        loss.item()
+    assert waits.found == ["_local_scalar_dense"]
