@@ -87,7 +87,7 @@ class Checkpoints:
     def load(self) -> int:
         """Fill the modules and the optimiser from the last checkpoint that is whole; returns the updates done.
 
-        Damaged ones are renamed, so that they do not count among those kept. Without any checkpoint nothing was done.
+        Damaged ones after it are renamed, so that they do not count among those kept. Without any nothing was done.
 
         Raises:
             DataError: none is whole.
@@ -105,13 +105,14 @@ class Checkpoints:
                 self.optimizer.load_state_dict(state["optimizer"])
             except Exception as error:  # torch, pickle and zip errors of many kinds
                 print(f"{path}: damaged or foreign, trying an earlier one ({error})", file=sys.stderr)
-                with suppress(FileNotFoundError):  # another process was first
-                    path.rename(path.with_suffix(".damaged"))
                 continue
             if images != self.images:
                 raise RecipeError(
                     f"{path}: expected the images this run began with, found others; give the same --data"
                 )
+            for newer in files[: files.index(path)]:
+                with suppress(FileNotFoundError):  # another process was first
+                    newer.rename(newer.with_suffix(".damaged"))
             return step
         if files:
             raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")

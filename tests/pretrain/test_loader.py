@@ -15,6 +15,17 @@ def images(photos):
     return store.open_images(find_samples([photos]), 36)
 
 
+@pytest.fixture
+def streamed(images, monkeypatch):
+    """The same images, decoded at every use."""
+    monkeypatch.setattr(store, "LARGEST", 1)
+    for path in store.cache_folder().glob("*/index"):
+        path.unlink()
+    again = store.open_images(images.samples, 36)
+    assert again.pixels is None
+    return again
+
+
 def test_every_epoch_sees_every_image_once_in_its_own_order():
     order = Order(count=13, batch=4, seed=0)
     assert order.steps == 3
@@ -38,15 +49,10 @@ def test_processes_and_parts_share_a_batch(processes, parts):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_crops_do_not_depend_on_who_makes_them(images, monkeypatch, workers):
+def test_crops_do_not_depend_on_who_makes_them(images, streamed, workers):
     order = Order(count=12, batch=6, seed=3)
     crops = Crops(images, 32, seed=3)
     expected = [batch for [batch] in load(order, crops, 1, 4, workers=0)]
-    monkeypatch.setattr(store, "LARGEST", 1)
-    for path in store.cache_folder().glob("*/index"):
-        path.unlink()
-    streamed = store.open_images(images.samples, 36)
-    assert streamed.pixels is None
     for (where, made), (where_again, again) in zip(
         expected, (b for [b] in load(order, Crops(streamed, 32, 3), 1, 4, workers))
     ):
@@ -58,12 +64,9 @@ def test_crops_do_not_depend_on_who_makes_them(images, monkeypatch, workers):
     assert all(torch.equal(whole, half) for (_, whole), half in zip(expected, halves))
 
 
-def test_workers_leave_signals_to_the_parent(images, monkeypatch):
+def test_workers_leave_signals_to_the_parent(streamed):
     """A launcher sends SIGTERM to the whole process group; crops must go on coming until the parent has saved."""
-    monkeypatch.setattr(store, "LARGEST", 1)
-    for path in store.cache_folder().glob("*/index"):
-        path.unlink()
-    crops = Crops(store.open_images(images.samples, 36), 32, seed=0)
+    crops = Crops(streamed, 32, seed=0)
     batches = load(Order(count=12, batch=6, seed=0), crops, 1, 6, workers=2)
     next(batches)
     for child in multiprocessing.active_children():
@@ -73,11 +76,8 @@ def test_workers_leave_signals_to_the_parent(images, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def test_leaving_early_ends_the_workers(images, monkeypatch):
-    monkeypatch.setattr(store, "LARGEST", 1)
-    for path in store.cache_folder().glob("*/index"):
-        path.unlink()
-    crops = Crops(store.open_images(images.samples, 36), 32, seed=0)
+def test_leaving_early_ends_the_workers(streamed):
+    crops = Crops(streamed, 32, seed=0)
     batches = load(Order(count=12, batch=6, seed=0), crops, 1, 60, workers=2)
     next(batches)
     assert multiprocessing.active_children()

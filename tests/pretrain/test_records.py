@@ -78,8 +78,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, c
     assert names(checkpoints) == ["step_000000005.pt", "step_000000006.damaged"]  # which pruning must not prefer
     assert "step_000000005.pt" in checkpoints.last_good()
     (checkpoints.folder / "step_000000005.pt").write_bytes(b"none")
-    with pytest.raises(DataError, match="found damaged or foreign files only"):
-        checkpoints.load()
+    for _ in range(2):  # nothing makes room for a new start in a folder that holds a run
+        with pytest.raises(DataError, match="found damaged or foreign files only"):
+            checkpoints.load()
 
 
 def test_without_a_checkpoint_nothing_was_done(checkpoints):
