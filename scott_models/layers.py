@@ -3,10 +3,11 @@
 from functools import partial
 
 import torch
-from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
+
+from .attention import Attention
 
 # Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
@@ -57,9 +58,7 @@ class Block(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.norm = PlainLayerNorm(dim)
-        self.attn = Attention(
-            dim, num_heads, qkv_bias=False, proj_bias=False, attn_drop=attn_drop, proj_drop=proj_drop, **dd
-        )
+        self.attn = Attention(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
         # SwiGLUPacked's width counts the gate and the value together.
         self.mlp = SwiGLUPacked(dim, 2 * 128 * round(8 / 3 * dim / 128), bias=False, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from . import weights
+from .attention import Dropout
 from .errors import WeightsError
 from .layers import Block, PlainLayerNorm, sincos_2d
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
@@ -96,6 +97,7 @@ class SCOTT(VisionTransformer):
             dtype=dtype,
         )
         dd = {"device": device, "dtype": dtype}
+        self.pos_drop = Dropout(pos_drop_rate)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if use_mask_token else None
         # timm's slot for a learned position becomes a constant: no gradient, no weight decay, not in a checkpoint.
         del self.pos_embed

@@ -2,10 +2,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
 from scott_models import tokenizer as tokenizer_module
-from scott_models.tokenizer import MaxBlurPool, PatchTokenizer, SparseConvTokenizer, keep
+from scott_models.tokenizer import PIECE, MaxBlurPool, PatchTokenizer, SparseConvTokenizer, keep
 
 TOKENIZERS = [SparseConvTokenizer, PatchTokenizer]
 
@@ -123,6 +124,36 @@ def test_receptive_field_is_61_pixels():
         tokenizer(images)[0, 55].sum().backward()
         reached |= images.grad.abs().sum(dim=(0, 1, 2)) > 0
     assert reached.sum() == 61
+
+
+def test_a_batch_in_pieces_is_the_same_batch(tokenizer):
+    images = torch.randn(2 * PIECE + 1, 3, 64, 64)
+    visible = torch.rand(len(images), 16) < 0.5
+    for mask in (None, visible):
+        whole = tokenizer(images, mask)
+        with torch.no_grad():
+            torch.testing.assert_close(tokenizer(images, mask), whole)
+
+
+def pool_by_torch(x):
+    """Max-blur pool of torch's own operators."""
+    kernel = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype) / 4
+    kernel = torch.outer(kernel, kernel).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.max_pool2d(x, 2, stride=1), kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+@pytest.mark.parametrize("batch", [2, 2 * PIECE + 1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pool_and_its_gradient_are_torchs(batch, compiled):
+    x = torch.randint(5, (batch, 3, 12, 16), dtype=torch.float64)  # few values, so that many are equal
+    theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pool = torch.compile(MaxBlurPool(dtype=torch.float64), backend="aot_eager") if compiled else MaxBlurPool()
+    expected, found = pool_by_torch(theirs), pool(ours)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..attention import Dropout
 from ..layers import Block, sincos_2d
 
 
@@ -43,7 +44,7 @@ class Predictor(nn.Module):
                 raise ValueError(f"num_patches: expected a square number or (rows, columns), got {num_patches}")
             num_patches = (side, side)
         self.register_buffer("pos_embed", sincos_2d(num_patches, embed_dim)[None], persistent=False)
-        self.pos_drop = nn.Dropout(pos_drop)
+        self.pos_drop = Dropout(pos_drop)
         self.blocks = nn.Sequential(
             *(
                 Block(embed_dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, drop_path=rate)
