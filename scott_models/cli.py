@@ -141,6 +141,54 @@ def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
     _show(zoo(), json)
 
 
+def bench(
+    models: Positional[tuple[str, ...]] = ("scott_12_16", "vit_small_patch16_224"),
+    /,
+    *,
+    task: tuple[Literal["inference", "step", "inputs"], ...] = ("inference",),
+    precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16"),
+    batch_size: tuple[int, ...] = (16,),
+    img_size: int = 224,
+    compiled: FlagCreatePairsOff[bool] = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    reference: Path | None = None,
+    rounds: int = 5,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Measure images a second and memory on this machine, each as a share of what its matrix products reach.
+
+    For example:
+
+        scott bench
+        scott bench scott_3_16 scott_12_16 resnet50 --batch-size 1 64
+        scott bench scott_12_16 --task step --precision bf16 --compiled
+        scott bench scott_12_16 --task inference step --reference checkout-of-the-original
+
+    Args:
+        models: ours or any of timm's; a step and its inputs are ours alone.
+        task: inference; step, MIM-JEPA's loss, gradients and update; inputs, what a step is fed with; one or more.
+        precision: bf16 is the weights' own in inference, autocast in a step.
+        batch_size: images at once.
+        img_size: pixels.
+        compiled: also by torch.compile, which takes a minute before a step.
+        device: auto is the GPU if there is one.
+        reference: a checkout of the authors' code, measured beside ours, in fp32 and uncompiled, as it is.
+        rounds: turns of every contender; the median counts.
+        json: print JSON instead of a table.
+    """
+    from .bench import everything
+
+    device = device if device != "auto" else "cuda" if _has_cuda() else "cpu"
+    results = everything(models, task, precision, batch_size, img_size, compiled, device, reference, rounds)
+    _show([result.row() for result in results], json)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _show(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         import json
@@ -161,7 +209,13 @@ def _cell(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"list": list_models, "embed": embed, "probe": probe, "pretrain": pretrain}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_models,
+    "embed": embed,
+    "probe": probe,
+    "pretrain": pretrain,
+    "bench": bench,
+}
 
 
 def main() -> None:

@@ -6,9 +6,8 @@ colours are each view's own. A view is left alone with probability 0.4; otherwis
 the CPU, a stream for each image; pixels are worked on in whole batches, on the device they are on.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
@@ -19,68 +18,23 @@ from torchvision.transforms.v2 import functional as TF
 from .draws import Draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AREA, ASPECT, TRIES = (0.2, 1.0), (3 / 4, 4 / 3), 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
 P_ANY, P_JITTER, P_GRAY, P_BLUR = 0.6, 0.8, 0.1, 0.3
 BLUR_SIZE, BLUR_SIGMA = 9, (0.1, 2.0)
-CROP_SHARE = 0.875  # of the short side, in evaluation: resize 256, centre crop 224
+PIECE = 8  # images that a CPU's caches hold while their colours change
 VIEWS = ("different", "same", "none")
 
 Operation = Callable[[Tensor, Tensor], Tensor]  # images[i], i -> images
 
 
-def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws) -> Tensor:
-    """A random crop of each image, resized and perhaps flipped: uint8 (3, H, W) each -> uint8 (B, 3, size, size)."""
-    draws = Draws.of(generator, len(images))
-    boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws)
-    flipped = draws.uniform(1)[0] < 0.5
-    crops = resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
-    return torch.where(moved(flipped, crops.device)[:, None, None, None], crops.flip(-1), crops)
-
-
-def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
-    """The evaluation's crop: the central square of 0.875 of the short side, bilinear; shapes as in `random_crops`."""
-    sizes = torch.tensor([image.shape[-2:] for image in images])
-    side = (CROP_SHARE * sizes.amin(dim=1, keepdim=True)).round().long().expand(-1, 2)
-    return resized_crops(images, torch.cat([(sizes - side) // 2, side], dim=1), size, TF.InterpolationMode.BILINEAR)
-
-
-def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int, interpolation: TF.InterpolationMode) -> Tensor:
-    """Each image's box (top, left, height, width), resized with antialiasing: uint8 (B, 3, size, size)."""
-    return torch.stack(
-        [
-            TF.resized_crop(image, *box, size=[size, size], interpolation=interpolation)
-            for image, box in zip(images, boxes.tolist())
-        ]
-    )
-
-
-def crop_boxes(sizes: Tensor, draws: Draws) -> Tensor:
-    """RandomResizedCrop's boxes for images of height and width `sizes` (B, 2): (B, 4), top, left, height, width.
-
-    Of ten draws the first that fits counts; if none does, the largest centred box of an allowed aspect.
-    """
-    height, width = sizes.double().unbind(1)
-    for_area, for_aspect, y, x = (draws.uniform(TRIES) for _ in range(4))
-    area = (AREA[0] + (AREA[1] - AREA[0]) * for_area) * height * width
-    aspect = torch.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * for_aspect)
-    h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
-    fits = (h > 0) & (w > 0) & (h <= height) & (w <= width)
-    first = fits.long().argmax(dim=0, keepdim=True)
-    h, w, y, x = (values.gather(0, first)[0] for values in (h, w, y, x))
-    none_fits = ~fits.any(dim=0)
-    h = torch.where(none_fits, torch.minimum(height, (width / ASPECT[0]).round()), h)
-    w = torch.where(none_fits, torch.minimum(width, (height * ASPECT[1]).round()), w)
-    top = torch.where(none_fits, (height - h) // 2, (y * (height - h + 1)).floor())
-    left = torch.where(none_fits, (width - w) // 2, (x * (width - w + 1)).floor())
-    return torch.stack([top, left, h, w], dim=1).long()
-
-
-def two_views(crops: Tensor, generator: torch.Generator | Draws, mode: str = "different") -> tuple[Tensor, Tensor]:
+def two_views(
+    crops: Tensor, generator: torch.Generator | Draws, mode: str = "different", compiled: bool = False
+) -> tuple[Tensor, Tensor]:
     """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised.
 
     Args:
         mode: "different", each view its own colours; "same", one draw for both (Table 8); "none", no colour change.
+        compiled: on a GPU, jitter the whole batch in a few kernels of torch.compile's.
 
     Raises:
         ValueError: an unknown mode.
@@ -88,14 +42,21 @@ def two_views(crops: Tensor, generator: torch.Generator | Draws, mode: str = "di
     if mode not in VIEWS:
         raise ValueError(f"views: expected one of {VIEWS}, got {mode!r}")
     draws = Draws.of(generator, len(crops))
-    images = crops.float() / 255
     if mode == "none":
-        context = target = normalize(images)
+        context = target = normalize(crops.float() / 255)
     elif mode == "same":
-        context = target = normalize(Colours.draw(draws)(images))
+        context = target = coloured(crops, Colours.draw(draws), compiled)
     else:
-        context, target = (normalize(Colours.draw(draws)(images)) for _ in range(2))
+        context, target = (coloured(crops, Colours.draw(draws), compiled) for _ in range(2))
     return context, target
+
+
+def coloured(crops: Tensor, colours: "Colours", compiled: bool) -> Tensor:
+    """Crops uint8 (B, 3, H, W) -> images with other colours, normalised; on a CPU in pieces that its caches hold."""
+    on_cpu = crops.device.type == "cpu"
+    size = PIECE if on_cpu else len(crops)
+    pieces = zip(crops.split(size), colours.split(size))
+    return torch.cat([normalize(change(piece.float() / 255, compiled and not on_cpu)) for piece, change in pieces])
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -155,53 +116,86 @@ class Colours:
             jittered, grayed, blurred, order, 1 + brightness, 1 + contrast, 1 + saturation, hue, jitter_order, sigma
         )
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def split(self, size: int) -> list["Colours"]:
+        """Those of the first `size` images, of the next, and so on."""
+        pieces = [getattr(self, field.name).split(size, dim=-1) for field in fields(self)]
+        return [Colours(*piece) for piece in zip(*pieces)]
+
+    def __call__(self, images: Tensor, compiled: bool = False) -> Tensor:
         """Images in [0, 1], (B, 3, H, W) -> the same."""
-        return in_order(
-            images,
-            [
-                (self.jittered, self.jitter),
-                (self.grayed, lambda x, i: gray(x).expand_as(x)),
-                (self.blurred, lambda x, i: gaussian_blur(x, self.sigma[i])),
-            ],
-            self.order,
-        )
+        jitter_at, gray_at, blur_at = self.order
+        images = images.clone()
+        # Gray and blur commute, being linear, so only their places beside the jitter matter.
+        self.gray_and_blur_(images, gray_at < jitter_at, blur_at < jitter_at)
+        if compiled:
+            images = self.jittered_at_once(images)
+        else:
+            self.jitter_(images)
+        self.gray_and_blur_(images, gray_at > jitter_at, blur_at > jitter_at)
+        return images
 
-    def jitter(self, images: Tensor, index: Tensor) -> Tensor:
+    def gray_and_blur_(self, images: Tensor, gray_now: Tensor, blur_now: Tensor) -> None:
+        on_some_(images, self.grayed & gray_now, lambda x, i: gray(x).expand_as(x))
+        on_some_(images, self.blurred & blur_now, lambda x, i: gaussian_blur(x, self.sigma[i]))
+
+    def jitter_(self, images: Tensor) -> None:
         def factor(values: Tensor, chosen: Tensor) -> Tensor:
-            return moved(values[index[chosen]].to(images.dtype), images.device).view(-1, 1, 1, 1)
+            return moved(values[chosen].to(images.dtype), images.device).view(-1, 1, 1, 1)
 
-        everyone = torch.ones(len(images), dtype=torch.bool)
-        return in_order(
-            images,
-            [
-                (everyone, lambda x, i: (x * factor(self.brightness, i)).clamp(0, 1)),
-                (
-                    everyone,
-                    lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(self.contrast, i)),
-                ),
-                (everyone, lambda x, i: blend(x, gray(x), factor(self.saturation, i))),
-                (everyone, lambda x, i: shift_hue(x, factor(self.hue, i))),
-            ],
-            self.jitter_order[:, index],
+        operations: tuple[Operation, ...] = (
+            lambda x, i: (x * factor(self.brightness, i)).clamp(0, 1),
+            lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(self.contrast, i)),
+            lambda x, i: blend(x, gray(x), factor(self.saturation, i)),
+            lambda x, i: shift_hue(x, factor(self.hue, i)),
         )
+        for place in range(len(operations)):
+            for operation, its_place in zip(operations, self.jitter_order):
+                on_some_(images, self.jittered & (its_place == place), operation)
+
+    def jittered_at_once(self, images: Tensor) -> Tensor:
+        numbers = [self.jittered[None], self.jitter_order, *(values[None] for values in self._factors)]
+        packed = moved(torch.cat([n.to(images.dtype) for n in numbers]), images.device)
+        return _compiled(jitter_everyone)(images, packed[:, :, None, None, None])
+
+    @property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.brightness, self.contrast, self.saturation, self.hue
 
 
-def in_order(images: Tensor, operations: Sequence[tuple[Tensor, Operation]], order: Tensor) -> Tensor:
-    """Apply each operation to the images chosen for it, in an order of each image's own.
+def on_some_(images: Tensor, chosen: Tensor, operation: Operation) -> None:
+    """Put `operation(images[i], i)` in place of the images chosen, bool (B,)."""
+    index = torch.nonzero(chosen).flatten()
+    if len(index):
+        on_device = moved(index, images.device)
+        images[on_device] = operation(images[on_device], index)
+
+
+def jitter_everyone(images: Tensor, packed: Tensor) -> Tensor:
+    """The jitter of a whole batch without branches: every operation at every place, of which one counts.
 
     Args:
-        operations: (chosen, operation): `chosen` bool (B,), `operation(images[i], i)` with the indices i it gets.
-        order: (operations, B), the place of each operation.
+        packed: (9, B, 1, 1, 1): whether an image is jittered; the places of brightness, contrast, saturation and hue
+            in its order; their four values.
     """
-    images = images.clone()
-    for place in range(len(operations)):
-        for (chosen, operation), its_place in zip(operations, order):
-            index = torch.nonzero(chosen & (its_place == place)).flatten()
-            if len(index):
-                on_device = moved(index, images.device)
-                images[on_device] = operation(images[on_device], index)
-    return images
+    jittered, order, (brightness, contrast, saturation, hue) = packed[0], packed[1:5], packed[5:]
+    before = images
+    for place in range(4):
+        now, grey = order == place, gray(images)
+        images = torch.where(
+            now[0],
+            (images * brightness).clamp(0, 1),
+            torch.where(
+                now[1],
+                blend(images, grey.mean(dim=(-2, -1), keepdim=True), contrast),
+                torch.where(now[2], blend(images, grey, saturation), shift_hue(images, hue)),
+            ),
+        )
+    return torch.where(jittered > 0, images, before)
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:

@@ -41,8 +41,16 @@ class Draws:
         """The next numbers in [0, 1) of every stream: float64 (count, B)."""
         number = np.arange(self.used + 1, self.used + count + 1, dtype=np.uint64)[:, None]
         self.used += count
-        bits = _mix(self.seeds + GAMMA * number)
-        return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        return torch.from_numpy(_unit(_mix(self.seeds + GAMMA * number)))
+
+    def ahead(self, images: np.ndarray, skipped: np.ndarray, count: int) -> np.ndarray:
+        """What will come after the next `skipped` (I,) numbers of some images' (I,) streams: float64 (count, I)."""
+        number = np.arange(1, count + 1, dtype=np.uint64)[:, None] + (self.used + skipped).astype(np.uint64)
+        return _unit(_mix(self.seeds[images] + GAMMA * number))
+
+
+def _unit(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

@@ -58,14 +58,14 @@ class Engine:
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
-        self.objective = build_objective(recipe).to(self.device, memory_format=torch.channels_last).train()
+        objective = build_objective(recipe, compiled=can_compile(recipe, self.device))
+        self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
         self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
         if self.processes > 1:
             for name in self.trained:  # the rest, a teacher, is every process's own
                 setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
-        self.compute_loss = compiled(self.objective, recipe, self.device)
         self.in_a_row = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), device=self.device)
 
@@ -90,7 +90,7 @@ class Engine:
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.accelerator.autocast():
-                    loss = self.compute_loss(*inputs)
+                    loss = self.objective(*inputs)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
@@ -219,24 +219,24 @@ def set_schedules(
     return lr, weight_decay
 
 
-def compiled(objective: nn.Module, recipe: Recipe, device: torch.device) -> Any:
-    """The objective, by torch.compile if the recipe asks for it, after a look whether it can work.
+def can_compile(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the recipe asks for torch.compile, and it can work.
 
     Raises:
         RecipeError: "on", and no compiler that torch.compile could use.
     """
     if recipe.run.compile == "off" or (recipe.run.compile == "auto" and device.type != "cuda"):
-        return objective
+        return False
     # inductor compiles C++ for a CPU; for a GPU triton compiles a little C
     names = ("CXX", "g++", "clang++") if device.type != "cuda" else ("CC", "gcc", "clang")
-    if not any(shutil.which(os.environ.get(name, name)) for name in names):
-        if recipe.run.compile == "on":
-            raise RecipeError(
-                f"recipe.run.compile: expected a compiler ({names[1]}), found none; install it or set run.compile=off"
-            )
-        print(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower", file=sys.stderr)
-        return objective
-    return torch.compile(objective)
+    if any(shutil.which(os.environ.get(name, name)) for name in names):
+        return True
+    if recipe.run.compile == "on":
+        raise RecipeError(
+            f"recipe.run.compile: expected a compiler ({names[1]}), found none; install it or set run.compile=off"
+        )
+    print(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower", file=sys.stderr)
+    return False
 
 
 def seed_for(recipe: Recipe, purpose: str, number: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from .augment import random_crops
+from .crops import random_crops, random_crops_on_device
 from .draws import Draws
 from .store import Images, cores
 
@@ -71,7 +71,10 @@ class Crops(Dataset):
         """Places (B) -> their epochs and indices (B, 2), crops uint8 (B, 3, size, size)."""
         where = torch.tensor(places)
         draws = Draws.keyed(self.key, *where.unbind(1))
-        return where, random_crops([self.images[index] for _, index in places], self.size, draws)
+        indices = [index for _, index in places]
+        if self.images.pixels is not None and self.images.pixels.device.type != "cpu":
+            return where, random_crops_on_device(self.images, indices, self.size, draws)
+        return where, random_crops([self.images[index] for index in indices], self.size, draws)
 
 
 def load(

@@ -5,6 +5,7 @@ Source: paper, Section 3 (blockwise sampling after BEiT) and the released code, 
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from .draws import Draws
 # The smallest block, in patches of the paper's 14 x 14 grid; on a smaller grid it shrinks with the number of patches.
 MIN_PATCHES, PAPER_GRID = 16, 14 * 14
 LOG_ASPECT = (math.log(0.3), math.log(3.3))
+LOOK_AHEAD = 16  # rectangles of each image that are looked at together, at least
 
 
 def blockwise(
@@ -69,22 +71,38 @@ def _smallest(grid: tuple[int, int]) -> float:
 
 
 def _cover(rows: int, columns: int, count: int, batch: int, draws: Draws) -> Tensor:
-    """Rectangles for the whole batch at once; an image is left alone as soon as it has its `count` patches."""
+    """Rectangles, each image's one after the other: the first of its draws that fits, until it has `count` patches.
+
+    Many draws are looked at together, since most do not fit: what a rectangle would add follows from the sums over all
+    rectangles that begin in the first corner.
+    """
     smallest = _smallest((rows, columns))
-    y, x = torch.arange(rows)[None, :, None], torch.arange(columns)[None, None, :]
-    covered = torch.zeros(batch, rows, columns, dtype=torch.bool)
-    needed = torch.full((batch,), count)
-    while needed.any():
-        for_area, for_aspect, for_top, for_left = draws.uniform(4)
-        area = smallest + (needed - smallest) * for_area
-        aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * for_aspect)
-        height, width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-        top = (for_top * (rows - height + 1)).long()
-        left = (for_left * (columns - width + 1)).long()
-        top, left, bottom, right = (edge[:, None, None] for edge in (top, left, top + height, left + width))
-        added = (y >= top) & (y < bottom) & (x >= left) & (x < right) & ~covered
-        gain = added.sum(dim=(1, 2))
-        accepted = (height < rows) & (width < columns) & (gain > 0) & (gain <= needed)
-        covered |= added & accepted[:, None, None]
-        needed -= gain * accepted
-    return covered.flatten(1)
+    covered = np.zeros((batch, rows, columns), dtype=bool)
+    needed, tried = np.full(batch, count), np.zeros(batch, dtype=np.int64)
+    while len(pending := np.flatnonzero(needed)):
+        tries = max(LOOK_AHEAD, LOOK_AHEAD * batch // (4 * len(pending)))
+        numbers = draws.ahead(pending, 4 * tried[pending], 4 * tries).reshape(tries, 4, -1)
+        for_area, for_aspect, for_top, for_left = numbers.transpose(1, 0, 2)
+        area = smallest + (needed[pending] - smallest) * for_area
+        aspect = np.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * for_aspect)
+        height, width = np.round(np.sqrt(area * aspect)).astype(int), np.round(np.sqrt(area / aspect)).astype(int)
+        fits = (height < rows) & (width < columns)
+        height, width = np.where(fits, height, 0), np.where(fits, width, 0)
+        top, left = (for_top * (rows - height + 1)).astype(int), (for_left * (columns - width + 1)).astype(int)
+        bottom, right = top + height, left + width
+        sums = np.zeros((len(pending), rows + 1, columns + 1), dtype=np.int64)
+        sums[:, 1:, 1:] = covered[pending].cumsum(axis=1).cumsum(axis=2)
+        i = np.arange(len(pending))
+        overlap = sums[i, bottom, right] - sums[i, top, right] - sums[i, bottom, left] + sums[i, top, left]
+        gain = height * width - overlap
+        accepted = (gain > 0) & (gain <= needed[pending])
+        first = accepted.argmax(axis=0)
+        found = accepted[first, i]
+        tried[pending] += np.where(found, first + 1, tries)
+        i, first, image = i[found], first[found], pending[found]
+        y, x = np.arange(rows)[None, :, None], np.arange(columns)[None, None, :]
+        top, left, bottom, right = (edge[first, i][:, None, None] for edge in (top, left, bottom, right))
+        covered[image] |= (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        needed[image] -= gain[first, i]
+    draws.used += 4 * int(tried.max())
+    return torch.from_numpy(covered).flatten(1)

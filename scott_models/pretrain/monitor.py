@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..probe import knn, ridge
-from .augment import centre_crops, normalize
+from .augment import normalize
+from .crops import centre_crops
 from .recipe import Recipe, require
 from .store import Images
 

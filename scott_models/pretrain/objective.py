@@ -122,8 +122,11 @@ class MIMJEPA(nn.Module):
         torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)
 
 
-def build_objective(recipe: Recipe) -> MIMJEPA:
+def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
     """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
+
+    Args:
+        compiled: let torch.compile take the views and, at its first call, the loss.
 
     Raises:
         RecipeError: a model this package does not have, or settings a model or a mask cannot take.
@@ -156,10 +159,13 @@ def build_objective(recipe: Recipe) -> MIMJEPA:
         attn_drop=model.attn_drop,
         drop_path=model.drop_path,
     )
-    return MIMJEPA(
+    objective = MIMJEPA(
         encoder,
         predictor,
-        views=partial(two_views, mode=recipe.data.views),
+        views=partial(two_views, mode=recipe.data.views, compiled=compiled),
         mask=draw_mask,
         ema=(recipe.optim.start_ema, recipe.optim.final_ema),
     )
+    if compiled:
+        objective.compile()
+    return objective

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from scott_models.pretrain import augment
@@ -83,54 +82,25 @@ def test_a_batch_gets_what_torchvision_gives_each_image():
     torch.testing.assert_close(colours(images), expected, rtol=0, atol=2e-5)
 
 
-def test_crops_are_torchvisions():
-    images = [torch.randint(0, 256, (3, 40 + i, 60 - i), dtype=torch.uint8) for i in range(8)]
-    boxes = augment.crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws(8))
-    crops = augment.resized_crops(images, boxes, 32, TF.InterpolationMode.BICUBIC)
-    for image, box, crop in zip(images, boxes.tolist(), crops):
-        top, left, height, width = box
-        cut = image[:, top : top + height, left : left + width]
-        assert torch.equal(crop, TF.resize(cut, [32, 32], interpolation=TF.InterpolationMode.BICUBIC, antialias=True))
+def test_a_jitter_at_once_is_the_jitter_of_each(monkeypatch):
+    images = torch.rand(64, 3, 20, 24)
+    colours = augment.Colours.draw(draws(64))
+    assert 10 < colours.jittered.sum() < 54
+    expected = images.clone()
+    colours.jitter_(expected)
+    calls = []
+    monkeypatch.setattr(augment, "_compiled", lambda function: lambda *given: calls.append(given) or function(*given))
+    torch.testing.assert_close(colours.jittered_at_once(images), expected, rtol=0, atol=1e-5)
+    at_once = torch.compile(augment.jitter_everyone, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(at_once(*calls[0]), expected, rtol=0, atol=1e-5)
 
 
-def test_centre_crops_are_the_evaluation_transform():
-    """Resize to 1/0.875 and crop the centre, or cut first and resize: the same picture, but for rounded borders."""
-    picture = TF.resize(torch.randint(0, 256, (3, 8, 10), dtype=torch.uint8), [96, 120])
-    crop = augment.centre_crops([picture], 56)[0]
-    expected = TF.center_crop(TF.resize(picture, [64]), [56, 56])
-    assert (crop.float() - expected.float()).abs().mean() < 1
-
-
-def test_crop_boxes_are_distributed_like_torchvisions():
-    count, size = 4000, (300, 420)
-    boxes = augment.crop_boxes(torch.tensor([size]).expand(count, 2), draws(count)).double()
-    torch.manual_seed(0)
-    theirs = v2.RandomResizedCrop(8, scale=(0.2, 1.0))
-    canvas = torch.zeros(3, *size)
-    params = [theirs.make_params([canvas]) for _ in range(count)]
-    expected = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
-    error = 4 * math.sqrt(2 / count)  # in spreads: four standard errors of a difference of means
-    assert ((boxes.mean(dim=0) - expected.mean(dim=0)).abs() < error * expected.std(dim=0)).all()
-    assert ((boxes.std(dim=0) / expected.std(dim=0) - 1).abs() < 0.06).all()
-
-
-@pytest.mark.parametrize("size", [(16, 400), (400, 16), (17, 16)])
-def test_crop_boxes_stay_inside(size):
-    top, left, height, width = augment.crop_boxes(torch.tensor([size]).expand(500, 2), draws(500)).unbind(1)
-    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()  # noqa: PT018
-    assert (top + height <= size[0]).all()
-    assert (left + width <= size[1]).all()
-
-
-def test_crops_are_upright_or_mirrored():
-    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
-    slopes = augment.random_crops([ramp] * 400, 32, generator())
-    assert slopes.shape == (400, 3, 32, 32)
-    assert slopes.dtype == torch.uint8
-    assert torch.equal(slopes, augment.random_crops([ramp] * 400, 32, generator()))
-    rising = (slopes[..., -1] > slopes[..., 0]).all(dim=(1, 2))
-    assert 0.4 < rising.float().mean() < 0.6
-    assert (rising | (slopes[..., -1] < slopes[..., 0]).all(dim=(1, 2))).all()
+def test_a_batch_in_pieces_is_the_same_batch(monkeypatch):
+    crops = torch.randint(0, 256, (13, 3, 20, 24), dtype=torch.uint8)
+    in_pieces = augment.two_views(crops, generator())
+    monkeypatch.setattr(augment, "PIECE", 13)
+    for piecewise, whole in zip(in_pieces, augment.two_views(crops, generator())):
+        torch.testing.assert_close(piecewise, whole, rtol=0, atol=1e-5)
 
 
 def test_a_view_does_not_depend_on_its_batch(images):

@@ -51,3 +51,13 @@ def test_a_generator_seeds_a_stream_for_each_image():
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_shapes(count):
     assert keyed(0, [0, 0], [1, 2]).uniform(count).shape == (count, 2)
+
+
+def test_ahead_are_the_numbers_that_come():
+    draws, same = (Draws(np.arange(3, dtype=np.uint64)) for _ in range(2))
+    for each in (draws, same):
+        each.uniform(2)
+    ahead = draws.ahead(np.array([2, 0]), np.array([1, 4]), 3)
+    coming = same.uniform(7).numpy()
+    assert np.array_equal(ahead, np.stack([coming[1:4, 2], coming[4:7, 0]], axis=1))
+    assert draws.used == 2

@@ -124,14 +124,14 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
 
 def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
     """Neither weights nor the optimiser's moments and counts notice; three in a row end the run."""
-    compute = running.compute_loss
+    compute = running.objective.forward
     running.update(recipe, [batch()], 1, 10, 5)
     before = weights(running)
     moments = {
         i: {k: v.clone() for k, v in state.items()} for i, state in running.optimizer.state_dict()["state"].items()
     }
     for bad in (math.nan, math.inf):
-        running.compute_loss = lambda *inputs, bad=bad: compute(*inputs) * bad
+        running.objective.forward = lambda *inputs, bad=bad: compute(*inputs) * bad
         values = running.update(recipe, [batch()], 2, 10, 5)
         assert not torch.isfinite(values["loss"])
         running.check(lambda: "")
@@ -139,11 +139,11 @@ def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("student"))
     for i, state in running.optimizer.state_dict()["state"].items():
         assert all(torch.equal(state[name], moments[i][name]) for name in state)
-    running.compute_loss = compute
+    running.objective.forward = compute
     values = running.update(recipe, [batch()], 3, 10, 5)
     assert running.on_host(values)["skipped"] == 2
     assert not same(weights(running), before)
-    running.compute_loss = lambda *inputs: compute(*inputs) * math.nan
+    running.objective.forward = lambda *inputs: compute(*inputs) * math.nan
     for step in (4, 5):
         running.update(recipe, [batch()], step, 10, 5)
         running.check(lambda: "")  # two before and two now, but not in a row
@@ -173,7 +173,7 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
 
 def test_compiled_computes_the_same(tmp_path, monkeypatch):
     compile_with = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda function: compile_with(function, backend="aot_eager"))
     dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
     where = batch()
     results = []

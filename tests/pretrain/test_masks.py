@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from scott_models.pretrain import masks
+from scott_models.pretrain.draws import Draws
 
 
 def generator(seed=0):
@@ -26,6 +28,31 @@ def test_counts_are_exact(grid, ratio):
 def test_the_papers_counts():
     assert masks.blockwise((14, 14), 0.6, 1, generator()).sum() == 79
     assert (~masks.blockwise((14, 14), 0.6, 1, generator(), blocks="masked")).sum() == 118
+
+
+def one_after_the_other(rows, columns, count, draws):
+    """The rule itself, for one image: draw, look whether it fits, again."""
+    visible, smallest = torch.zeros(rows, columns, dtype=torch.bool), 16 * min(1, rows * columns / 196)
+    while (needed := count - int(visible.sum())) > 0:
+        for_area, for_aspect, for_top, for_left = draws.uniform(4)[:, 0].tolist()
+        area = smallest + (needed - smallest) * for_area
+        aspect = math.exp(math.log(0.3) + math.log(3.3 / 0.3) * for_aspect)
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        top, left = int(for_top * (rows - height + 1)), int(for_left * (columns - width + 1))
+        if height < rows and width < columns:
+            more = visible.clone()
+            more[top : top + height, left : left + width] = True
+            if 0 < more.sum() - visible.sum() <= needed:
+                visible = more
+    return visible.flatten()
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (5, 20)])
+def test_looking_ahead_changes_nothing(grid):
+    seeds = np.arange(40, dtype=np.uint64)
+    together = masks.blockwise(grid, 0.6, 40, Draws(seeds))
+    for i, visible in enumerate(together):
+        assert torch.equal(visible, one_after_the_other(*grid, int(visible.sum()), Draws(seeds[i : i + 1])))
 
 
 def test_statistics_of_the_original():

@@ -1,0 +1,113 @@
+"""docs/BENCHMARKS.md from benchmarks/results/*.json; python benchmarks/page.py writes it anew.
+
+What a results file lacks is shown as not measured; no figure is typed by hand.
+"""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[1]
+RESULTS = CHECKOUT / "benchmarks" / "results"
+PAGE = CHECKOUT / "docs" / "BENCHMARKS.md"
+NOT_MEASURED = "not measured"
+
+INTRODUCTION = """# Benchmarks
+
+Made by `python benchmarks/cpu.py --reference CHECKOUT` and `python benchmarks/gpu.py --data IMAGES`; every figure comes
+from their results in [benchmarks/results](../benchmarks/results). For the same on your machine: `scott bench`.
+
+How it is measured: every contender runs in a process of its own and they take turns, a second or more each; images a
+second are the median of the turns, and "x" columns are medians of ratios within a turn. *% of peak* is operations
+(counted by torch, two per multiply-accumulate: 11.16 GFLOP for an image through SCOTT-12/16, 51.4 for its pretraining
+step) against a large matrix product of the same dtype in the same turns. *Peak MiB* is the largest resident memory of
+the process on a CPU, and of tensors on a GPU. *Original* is the authors' code, fp32, uncompiled, as it is; a *step* is
+loss, gradients, AdamW and the target's update on ready inputs, with the paper's dropout."""
+
+BESIDE = "vit_small_patch16_224"
+# task, model, precision, what it is compared with ("% of peak" or another model), at least
+TARGETS = (
+    ("inference", "scott_12_16", "fp32", "original scott_12_16", 1.3),
+    ("inference", "scott_12_16", "fp32", "% of peak", 88),
+    ("inference", "scott_12_16", "fp32", BESIDE, 0.84),
+    ("inference", "scott_12_16", "bf16", "original scott_12_16", 4),
+    ("inference", "scott_12_16", "bf16", "% of peak", 62),
+    ("inference", "scott_12_16", "bf16", BESIDE, 0.95),
+    ("step of scott_12_16", "scott_12_16", "bf16", "original scott_12_16", 3),
+    ("step of scott_3_16", "scott_3_16", "bf16", "original scott_3_16", 3),
+)
+
+
+def environment() -> dict[str, str]:
+    """Of a Python that imports this checkout, installed or not."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
+
+
+def machine(what: str) -> str:
+    """A processor in words."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    bf16 = " with AVX512-bf16" if "avx512_bf16" in flags else ""
+    return f"{what}, {names[0] if names else platform.processor() or platform.machine()}{bf16}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def targets(tables: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for task, model, precision, against, least in TARGETS:
+        column = against if against == "% of peak" else f"x {against}"
+        found = {r["mode"]: r[column] for r in tables[task] if (r["model"], r["precision"]) == (model, precision)}
+        rows.append({"target": f"{task.split()[0]} of {model}, {precision}: {column}", "at least": least, **found})
+    return rows
+
+
+HEADLINES = {
+    "headline": "Beside the original and timm",
+    "models": "Every model",
+    "inputs": "Feeding the step",
+    "growth": "As work grows",
+    "data": "As data grows",
+    "start": "Start-up",
+    "end to end": "End to end",
+    "profile": "Where a step's time goes",
+}
+
+
+def section(title: str, file: Path) -> str:
+    if not file.exists():
+        return f"## {title}\n\n{NOT_MEASURED.capitalize()}."
+    results = json.loads(file.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    blocks = [f"## {title}\n\n{results['machine']}; {versions}."]
+    for name, tables in results["parts"].items():
+        blocks.append(f"### {HEADLINES.get(name, name.capitalize())}")
+        if name == "headline":
+            blocks.append(table(targets(tables)))
+        for caption, rows in tables.items():
+            blocks.append(f"{caption[:1].upper()}{caption[1:]}:\n\n{table(rows)}" if len(tables) > 1 else table(rows))
+    return "\n\n".join(blocks)
+
+
+def write() -> None:
+    notes = (RESULTS / "notes.md").read_text().strip()
+    cpu, gpu = section("CPU", RESULTS / "cpu.json"), section("One GPU", RESULTS / "gpu.json")
+    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{gpu}\n\n{notes}\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from scott_models.pretrain import crops
+from scott_models.pretrain.draws import Draws
+from scott_models.pretrain.store import Images
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draws(batch, seed=0):
+    return Draws.of(generator(seed), batch)
+
+
+def test_crops_are_torchvisions():
+    images = [torch.randint(0, 256, (3, 40 + i, 60 - i), dtype=torch.uint8) for i in range(8)]
+    boxes = crops.crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws(8))
+    found = crops.resized_crops(images, boxes, 32, TF.InterpolationMode.BICUBIC)
+    for image, box, crop in zip(images, boxes.tolist(), found):
+        top, left, height, width = box
+        cut = image[:, top : top + height, left : left + width]
+        assert torch.equal(crop, TF.resize(cut, [32, 32], interpolation=TF.InterpolationMode.BICUBIC, antialias=True))
+
+
+def test_centre_crops_are_the_evaluation_transform():
+    """Resize to 1/0.875 and crop the centre, or cut first and resize: the same picture, but for rounded borders."""
+    picture = TF.resize(torch.randint(0, 256, (3, 8, 10), dtype=torch.uint8), [96, 120])
+    crop = crops.centre_crops([picture], 56)[0]
+    expected = TF.center_crop(TF.resize(picture, [64]), [56, 56])
+    assert (crop.float() - expected.float()).abs().mean() < 1
+
+
+def test_crop_boxes_are_distributed_like_torchvisions():
+    count, size = 4000, (300, 420)
+    boxes = crops.crop_boxes(torch.tensor([size]).expand(count, 2), draws(count)).double()
+    torch.manual_seed(0)
+    theirs = v2.RandomResizedCrop(8, scale=(0.2, 1.0))
+    canvas = torch.zeros(3, *size)
+    params = [theirs.make_params([canvas]) for _ in range(count)]
+    expected = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
+    error = 4 * math.sqrt(2 / count)  # in spreads: four standard errors of a difference of means
+    assert ((boxes.mean(dim=0) - expected.mean(dim=0)).abs() < error * expected.std(dim=0)).all()
+    assert ((boxes.std(dim=0) / expected.std(dim=0) - 1).abs() < 0.06).all()
+
+
+@pytest.mark.parametrize("size", [(16, 400), (400, 16), (17, 16)])
+def test_crop_boxes_stay_inside(size):
+    top, left, height, width = crops.crop_boxes(torch.tensor([size]).expand(500, 2), draws(500)).unbind(1)
+    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()  # noqa: PT018
+    assert (top + height <= size[0]).all()
+    assert (left + width <= size[1]).all()
+
+
+def test_crops_are_upright_or_mirrored():
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
+    slopes = crops.random_crops([ramp] * 400, 32, generator())
+    assert slopes.shape == (400, 3, 32, 32)
+    assert slopes.dtype == torch.uint8
+    assert torch.equal(slopes, crops.random_crops([ramp] * 400, 32, generator()))
+    rising = (slopes[..., -1] > slopes[..., 0]).all(dim=(1, 2))
+    assert 0.4 < rising.float().mean() < 0.6
+    assert (rising | (slopes[..., -1] < slopes[..., 0]).all(dim=(1, 2))).all()
+
+
+def stored(*sizes):
+    """Images of smooth noise in one flat buffer, as decoded images lie in it."""
+    pictures = [TF.resize(torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8), list(size)) for size in sizes]
+    flat = torch.cat([picture.permute(1, 2, 0).flatten() for picture in pictures])
+    lengths = np.array([picture.numel() for picture in pictures])
+    return Images([None] * len(sizes), 0, "", np.zeros(len(sizes)), np.array(sizes), lengths.cumsum() - lengths, flat)
+
+
+@pytest.mark.parametrize("size", [16, 48, 112])  # much smaller than the box, a little, and larger
+def test_crops_on_a_device_are_those_of_torchvision(size, monkeypatch):
+    monkeypatch.setattr(crops, "AT_ONCE", 5)
+    images = stored((60, 60), (60, 75), (90, 60), (61, 64), (60, 200), (200, 60))
+    indices = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0] * 4
+    expected = crops.random_crops([images[i] for i in indices], size, draws(48))
+    found = crops.random_crops_on_device(images, indices, size, draws(48))
+    assert found.dtype == torch.uint8
+    off = (found.int() - expected.int()).abs()
+    assert off.max() <= 2
+    assert off.float().mean() < 0.3
+
+
+def test_resampling_keeps_the_mean_and_ignores_what_lies_beyond():
+    weights = crops.resampling(torch.tensor([[30], [50]]), 50, 20)
+    assert weights.shape == (2, 20, 50)
+    torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 20))
+    assert (weights[0, :, 30:] == 0).all()
