@@ -43,7 +43,7 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
     original = Contender(f"{ORIGINAL}scott_12_16", "inference", reference=reference)
     ours = [Contender("scott_12_16", "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
     beside = [Contender(BESIDE, "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
-    results = measure([original, *ours, *beside], 9, threads)
+    results = measure([original, *ours, *beside], 7, threads)
     rows = ratios(results, results[0])
     for row, result in zip(rows, results):
         same = [r for r in results if r.contender.model == BESIDE and r.contender.precision == row["precision"]]
@@ -52,7 +52,8 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
     tables = {"inference": rows}
     for name in ("scott_12_16", "scott_3_16"):
         original = Contender(ORIGINAL + name, "step", reference=reference)
-        ours = [Contender(name, "step", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
+        modes = (("fp32", False), ("bf16", False), ("bf16", True))
+        ours = [Contender(name, "step", precision, compiled=mode) for precision, mode in modes]
         results = measure([original, *ours], 5, threads)
         tables[f"step of {name}"] = ratios(results, results[0])
     return tables
@@ -61,11 +62,11 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
 def models(reference: str, threads: int) -> dict[str, Any]:
     """Every model, small batches and large."""
     rows = []
+    names = (*MODELS, BESIDE)
     for batch in (1, 16, 64):
-        names = (*MODELS, BESIDE)
-        rows += [r.row() for r in measure([Contender(n, "inference", "bf16", batch) for n in names], 5, threads)]
-    fp32 = [r.row() for r in measure([Contender(name, "inference", "fp32") for name in (*MODELS, BESIDE)], 5, threads)]
-    steps = [r.row() for r in measure([Contender(name, "step", "bf16") for name in MODELS], 5, threads)]
+        rows += [r.row() for r in measure([Contender(n, "inference", "bf16", batch) for n in names], 3, threads)]
+    fp32 = [r.row() for r in measure([Contender(name, "inference", "fp32") for name in names], 3, threads)]
+    steps = [r.row() for r in measure([Contender(name, "step", "bf16") for name in MODELS], 3, threads)]
     return {"inference, bf16": rows, "inference, fp32": fp32, "step, bf16": steps}
 
 

@@ -1,15 +1,17 @@
 """Self-attention and dropout as timm and torch define them, by the shortest way on a CPU."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
+from .on_cpu import MULTIPLIES_BFLOAT16, Linear, piecewise
+
 # A CPU's fused kernel cannot drop weights, and in bfloat16 it takes twice the time of plain products where the
 # processor multiplies bfloat16 itself, as long as the weights of an image fit its caches.
-MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 LARGEST_WRITTEN_OUT = 2**22  # attention weights of one image, all heads
 PIECE = 2**20  # attention weights of a piece of a batch
 
@@ -53,11 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
     gains = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
     if q.device.type != "cpu" or weights > LARGEST_WRITTEN_OUT or not gains:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return _written_out(q, k, v, p)
-    size = max(1, PIECE // weights)
-    pieces = zip(q.split(size), k.split(size), v.split(size))
-    return torch.cat([_written_out(*piece, p) for piece in pieces])
+    return piecewise(partial(_written_out, p=p), max(1, PIECE // weights), q, k, v)
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
@@ -79,6 +77,8 @@ class Attention(TimmAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_heads, proj_bias=False, attn_drop=attn_drop, device=device, dtype=dtype)
+        self.qkv = Linear(dim, 3 * dim, bias=False, device=device, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=False, device=device, dtype=dtype)
         self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -171,7 +171,7 @@ def measure(contenders: Sequence[Contender], rounds: int = 5, threads: int | Non
         for process, connection in track(workers, "warming up", total=len(workers), unit="contenders"):
             _answer(process, connection)
         speeds: list[list[float]] = [[] for _ in workers]
-        turns = [(worker, values) for _ in range(rounds) for worker, values in zip(workers, speeds)]
+        turns = [(worker, values) for _ in range(1 + rounds) for worker, values in zip(workers, speeds)]
         for (process, connection), values in track(turns, "measuring", total=len(turns), unit="turns"):
             connection.send("go")
             values.append(_answer(process, connection))
@@ -182,6 +182,7 @@ def measure(contenders: Sequence[Contender], rounds: int = 5, threads: int | Non
     finally:
         for process, _ in workers:
             process.kill()
+    speeds = [values[1:] for values in speeds]  # the first turn showed how many calls fill one
     peaks = dict(zip(products, speeds))
     return [
         Result(contender, own, peak, gflop(contender), peaks[contender.matrix_product])
@@ -207,22 +208,21 @@ def _work(contender: Contender, threads: int | None, connection: Connection) -> 
     try:
         call, amount = build(contender)
         for _ in range(WARM_UP):
-            started = time.perf_counter()
             call()
-            _wait(contender)
-            seconds = time.perf_counter() - started
     except Exception as error:  # whatever it is, it is told where people look
         connection.send(f"{contender.model}, {contender.task}: {error or type(error).__name__}")
         return
-    calls = max(1, round(ROUND / seconds))
     _forget_peak(contender)
-    connection.send(calls)
+    connection.send(None)
+    calls = 1
     while connection.recv() == "go":
         started = time.perf_counter()
         for _ in range(calls):
             call()
         _wait(contender)
-        connection.send(calls * amount / (time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        connection.send(calls * amount / seconds)
+        calls = max(1, round(ROUND * calls / seconds))
     connection.send(_peak(contender))
 
 

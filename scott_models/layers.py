@@ -4,10 +4,11 @@ from functools import partial
 
 import torch
 from timm.layers.drop import DropPath
-from timm.layers.mlp import SwiGLUPacked
+from timm.layers.mlp import GluMlp
 from torch import Tensor, nn
 
 from .attention import Attention
+from .on_cpu import Linear, piecewise
 
 # Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
@@ -28,6 +29,26 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = Non
     y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, grid[1], -1)
     x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(grid[0], -1, -1)
     return torch.cat([y, x], dim=-1).reshape(-1, dim).float()
+
+
+class SwiGLU(GluMlp):
+    """SiLU(gate) * value, then projected, without biases: (B, N, D) -> (B, N, D); timm's SwiGLUPacked.
+
+    Args:
+        width: of the gate, and of the value.
+    """
+
+    PIECE = 4  # images
+
+    def __init__(
+        self, dim: int, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(dim, 2 * width, act_layer=nn.SiLU, bias=False, gate_last=False, device=device, dtype=dtype)
+        self.fc1 = Linear(dim, 2 * width, bias=False, device=device, dtype=dtype)
+        self.fc2 = Linear(width, dim, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return piecewise(super().forward, self.PIECE, x)
 
 
 class Block(nn.Module):
@@ -59,8 +80,7 @@ class Block(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.norm = PlainLayerNorm(dim)
         self.attn = Attention(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
-        # SwiGLUPacked's width counts the gate and the value together.
-        self.mlp = SwiGLUPacked(dim, 2 * 128 * round(8 / 3 * dim / 128), bias=False, **dd)
+        self.mlp = SwiGLU(dim, 128 * round(8 / 3 * dim / 128), **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .on_cpu import piecewise
+from .sparse_conv import gains, sparse_conv2d
+
 
 def keep(x: Tensor, visible: Tensor | None) -> Tensor:
     """Zero the hidden cells of a map: x (B, C, H, W), visible (B, 1, h, w), h divides H and w divides W.
@@ -21,13 +24,6 @@ def keep(x: Tensor, visible: Tensor | None) -> Tensor:
 
 
 PIECE = 4  # images whose maps fit a CPU's caches
-
-
-def in_pieces(x: Tensor) -> bool:
-    """Whether to work through a batch in pieces: on a CPU, unless a compiler or tracer wants to see it as one."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return x.device.type == "cpu" and len(x) > PIECE
 
 
 def _max(x: Tensor) -> Tensor:
@@ -78,9 +74,7 @@ class _MaxBlur(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, kernel = ctx.saved_tensors
-        pieces = zip(x.split(PIECE), grad.split(PIECE)) if in_pieces(x) else [(x, grad)]
-        grads = [_max_backward(x, _blur_backward(grad, kernel)) for x, grad in pieces]
-        return torch.cat(grads) if len(grads) > 1 else grads[0], None
+        return piecewise(lambda x, grad: _max_backward(x, _blur_backward(grad, kernel)), PIECE, x, grad), None
 
 
 class MaxBlurPool(nn.Module):
@@ -176,11 +170,7 @@ class _Tokenizer(nn.Module):
                     f"got {visible.dtype} of shape {tuple(visible.shape)}"
                 )
             visible = visible.view(batch, 1, rows, columns)
-        if in_pieces(images) and not torch.is_grad_enabled():
-            masks = [None] * len(images) if visible is None else visible.split(PIECE)
-            x = torch.cat([self.embed(piece, mask) for piece, mask in zip(images.split(PIECE), masks)])
-        else:
-            x = self.embed(images, visible)
+        x = piecewise(self.embed, PIECE, images, visible)
         return x.flatten(2).transpose(1, 2) if self.output_fmt == "NLC" else x.permute(0, 2, 3, 1)
 
 
@@ -223,7 +213,11 @@ class SparseConvTokenizer(_Tokenizer):
         x = keep(images, visible)
         x = keep(self.conv1(x), visible)
         x = keep(self.pool1(F.relu(x)), visible)
-        x = keep(self.conv2(x), visible)
+        if visible is not None and gains(x):
+            cells = visible.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+            x = sparse_conv2d(x, self.conv2.weight, cells)
+        else:
+            x = keep(self.conv2(x), visible)
         return keep(self.pool2(F.relu(x)), visible)
 
 

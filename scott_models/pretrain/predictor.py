@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..attention import Dropout
 from ..layers import Block, sincos_2d
+from ..on_cpu import Linear
 
 
 class Predictor(nn.Module):
@@ -51,7 +52,7 @@ class Predictor(nn.Module):
                 for rate in torch.linspace(0, drop_path, depth).tolist()
             )
         )
-        self.head = nn.Sequential(nn.SiLU(), nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
+        self.head = nn.Sequential(nn.SiLU(), nn.LayerNorm(embed_dim), Linear(embed_dim, embed_dim))
         for i, block in enumerate(self.blocks, start=1):
             # The released code divides twice: by the depth here, and again by the depth in the whole network.
             block.init_weights(residual_divisor=(2 * i) ** 0.5 * (2 * (i + encoder_depth)) ** 0.5)

@@ -1,0 +1,44 @@
+"""The same products as torch's own modules, by the shortest way on a CPU."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# In fp32 torch hands products to MKL, which uses half of what an AMD processor with AVX512 can do, and convolutions to
+# oneDNN, which uses all of it.
+CONVOLVES_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
+# Whether the processor multiplies bfloat16 itself.
+MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, (..., I) -> (..., O); on a CPU in fp32 as a convolution of one pixel."""
+    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not (CONVOLVES_FASTER and fp32 and x.device.type == "cpu" and x.numel()):
+        return F.linear(x, weight, bias)
+    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def piecewise(function: Callable[..., Tensor], size: int, *batches: Tensor | None) -> Tensor:
+    """function(*batches), of `size` images at a time where that pays: on a CPU, whose caches hold a piece's maps.
+
+    Not where gradients are wanted, nor for a compiler or a tracer, which wants to see a batch as one.
+    """
+    first = batches[0]
+    assert first is not None
+    alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if alone or first.device.type != "cpu" or len(first) <= size:
+        return function(*batches)
+    count = -(-len(first) // size)
+    pieces = zip(*([None] * count if batch is None else batch.split(size) for batch in batches))
+    return torch.cat([function(*piece) for piece in pieces])

@@ -1,0 +1,90 @@
+"""That what is measured is what is said; how fast it is belongs into benchmarks/."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scott_models.bench import Contender, Result, everything, gflop, measure
+from scott_models.errors import UserError
+
+SMALL = {"batch": 2, "img_size": 64}
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "expected"),
+    [("scott_12_16", "inference", 11.16), ("scott_12_16", "step", 51.4), ("vit_small_patch16_224", "inference", 9.2)],
+)
+def test_operations_are_counted(model, task, expected):
+    assert gflop(Contender(model, task)) == pytest.approx(expected, rel=0.002)
+    assert gflop(Contender(model, task, "bf16", batch=7)) == gflop(Contender(model, task))
+
+
+def test_inputs_have_no_operations_worth_counting():
+    assert gflop(Contender("scott_3_16", "inputs")) is None
+
+
+def result(rounds, peaks, gflop=2.0):
+    return Result(Contender("scott_3_16", "inference"), rounds, None, gflop, peaks)
+
+
+def test_shares_and_ratios_are_medians_of_rounds():
+    """A slow round slows all, and changes no ratio."""
+    slow, fast = result([10, 5, 10], [1e11, 5e10, 1e11]), result([30, 15, 20], [1e11, 5e10, 1e11])
+    assert fast.times(slow) == 3
+    assert slow.share == pytest.approx(0.2)
+    assert slow.speed == 10
+    assert slow.row()["% of peak"] == 20
+    assert slow.row()["peak MiB"] is None
+
+
+def test_tasks_run_and_remember_their_memory():
+    contenders = [
+        Contender("scott_3_16", "inference", "bf16", **SMALL),
+        Contender("resnet10t", "inference", **SMALL),
+        Contender("scott_3_16", "step", "bf16", **SMALL),
+        Contender("scott_3_16", "inputs", **SMALL),
+    ]
+    results = measure(contenders, rounds=2, threads=1)
+    assert [r.contender for r in results] == contenders
+    for found in results:
+        assert len(found.rounds) == len(found.peaks) == 2
+        assert found.speed > 0
+        assert found.peak_mib is None or 100 < found.peak_mib < 20_000
+    inference, _, step, inputs = results
+    assert 0 < inference.share < 5
+    assert inference.speed > step.speed
+    assert inputs.share is None
+
+
+def test_what_cannot_be_measured_is_said(tmp_path):
+    with pytest.raises(
+        UserError, match=r"original scott_3_16, step: .*expected a checkout of the original, found none"
+    ):
+        measure([Contender("original scott_3_16", "step", reference=str(tmp_path), **SMALL)], 1)
+    with pytest.raises(UserError, match=r"step: expected one of our models, scott_3_16.* found resnet10t"):
+        everything(["resnet10t"], ["step"], ["fp32"], [1], 64, False, "cpu", None, 1)
+
+
+def test_the_gpus_script_runs_whole_at_toy_scale(photos, tmp_path):
+    out = tmp_path / "gpu.json"
+    arguments = ["--data", photos, "--models", "scott_3_16", "--batch", 4, "--img-size", 64, "--updates", 2]
+    command = [sys.executable, BENCHMARKS / "gpu.py", *arguments, "--rounds", 1, "--uncompiled", "--out", out]
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert list(parts) == ["end to end", "profile", "step", "inference"]
+    assert "| model | batch | pixels | images/s |" in ran.stdout
+    assert parts["end to end"]["end to end"][0]["images/s"] > 0
+
+
+def test_the_page_is_what_the_results_say(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import page
+
+    monkeypatch.setattr(page, "PAGE", tmp_path / "BENCHMARKS.md")
+    page.write()
+    assert (tmp_path / "BENCHMARKS.md").read_text() == (BENCHMARKS.parent / "docs" / "BENCHMARKS.md").read_text()

@@ -1,0 +1,50 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scott_models import on_cpu
+from scott_models.on_cpu import Linear, piecewise
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 12), (5, 12), (12,), (0, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, monkeypatch):
+    monkeypatch.setattr(on_cpu, "CONVOLVES_FASTER", True)
+    layer = Linear(12, 8, bias=bias, dtype=dtype)
+    ours, theirs = (torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    found, expected = layer(ours), F.linear(theirs, layer.weight, layer.bias)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    inputs = [ours, *layer.parameters()], [theirs, *layer.parameters()]
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), inputs[0]),
+        torch.autograd.grad((expected * weights).sum(), inputs[1]),
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_linear_follows_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(12, 8)(torch.randn(3, 12)).dtype == torch.bfloat16
+
+
+def test_pieces_only_where_nobody_looks():
+    sizes = []
+
+    def double(x, other):
+        sizes.append(len(x))
+        return 2 * x + (0 if other is None else other)
+
+    x = torch.arange(7.0)[:, None]
+    assert torch.equal(piecewise(double, 3, x, None), 2 * x)  # gradients are on
+    with torch.no_grad():
+        assert torch.equal(piecewise(double, 3, x, None), 2 * x)
+        assert torch.equal(piecewise(double, 3, x, x), 3 * x)
+        assert torch.equal(piecewise(double, 7, x, None), 2 * x)
+        traced = torch.jit.trace(lambda x: piecewise(double, 3, x, None), x, check_trace=False)
+        assert torch.equal(traced(torch.ones(9, 1)), torch.full((9, 1), 2.0))
+    assert sizes == [7, 3, 3, 1, 3, 3, 1, 7, 7]
