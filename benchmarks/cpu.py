@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kernels
 import numpy as np
 import page
 import timm
@@ -43,7 +44,7 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
     original = Contender(f"{ORIGINAL}scott_12_16", "inference", reference=reference)
     ours = [Contender("scott_12_16", "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
     beside = [Contender(BESIDE, "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
-    results = measure([original, *ours, *beside], 7, threads)
+    results = measure([original, *ours, *beside], 5, threads)
     rows = ratios(results, results[0])
     for row, result in zip(rows, results):
         same = [r for r in results if r.contender.model == BESIDE and r.contender.precision == row["precision"]]
@@ -187,8 +188,14 @@ def start(reference: str, threads: int) -> dict[str, Any]:
     return {"start": [{"what": name, "s": round(statistics.median(times), 2)} for name, times in seconds.items()]}
 
 
+def parts_of_a_step(reference: str, threads: int) -> dict[str, Any]:
+    """Each short way beside torch's own."""
+    torch.set_num_threads(threads)
+    return {"parts of a step": kernels.rows()}
+
+
 PARTS: dict[str, Callable[[str, int], dict[str, Any]]] = {
-    part.__name__: part for part in (headline, models, inputs, growth, data, start)
+    part.__name__: part for part in (headline, parts_of_a_step, models, inputs, growth, data, start)
 }
 
 

@@ -19,8 +19,7 @@ INTRODUCTION = """# Benchmarks
 Made by `python benchmarks/cpu.py --reference CHECKOUT` and `python benchmarks/gpu.py --data IMAGES`; every figure comes
 from their results in [benchmarks/results](../benchmarks/results). For the same on your machine: `scott bench`.
 
-How it is measured: every contender runs in a process of its own and they take turns, a second or more each; images a
-second are the median of the turns, and "x" columns are medians of ratios within a turn. *% of peak* is operations
+How it is measured: every contender runs in a process of its own and they take turns, one call and then a second or more that is timed; images a second are the median of the turns, and "x" columns are medians of ratios within a turn. *% of peak* is operations
 (counted by torch, two per multiply-accumulate: 11.16 GFLOP for an image through SCOTT-12/16, 51.4 for its pretraining
 step) against a large matrix product of the same dtype in the same turns. *Peak MiB* is the largest resident memory of
 the process on a CPU, and of tensors on a GPU. *Original* is the authors' code, fp32, uncompiled, as it is; a *step* is
@@ -78,6 +77,7 @@ def targets(tables: dict[str, Any]) -> list[dict[str, Any]]:
 
 HEADLINES = {
     "headline": "Beside the original and timm",
+    "parts_of_a_step": "Our short ways beside torch's own",
     "models": "Every model",
     "inputs": "Feeding the step",
     "growth": "As work grows",

@@ -18,7 +18,7 @@ def scott(*arguments, status=0):
 
 
 def test_help_shows_examples():
-    assert all(command in scott("--help") for command in ("list", "embed", "probe", "pretrain"))
+    assert all(command in scott("--help") for command in ("list", "embed", "probe", "pretrain", "bench"))
     assert "scott pretrain --data photos --out runs/photos" in scott("pretrain", "--help")
 
 
@@ -48,6 +48,13 @@ def test_probe_as_json(photos):
     assert rows[0]["ridge"] == 100
 
 
+def test_bench_as_json():
+    small = ["--batch-size", 1, 2, "--img-size", 32, "--precision", "fp32", "--device", "cpu", "--rounds", 1]
+    rows = json.loads(scott("bench", "scott_3_16", *small, "--json"))
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert all(row["images/s"] > 0 and row["% of peak"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -59,6 +66,8 @@ def test_probe_as_json(photos):
         (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--minutes", "0"], "expected minutes or images_seen, one of"),
         (["embed", "PHOTOS"], "--out"),
+        (["bench", "resnet18", "--task", "step", "--device", "cpu"], "step: expected one of our models, scott_3_16"),
+        (["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (
             ["probe", "--train", "PHOTOS", "--test", "PHOTOS", "--img-size", "100"],
