@@ -27,7 +27,8 @@ import timm
 import torch
 from PIL import Image
 
-from scott_models.bench import ORIGINAL, Contender, Result, measure
+from scott_models.bench import Result, measure
+from scott_models.contenders import ORIGINAL, Contender
 from scott_models.scott import MODELS
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"

@@ -22,7 +22,8 @@ import timm
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scott_models.bench import Contender, measure
+from scott_models.bench import measure
+from scott_models.contenders import Contender
 from scott_models.data import find_samples
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.engine import Engine

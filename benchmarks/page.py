@@ -12,7 +12,7 @@ from typing import Any
 CHECKOUT = Path(__file__).parents[1]
 RESULTS = CHECKOUT / "benchmarks" / "results"
 PAGE = CHECKOUT / "docs" / "BENCHMARKS.md"
-NOT_MEASURED = "not measured"
+NOT_MEASURED = "Not measured."
 
 INTRODUCTION = """# Benchmarks
 
@@ -77,7 +77,7 @@ def targets(tables: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-HEADLINES = {
+CPU_PARTS = {
     "headline": "Beside the original and timm",
     "parts_of_a_step": "Our short ways beside torch's own",
     "models": "Every model",
@@ -85,19 +85,27 @@ HEADLINES = {
     "growth": "As work grows",
     "data": "As data grows",
     "start": "Start-up",
+}
+GPU_PARTS = {
     "end to end": "End to end",
     "profile": "Where a step's time goes",
+    "step": "Step and inputs",
+    "inference": "Inference",
 }
 
 
-def section(title: str, file: Path) -> str:
+def section(title: str, file: Path, parts: dict[str, str]) -> str:
     if not file.exists():
-        return f"## {title}\n\n{NOT_MEASURED.capitalize()}."
+        return f"## {title}\n\n{NOT_MEASURED}"
     results = json.loads(file.read_text())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     blocks = [f"## {title}\n\n{results['machine']}; {versions}."]
-    for name, tables in results["parts"].items():
-        blocks.append(f"### {HEADLINES.get(name, name.capitalize())}")
+    for name, headline in parts.items():
+        blocks.append(f"### {headline}")
+        tables = results["parts"].get(name)
+        if tables is None:
+            blocks.append(NOT_MEASURED)
+            continue
         if name == "headline":
             blocks.append(table(targets(tables)))
         for caption, rows in tables.items():
@@ -107,7 +115,8 @@ def section(title: str, file: Path) -> str:
 
 def write() -> None:
     notes = (RESULTS / "notes.md").read_text().strip()
-    cpu, gpu = section("CPU", RESULTS / "cpu.json"), section("One GPU", RESULTS / "gpu.json")
+    cpu = section("CPU", RESULTS / "cpu.json", CPU_PARTS)
+    gpu = section("One GPU", RESULTS / "gpu.json", GPU_PARTS)
     PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{gpu}\n\n{notes}\n")
 
 

@@ -20,8 +20,8 @@ PIECE = 2**20  # attention weights of a piece of a batch
 def kept(like: Tensor, shape: list[int], dropped: int) -> Tensor:
     """What dropout multiplies with: bfloat16 of a shape, 0 with probability dropped / 65536 and 1 otherwise.
 
-    Each random word of 64 bits, of torch's generator for `like`'s device, makes four decisions, in a sixth of the time
-    that `bernoulli_` takes on a CPU. An operator of its own, since a compiler would draw a word for each.
+    Each random word of 64 bits, of torch's generator for `like`'s device, makes four decisions, where `bernoulli_`
+    takes one each. An operator of its own, since a compiler would draw a word for each.
     """
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# In fp32 torch hands products to MKL, which uses half of what an AMD processor with AVX512 can do, and convolutions to
-# oneDNN, which uses all of it.
+# In fp32 torch hands products to MKL and convolutions to oneDNN, which on an AMD processor with AVX512 is twice as fast
+# (docs/BENCHMARKS.md); others were not tried.
 CONVOLVES_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Whether the processor multiplies bfloat16 itself.
 MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

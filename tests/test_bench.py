@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scott_models.bench import Contender, Result, everything, gflop, measure
+from scott_models.bench import Result, everything, measure
+from scott_models.contenders import Contender, gflop
 from scott_models.errors import UserError
 
 SMALL = {"batch": 2, "img_size": 64}
