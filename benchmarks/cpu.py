@@ -95,7 +95,6 @@ def inputs(reference: str, threads: int) -> dict[str, Any]:
 
 def growth(reference: str, threads: int) -> dict[str, Any]:
     """Time and memory of one step or forward pass against batch, pixels and depth, with the slope in logarithms."""
-    # a model of any depth, by the name and a change
     grown: dict[str, list[Contender]] = {
         "step against batch": [Contender("scott_3_16", "step", "bf16", b) for b in (8, 16, 32, 64, 128)],
         "inference against batch": [Contender("scott_12_16", "inference", "bf16", b) for b in (1, 4, 16, 64, 128)],
