@@ -125,11 +125,14 @@ def growth(reference: str, threads: int) -> dict[str, Any]:
 
 
 OPEN = """
-import resource, sys, time
+import sys, time
 from scott_models.data import find_samples
 from scott_models.pretrain.loader import Crops, Order
 from scott_models.pretrain.store import open_images
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory():  # of this process's own, in MiB: not what is mapped from the cache's file
+    lines = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(lines["RssAnon"].split()[0]) / 1024
+before = memory()
 start = time.perf_counter()
 samples = find_samples([sys.argv[1]])
 found = time.perf_counter()
@@ -137,8 +140,7 @@ images = open_images(samples, 320)
 opened = time.perf_counter()
 Crops(images, 32, 0).__getitems__(Order(len(images), 64, 0).of_update(1))
 first = time.perf_counter()
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(found - start, opened - found, first - opened, grown / 1024)
+print(found - start, opened - found, first - opened, memory() - before)
 """
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .on_cpu import MULTIPLIES_BFLOAT16, Linear, piecewise
 
 # A CPU's fused kernel cannot drop weights, and in bfloat16 it takes twice the time of plain products where the
-# processor multiplies bfloat16 itself, as long as the weights of an image fit its caches.
-LARGEST_WRITTEN_OUT = 2**22  # attention weights of one image, all heads
+# processor multiplies bfloat16 itself. It holds no weights, though, which beyond some size decides.
+LARGEST_WRITTEN_OUT = 2**25  # attention weights of one image, all heads: 64 MiB in bfloat16
 PIECE = 2**20  # attention weights of a piece of a batch
 
 
@@ -55,7 +55,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
     gains = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
     if q.device.type != "cpu" or weights > LARGEST_WRITTEN_OUT or not gains:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-    return piecewise(partial(_written_out, p=p), max(1, PIECE // weights), q, k, v)
+    heads = (x.flatten(0, 1) for x in (q, k, v))
+    size = PIECE // (q.shape[2] * k.shape[2])
+    return piecewise(partial(_written_out, p=p), size, *heads).unflatten(0, q.shape[:2])
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:

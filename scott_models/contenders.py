@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import UserError
 from .features import load_model
+from .on_cpu import keep_freed_memory
 
 Task = Literal["inference", "step", "inputs", "product"]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,6 +96,8 @@ def _step(contender: Contender) -> Callable[[], object]:
     visible = blockwise(grid, 0.6, contender.batch, torch.Generator()).to(contender.device)
     if contender.model.startswith(ORIGINAL):
         return _original_step(contender, visible)
+    if contender.device == "cpu":
+        keep_freed_memory()  # as the engine of a run does
     recipe, objective, optimizer = _objective(contender)
     context, target = _images(contender, 2)
     steps = iter(range(1, sys.maxsize))

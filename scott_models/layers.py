@@ -38,7 +38,7 @@ class SwiGLU(GluMlp):
         width: of the gate, and of the value.
     """
 
-    PIECE = 4  # images
+    PIECE = 4 * 196  # tokens
 
     def __init__(
         self, dim: int, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -48,7 +48,7 @@ class SwiGLU(GluMlp):
         self.fc2 = Linear(width, dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return piecewise(super().forward, self.PIECE, x)
+        return piecewise(super().forward, self.PIECE // max(1, x.shape[1:-1].numel()), x)
 
 
 class Block(nn.Module):

@@ -1,5 +1,7 @@
 """The same products as torch's own modules, by the shortest way on a CPU."""
 
+import ctypes
+import platform
 from collections.abc import Callable
 
 import torch
@@ -11,6 +13,20 @@ from torch import Tensor, nn
 CONVOLVES_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Whether the processor multiplies bfloat16 itself.
 MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for what is allocated next, in this process, from now on.
+
+    It hands large buffers back to the system, which then clears every page of the next one before its first use: half
+    of a training step's time with batches of 128 images (docs/BENCHMARKS.md). Of other C libraries nothing is asked.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_MAX, 0)
+    library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,11 +46,11 @@ class Linear(nn.Linear):
 
 
 def piecewise(function: Callable[..., Tensor], size: int, *batches: Tensor | None) -> Tensor:
-    """function(*batches), of `size` images at a time where that pays: on a CPU, whose caches hold a piece's maps.
+    """function(*batches), of `size` (at least 1) at a time where that pays: on a CPU, whose caches hold a piece's maps.
 
     Not where gradients are wanted, nor for a compiler or a tracer, which wants to see a batch as one.
     """
-    first = batches[0]
+    first, size = batches[0], max(1, size)
     assert first is not None
     alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
     if alone or first.device.type != "cpu" or len(first) <= size:

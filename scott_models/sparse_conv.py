@@ -4,6 +4,7 @@ Two operators of torch's own kind, because how many cells are visible is known o
 fixed shapes.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .on_cpu import MULTIPLIES_BFLOAT16
 
-PIECE = 8  # images whose patches fit a CPU's caches
+PIECE = 8 * 28 * 28  # cells of images whose patches fit a CPU's caches
 
 
 def gains(x: Tensor) -> bool:
@@ -38,7 +39,7 @@ def sparse_conv2d(x: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
     matrix = _as_matrix(weight)
     out = torch.zeros_like(_like_output(x, weight))
-    for piece, visible, result in zip(x.split(PIECE), cells.split(PIECE), out.split(PIECE)):
+    for piece, visible, result in _pieces(x, cells, out):
         where = visible.flatten().nonzero().flatten()
         rows = _patches(piece, visible, weight.shape[-1]) @ matrix.T
         result.permute(0, 2, 3, 1).view(-1, len(weight)).index_copy_(0, where, rows)
@@ -53,13 +54,18 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, cells: Tensor) -> tuple[T
         grad, x, weight, None, [2, 2], padding, dims, False, [0, 0], 1, [True, False, False]
     )[0]
     for_matrix = torch.zeros(_as_matrix(weight).shape, dtype=torch.promote_types(x.dtype, torch.float32))
-    for piece, visible, result in zip(x.split(PIECE), cells.split(PIECE), grad.split(PIECE)):
+    for piece, visible, result in _pieces(x, cells, grad):
         where = visible.flatten().nonzero().flatten()
         rows = result.permute(0, 2, 3, 1).reshape(-1, len(weight)).index_select(0, where)
         for_matrix += rows.T @ _patches(piece, visible, weight.shape[-1])
     d, c, k, _ = weight.shape
     for_weight = for_matrix.to(weight.dtype).view(d, k, k, c).permute(0, 3, 1, 2)
     return for_x.contiguous(memory_format=torch.channels_last), for_weight.contiguous(memory_format=torch.channels_last)
+
+
+def _pieces(x: Tensor, cells: Tensor, out: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    size = max(1, PIECE // cells[0].numel())
+    return zip(x.split(size), cells.split(size), out.split(size))
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def keep(x: Tensor, visible: Tensor | None) -> Tensor:
     return torch.where(visible, x, 0.0)  # no product: what is hidden cannot leak even where it is inf or NaN
 
 
-PIECE = 4  # images whose maps fit a CPU's caches
+PIECE = 4 * 224 * 224  # pixels of images whose maps fit a CPU's caches
 
 
 def _max(x: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ class _MaxBlur(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, kernel = ctx.saved_tensors
-        return piecewise(lambda x, grad: _max_backward(x, _blur_backward(grad, kernel)), PIECE, x, grad), None
+        size = 16 * PIECE // x[0].numel()  # conv1's output has 16 numbers for each pixel
+        return piecewise(lambda x, grad: _max_backward(x, _blur_backward(grad, kernel)), size, x, grad), None
 
 
 class MaxBlurPool(nn.Module):
@@ -170,7 +171,7 @@ class _Tokenizer(nn.Module):
                     f"got {visible.dtype} of shape {tuple(visible.shape)}"
                 )
             visible = visible.view(batch, 1, rows, columns)
-        x = piecewise(self.embed, PIECE, images, visible)
+        x = piecewise(self.embed, PIECE // (height * width), images, visible)
         return x.flatten(2).transpose(1, 2) if self.output_fmt == "NLC" else x.permute(0, 2, 3, 1)
 
 

@@ -19,7 +19,7 @@ def test_written_out_it_is_softmax_attention(grad, monkeypatch):
     q, k, v = (x.double() for x in qkv(dtype=torch.bfloat16))
     expected = F.scaled_dot_product_attention(q, k, v)
     monkeypatch.setattr(attention, "MULTIPLIES_BFLOAT16", True)
-    monkeypatch.setattr(attention, "PIECE", 2 * 3 * 12 * 12)
+    monkeypatch.setattr(attention, "PIECE", 2 * 12 * 12)
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", None)
     with torch.set_grad_enabled(grad):
         found = attend(*qkv(dtype=torch.bfloat16))

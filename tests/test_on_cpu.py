@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +34,31 @@ def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, monkeypatch):
 def test_linear_follows_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert Linear(12, 8)(torch.randn(3, 12)).dtype == torch.bfloat16
+
+
+FAULTS = """
+import resource
+import torch
+from scott_models.on_cpu import keep_freed_memory
+
+KEEP and keep_freed_memory()
+for _ in range(3):
+    torch.zeros(16_000_000)  # 64 MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(16_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_freed_memory_is_used_again():
+    """Without, each of the 15,625 pages is asked for and cleared again."""
+    faults = {}
+    for keep in ("True", "False"):
+        ran = subprocess.run([sys.executable, "-c", FAULTS.replace("KEEP", keep)], capture_output=True, check=True)
+        faults[keep] = int(ran.stdout)
+    assert faults["True"] < 100
+    assert faults["False"] > 10 * faults["True"]
 
 
 def test_pieces_only_where_nobody_looks():

@@ -24,7 +24,7 @@ def dense(x, weight, cells):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_values_and_gradients_are_a_dense_convolutions(channels_last, compiled, monkeypatch):
-    monkeypatch.setattr(sparse_conv, "PIECE", 2)
+    monkeypatch.setattr(sparse_conv, "PIECE", 2 * 8 * 8)
     x, weight, cells = inputs(channels_last=channels_last)
     convolve = torch.compile(sparse_conv2d, fullgraph=True, backend="aot_eager") if compiled else sparse_conv2d
     found, expected = convolve(x, weight, cells), dense(x, weight, cells)

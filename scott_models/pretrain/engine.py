@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, needs_extra
+from ..on_cpu import keep_freed_memory
 from .draws import Draws
 from .loader import Crops, Order, key, load
 from .objective import build_objective
@@ -52,6 +53,8 @@ class Engine:
         if len(self.accelerator.log_with) < len(recipe.run.trackers):
             raise RecipeError(f"recipe.run.trackers: expected installed trackers, got {list(recipe.run.trackers)}")
         self.device: torch.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
         pieces = self.processes * recipe.run.accumulate
