@@ -14,14 +14,14 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 from .errors import told_in_a_sentence
 
 PIPED_WIDTH = 160  # characters of a table that no terminal shows
-Folders = Annotated[list[Path], UseAppendAction]
+Sources = Annotated[list[str], UseAppendAction]
 
 
 def pretrain(
     changes: Positional[tuple[str, ...]] = (),
     /,
     *,
-    data: Annotated[list[str], UseAppendAction],
+    data: Sources,
     out: Path,
     recipe: str = "flowers102",
     resume: FlagCreatePairsOff[bool] = False,
@@ -100,29 +100,128 @@ def embed(
 def probe(
     *,
     model: str = "scott_3_16",
-    train: Folders,
-    test: Folders,
+    train: Sources = [],  # noqa: B006 -- tyro's way to say that an option may be given again or not at all
+    test: Sources,
+    probes: tuple[Literal["knn", "ridge", "linear", "attentive"], ...] = ("knn", "ridge", "linear", "attentive"),
+    protocol: Literal["fast", "paper"] = "fast",
+    seeds: int = 1,
     img_size: int | None = None,
+    control: bool = True,
+    duplicates: bool = True,
+    export: Path | None = None,
+    curve: Path | None = None,
+    shots: tuple[int, ...] = (1, 5, 10),
+    beside: Sources = [],  # noqa: B006
+    zero_shot_neighbours: FlagCreatePairsOff[bool] = False,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Score a model's frozen features beside the same model with random weights (kNN and ridge, top-1).
+    """Score a model's frozen features beside the same model with random weights.
 
     For example:
 
         scott probe --train flowers102/train --train flowers102/val --test flowers102/test
-        scott probe --model scott_3_16 --img-size 224 --train mine/train --test mine/test
+        scott probe --train flowers102:downloads --test flowers102:downloads --seeds 3
+        scott probe --model runs/photos --train mine/train --test mine/test --probes knn linear
+        scott probe --model vit_small_patch14_reg4_dinov2.lvd142m --img-size 224 --train mine/train --test mine/test
+        scott probe --protocol paper --probes attentive --train mine/train --test mine/test
+        scott probe --export classifier --train mine/train --test mine/test
+        scott probe --curve curve.png --shots 1 2 5 10 --train mine/train --test mine/test
+        scott probe --zero-shot-neighbours --test mine
 
     Args:
-        model: any timm model with weights.
-        train: a folder with a folder of images for each class; give the option again for more.
-        test: the same, for testing.
+        model: any timm model with weights, or the folder of a run.
+        train: a folder with a folder of images for each class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT,
+            hf:NAME; give the option again for more. Of a source with splits train and val are taken.
+        test: the same, for testing. Of a source with splits test is taken.
+        probes: what is put on the features: the 10 nearest neighbours, a ridge classifier, a linear layer, attention.
+        protocol: paper trains heads for 100 epochs of fresh augmented views; fast computes a few views once.
+        seeds: how often all that is random is drawn; the table then has means and standard deviations.
         img_size: pixels; by default the size the weights were trained at.
+        control: score random weights too.
+        duplicates: look for test images among the training images.
+        export: a folder for the model with its head, which timm's "local-dir:" loads.
+        curve: instead, a picture of the accuracy with few labelled images a class; five draws of them each.
+        shots: images a class of that curve; all is always its last point.
+        beside: another model of that curve; give the option again for more.
+        zero_shot_neighbours: instead, how well images of --test find their class among each other, without training.
         json: print JSON instead of a table.
     """
-    from .probe import probe
+    from . import probe as probing
 
-    scores = probe(model, train, test, img_size=img_size)
-    _show([asdict(score) for score in scores], json)
+    if curve:
+        from .curve import draw_curve, label_efficiency
+
+        points = label_efficiency([model, *beside], train, test, shots=shots, img_size=img_size, control=control)
+        draw_curve(points, curve)
+        _show([asdict(point) for point in points], json)
+        return
+    if zero_shot_neighbours:
+        found = probing.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
+        _show([asdict(row) for row in found], json)
+        return
+    report = probing.probe(
+        model,
+        train,
+        test,
+        kinds=probes,
+        protocol=protocol,
+        seeds=seeds,
+        img_size=img_size,
+        control=control,
+        duplicates=duplicates,
+        export=export,
+    )
+    if json:
+        _print_json(asdict(report))
+    else:
+        _show([asdict(score) for score in report.scores], False)
+
+
+def finetune(
+    changes: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    train: Sources,
+    test: Sources,
+    out: Path,
+    recipe: str = "finetune",
+    resume: FlagCreatePairsOff[bool] = False,
+    minutes: float | None = None,
+    bad_images: Literal["error", "skip"] = "error",
+) -> None:
+    """Train a classifier of your own classes, from weights or from scratch.
+
+    For example:
+
+        scott finetune --train mine/train --test mine/test --out runs/mine
+        scott finetune --train mine/train --test mine/test --out runs/mine model.name=local-dir:runs/photos/export
+        scott finetune --train mine/train --test mine/test --out runs/mine optim.layer_decay=0.75 optim.mixup=0.2
+        scott finetune --recipe scratch --train flowers102:downloads --test flowers102:downloads --out runs/scratch
+
+    Args:
+        changes: what differs from the recipe, as section.field=value.
+        train: a folder with a folder of images for each class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT,
+            hf:NAME; give the option again for more. Of a source with splits train and val are taken.
+        test: the same, for testing; it decides nothing. Of a source with splits test is taken.
+        out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
+        recipe: name of a recipe of the package, or the path of a TOML file.
+        resume: go on with the run in --out from its last checkpoint.
+        minutes: measure the speed first, then fit epochs and schedules into this time.
+        bad_images: what to do with images that cannot be used; either way all of them are listed.
+    """
+    from . import finetune as finetuning
+    from .pretrain import Budget
+
+    accuracy = finetuning.finetune(
+        finetuning.FinetuneRecipe.load(recipe, changes),
+        train,
+        test,
+        out,
+        resume,
+        budget=Budget.of(minutes, None),
+        skip_bad=bad_images == "skip",
+    )
+    print(accuracy)
 
 
 def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
@@ -191,9 +290,7 @@ def _has_cuda() -> bool:
 
 def _show(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
-        import json
-
-        print(json.dumps(rows, indent=2))
+        _print_json(rows)
         return
     table = Table()
     for name in rows[0]:
@@ -201,6 +298,12 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))
 
 
 def _cell(value: object) -> str:
@@ -214,6 +317,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "probe": probe,
     "pretrain": pretrain,
+    "finetune": finetune,
     "bench": bench,
 }
 

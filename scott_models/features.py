@@ -1,8 +1,11 @@
 """Frozen features of images, from any timm model."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -10,13 +13,20 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from .data import find_images, load_image, without_warnings
+from .data import Row, find_images, load_image, without_warnings
 from .errors import DataError, UserError, WeightsError
 from .progress import track
 
+T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
+Features = tuple[Tensor, Tensor | None]  # of a batch: pooled (B, D), and of patches (B, N, D) where there are any
+
 
 def load_model(name: str, *, pretrained: bool = True, img_size: int | None = None) -> nn.Module:
-    """A timm model without its head, in eval mode: ours, timm's, or "local-dir:FOLDER".
+    """A timm model without its head, in eval mode: ours, timm's, "local-dir:FOLDER", or the folder of a run.
+
+    Of a run that has ended it is what was exported, of one that has not the target encoder of its last checkpoint.
 
     Args:
         img_size: pixels; by default the size the weights were trained at.
@@ -25,7 +35,10 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
         WeightsError: a name timm does not know, or weights or an image size that cannot be had.
     """
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        if (Path(name) / "recipe.toml").is_file():
+            model = _of_run(Path(name), pretrained)
+        else:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0)
         if img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
             model.set_input_size((img_size, img_size))
         return model.eval()
@@ -33,6 +46,21 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
         raise
     except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
         raise WeightsError(f"{name}: cannot be created by timm: {error}") from error
+
+
+def _of_run(folder: Path, pretrained: bool) -> nn.Module:
+    if (folder / "export").is_dir():
+        return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
+    settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
+    model = timm.create_model(settings["name"], img_size=settings["img_size"], use_mask_token=True)
+    if pretrained:
+        checkpoints = sorted((folder / "checkpoints").glob("step_*.pt"))
+        if not checkpoints:
+            raise WeightsError(f"{folder}: expected a run with a checkpoint or an export, found neither yet")
+        state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)
+        model.load_state_dict(state["objective"]["target_encoder"])
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, *model.patch_embed.img_size)}
+    return model
 
 
 def embed(
@@ -53,29 +81,30 @@ def embed(
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise DataError(f"{out}: expected the name of an .npz file in a folder that exists")
     paths = find_images(images)
-    features, patches = extract(load_model(name), paths, batch_size=batch_size, tokens=tokens)
-    arrays = {"names": np.array([str(path) for path in paths]), "features": features}
+    features, patches = extract(on_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
+    arrays: dict[str, Any] = {"names": np.array([str(path) for path in paths]), "features": features}
+    if tokens:
+        arrays["tokens"] = patches
     partial = out.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, **arrays, **({"tokens": patches} if tokens else {}))
+            np.savez(file, **arrays)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     return features.shape
 
 
-@torch.inference_mode()
 def extract(
     model: nn.Module,
-    paths: Sequence[Path],
+    images: Sequence[Path | Row],
     *,
     img_size: int | None = None,
     batch_size: int = 32,
     tokens: bool = False,
     what: str = "embedding",
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of image files, each through the model's own evaluation transform.
+    """Features of images, each through the model's own evaluation transform.
 
     Args:
         img_size: pixels; by default the size the weights were trained at.
@@ -88,33 +117,53 @@ def extract(
     Raises:
         DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device, memory_format=torch.channels_last)
     pooled, patches = [], []
-    for images in track(load_batches(model, paths, batch_size, img_size), what, total=len(paths), size=batch_size):
-        maps = model.forward_features(images.to(device, memory_format=torch.channels_last))
-        pooled.append(model.forward_head(maps, pre_logits=True).float().cpu())
+    for features, of_patches in evaluated(model, images, img_size, batch_size, what):
+        pooled.append(features.cpu())
         if tokens:
-            if maps.ndim != 3:
-                raise DataError(
-                    f"tokens: expected a model of patch tokens (B, N, D), found features {tuple(maps.shape)}"
-                )
-            patches.append(maps[:, getattr(model, "num_prefix_tokens", 0) :].float().cpu())
+            if of_patches is None:
+                raise DataError(f"tokens: expected a model of patch tokens, found that {type(model).__name__} has none")
+            patches.append(of_patches.cpu())
     return torch.cat(pooled).numpy(), torch.cat(patches).numpy() if tokens else None
 
 
-def load_batches(
-    model: nn.Module, paths: Sequence[Path], batch_size: int, img_size: int | None = None
-) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of preprocessed images; while one is used, threads decode the next."""
-    transform = create_transform(**resolve_model_data_config(model, {"img_size": img_size} if img_size else {}))
-    chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+def evaluated(
+    model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
+) -> Iterator[Features]:
+    """`forward` of images in their order, through the evaluation transform, batch by batch."""
+    transform = create_transform(**transform_config(model, img_size))
+    chunks = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    batches = load_batches(chunks, lambda i: transform(load_image(images[i])), torch.stack)
+    for batch in track(batches, what, total=len(images), size=batch_size):
+        yield forward(model, batch)
 
-    def load(path: Path) -> Tensor:
-        return transform(load_image(path))
 
+@torch.no_grad()
+def forward(model: nn.Module, images: Tensor) -> Features:
+    """Images (B, 3, H, W) -> what the model pools them to (B, D), and its patch tokens (B, N, D) or None; fp32."""
+    images = images.to(next(model.parameters()).device, memory_format=torch.channels_last)
+    maps = model.forward_features(images)
+    pooled = model.forward_head(maps, pre_logits=True).float()
+    return pooled, maps[:, getattr(model, "num_prefix_tokens", 0) :].float() if maps.ndim == 3 else None
+
+
+def transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
+    """timm's description of how images become a model's input: size, mean, std, interpolation, crop."""
+    config = resolve_model_data_config(model, {"img_size": img_size} if img_size else {})
+    # a configuration read from a file has lists
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """The model on the GPU, if there is one, its maps channels last."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+
+
+def load_batches(chunks: Iterable[Sequence[T]], load: Callable[[T], U], collate: Callable[[list[U]], V]) -> Iterator[V]:
+    """collate([load(item), ...]) of each chunk; while one is used, threads load the next."""
     with without_warnings(), ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(load, path) for path in chunks[0]]
-        for following in [*chunks[1:], []]:
-            ready, ahead = ahead, [pool.submit(load, path) for path in following]
-            yield torch.stack([future.result() for future in ready])
+        ahead: list[Future[U]] | None = None
+        for chunk in chain(chunks, [None]):
+            ready, ahead = ahead, None if chunk is None else [pool.submit(load, item) for item in chunk]
+            if ready is not None:
+                yield collate([future.result() for future in ready])

@@ -31,6 +31,11 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = Non
     return torch.cat([y, x], dim=-1).reshape(-1, dim).float()
 
 
+def swiglu_width(dim: int) -> int:
+    """Of the hidden layer of a SwiGLU for features of dimension `dim`: 8/3 of it, rounded to a multiple of 128."""
+    return 128 * round(8 / 3 * dim / 128)
+
+
 class SwiGLU(GluMlp):
     """SiLU(gate) * value, then projected, without biases: (B, N, D) -> (B, N, D); timm's SwiGLUPacked.
 
@@ -80,7 +85,7 @@ class Block(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.norm = PlainLayerNorm(dim)
         self.attn = Attention(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
-        self.mlp = SwiGLU(dim, 128 * round(8 / 3 * dim / 128), **dd)
+        self.mlp = SwiGLU(dim, swiglu_width(dim), **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -1,29 +1,99 @@
-"""What frozen features are worth: k nearest neighbours and a ridge classifier, beside the random-init control."""
+"""What frozen features are worth: neighbours, linear and attentive probes of any timm model, beside random weights.
 
-from collections.abc import Sequence
+Two protocols. `paper` (Appendix E): heads trained for 100 epochs, on a fresh augmented view of every image in each.
+`fast`: the features of a few augmented views are computed once; the attentive head is trained on them as above, the
+linear one solved for. docs/evaluation.md says how.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .data import find_images
+from .classifiers import Accuracy, knn, retrieval, ridge
+from .duplicates import Duplicates, find_duplicates
 from .errors import DataError
-from .features import extract, load_model
+from .features import load_model
+from .frozen import Cache, Frozen
+from .heads import AttentiveHead, Head, LinearHead, solve, taken
+from .heads import train as train_heads
+from .labelled import Labelled, find_labelled, find_labelled_unsplit
+from .scott import SCOTT
+from .with_head import export_classifier
 
-NEIGHBOURS = 10
-RIDGE_STRENGTHS = np.logspace(-1, 5, 13)
+Protocol = Literal["fast", "paper"]
+Kind = Literal["knn", "ridge", "linear", "attentive"]
+KINDS: tuple[Kind, ...] = ("knn", "ridge", "linear", "attentive")
+EPOCHS = 100  # of heads trained by gradient steps
+VIEWS = 2  # augmented, of every training image, that `fast` computes
+CLASSIFIERS = {"knn": knn, "ridge": ridge}
+HEADS = ("linear", "attentive")
 
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracy on the test images, in percent."""
+    """Of one probe on the test images, top-1, top-5 and per class, in percent: means over the seeds, last epoch.
+
+    Attributes:
+        spread: standard deviation of top1 over the seeds; None of a single one.
+        per_class: mean over the classes of each one's share of right answers.
+    """
 
     model: str
     img_size: int
-    knn: float
-    ridge: float
+    probe: str
+    top1: float
+    spread: float | None
+    top5: float | None
+    per_class: float
+    seeds: int
+
+    @classmethod
+    def of(cls, model: str, img_size: int, probe: str, each: Sequence[Accuracy]) -> "Score":
+        """The mean of the accuracies of all seeds."""
+        top1 = [accuracy.top1 for accuracy in each]
+        top5 = [accuracy.top5 for accuracy in each if accuracy.top5 is not None]
+        return cls(
+            model,
+            img_size,
+            probe,
+            mean(top1),
+            stdev(top1) if len(top1) > 1 else None,
+            mean(top5) if top5 else None,
+            mean(accuracy.per_class for accuracy in each),
+            len(each),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All scores, and what they rest on."""
+
+    scores: list[Score]
+    protocol: Protocol
+    train: int
+    test: int
+    classes: int
+    duplicates: Duplicates | None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Mean average precision in percent, mean and standard deviation over the seeds of random weights."""
+
+    model: str
+    img_size: int
+    mean_ap: float
+    spread: float | None
+    images: int
+    classes: int
 
 
 def probe(
@@ -31,81 +101,183 @@ def probe(
     train: Sequence[str | Path],
     test: Sequence[str | Path],
     *,
+    kinds: Sequence[Kind] = KINDS,
+    protocol: Protocol = "fast",
+    seeds: int = 1,
     img_size: int | None = None,
     control: bool = True,
-) -> list[Score]:
-    """Score a model's frozen features, and those of the same model with random weights (seed 0).
+    duplicates: bool = True,
+    export: str | Path | None = None,
+) -> Report:
+    """Score a model's frozen features on labelled images, and those of the same model with random weights.
 
-    Every folder holds one folder of images a class. Pooled features go, normalised to length 1, to a majority vote of
-    the 10 nearest training images by cosine; and, standardised, to a ridge classifier whose strength is chosen by
-    leave-one-out on the training images alone.
+    - knn: majority of the 10 nearest training images by cosine of pooled features.
+    - ridge: ridge classifier on standardised pooled features, its strength chosen by leave-one-out on training images.
+    - linear: what the model pools (SCOTT: the average of its patches), LayerNorm, linear.
+    - attentive: a learned query attends to the patches; SwiGLU; linear.
 
     Args:
-        name: any timm model, ours, or "local-dir:FOLDER".
+        name: any timm model, ours, "local-dir:FOLDER", or the folder of a run.
+        train, test: sources as `find_samples` takes them; one that has splits may be given for both.
+        seeds: how often what is random is drawn: a head's start, the order of images, the images held out to choose
+            settings, the views of `paper`, and the weights of the control.
         img_size: pixels; by default the size the weights were trained at.
+        control: whether random weights are scored too.
+        duplicates: whether to look for test images among the training images.
+        export: a folder for the model with the attentive head of seed 0, or the linear one if that is all there is.
 
     Raises:
-        DataError: folders or files that cannot be used, or test classes that training lacks.
+        DataError: folders or files that cannot be used, test classes that training lacks, a size the model cannot
+            take, or a model without patches where an attentive probe is all that is asked for.
         WeightsError: a model that cannot be had.
     """
-    train_paths, test_paths = find_images(train), find_images(test)
-    train_labels, test_labels = labels_of(train_paths), labels_of(test_paths)
-    if missing := sorted(set(test_labels.tolist()) - set(train_labels.tolist())):
-        raise DataError(
-            f"classes: expected each test class among the training classes, found no training images of {missing}"
-        )
+    if seeds < 1:
+        raise DataError(f"seeds: expected at least 1, got {seeds}")
+    if export and not {*HEADS} & {*kinds}:
+        raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
+    trained, tested = find_labelled(train, test)
+    copies = find_duplicates(trained.images, tested.images) if duplicates else None
+    if copies is not None:
+        print(f"duplicates: {copies}", file=sys.stderr)
     scores = []
-    for pretrained in (True, False) if control else (True,):
-        torch.manual_seed(0)
-        model = load_model(name, pretrained=pretrained, img_size=img_size)
-        label = name if pretrained else f"{name} (random weights)"
-        train_features, _ = extract(model, train_paths, img_size=img_size, what=f"{label}, train")
-        test_features, _ = extract(model, test_paths, img_size=img_size, what=f"{label}, test")
-        data = (train_features, train_labels, test_features)
-        size = img_size or model.pretrained_cfg["input_size"][-1]
-        accuracies = (100 * float(np.mean(predict(*data) == test_labels)) for predict in (knn, ridge))
-        scores.append(Score(label, size, *accuracies))
-    return scores
+    for label, models in _with_control(name, img_size, seeds, control):
+        results: dict[Kind, list[Accuracy]] = {}
+        for model, its_seeds in models:
+            frozen = Frozen(model, label, img_size)
+            norm = not export or isinstance(model, SCOTT)  # other families have no place for one
+            setup = Setup(trained, tested, _possible(kinds, frozen), protocol, norm)
+            heads, pooled = setup.heads(frozen, its_seeds)
+            for kind, accuracies in setup.accuracies(frozen, heads, pooled, its_seeds).items():
+                results.setdefault(kind, []).extend(accuracies)
+            if export and label == name:
+                best: Kind = "attentive" if "attentive" in setup.kinds else "linear"
+                folder = export_classifier(model, heads[best, 0], trained.names, Path(export))
+                print(f"exported with the {best} head: timm.create_model('local-dir:{folder}', pretrained=True)")
+        scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
+    return Report(scores, protocol, len(trained), len(tested), len(trained.names), copies)
 
 
-def labels_of(paths: Sequence[Path]) -> np.ndarray:
-    """The class of each image: the name of its folder."""
-    return np.array([path.parent.name for path in paths])
+def retrieve(
+    name: str,
+    sources: Sequence[str | Path],
+    *,
+    seeds: int = 1,
+    img_size: int | None = None,
+    control: bool = True,
+) -> list[Retrieval]:
+    """Mean average precision of finding an image's class among all others by cosine, without any training.
 
+    Args:
+        sources: labelled images, as `find_samples` takes them, whatever their split.
+        seeds: of the control's random weights.
 
-def knn(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Majority vote of the 10 nearest training features by cosine: (M, D), (M,), (n, D) -> (n,).
-
-    Of classes with equally many votes the first in sorted order wins, as in scikit-learn.
+    Raises:
+        DataError: images without a class, fewer than two classes, or none of two images.
+        WeightsError: a model that cannot be had.
     """
-    classes, numbers = np.unique(labels, return_inverse=True)
-    similarity = F.normalize(torch.from_numpy(test), dim=1) @ F.normalize(torch.from_numpy(train), dim=1).T
-    nearest = similarity.topk(min(NEIGHBOURS, len(train)), dim=1).indices
-    votes = F.one_hot(torch.from_numpy(numbers)[nearest], len(classes)).sum(dim=1)
-    return classes[votes.argmax(dim=1).numpy()]
+    images = find_labelled_unsplit(sources)
+    rows = []
+    for label, models in _with_control(name, img_size, seeds, control):
+        found = []
+        for model, _ in models:
+            frozen = Frozen(model, label, img_size)
+            found.append(retrieval(frozen.pooled(images.images, "images"), images.labels))
+        spread = stdev(found) if len(found) > 1 else None
+        rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(images.names)))
+    return rows
 
 
-def ridge(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Ridge classifier on standardised features: (M, D), (M,), (n, D) -> (n,).
+def _with_control(
+    name: str, img_size: int | None, seeds: int, control: bool
+) -> Iterator[tuple[str, Iterable[tuple[nn.Module, Sequence[int]]]]]:
+    """The model, then its control: each as its label, and models with the seeds they are probed with."""
+    yield name, [(load_model(name, img_size=img_size), range(seeds))]
+    if control:
+        yield f"{name} (random weights)", ((random_weights(name, img_size, seed), [seed]) for seed in range(seeds))
 
-    One -1/1 target a class; of RIDGE_STRENGTHS the one with the least squared leave-one-out error, which the singular
-    values give without fitting again (as scikit-learn's RidgeClassifierCV does).
+
+def random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:
+    """The control: the same model as it is before any training."""
+    torch.manual_seed(seed)
+    return load_model(name, pretrained=False, img_size=img_size)
+
+
+def _possible(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
+    """Those for which the model has what they look at."""
+    if frozen.has_patches or "attentive" not in kinds:
+        return list(kinds)
+    message = f"attentive: expected a model of patch tokens, found that {frozen.label} has none"
+    if len(kinds) == 1:
+        raise DataError(message)
+    print(f"note: {message}; left out", file=sys.stderr)
+    return [kind for kind in kinds if kind != "attentive"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all models of a comparison are probed with.
+
+    Attributes:
+        norm: whether the linear head begins with a LayerNorm.
     """
-    classes, numbers = np.unique(labels, return_inverse=True)
-    x, new = torch.from_numpy(train).double(), torch.from_numpy(test).double()
-    mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
-    spread[spread == 0] = 1
-    x, new = (x - mean) / spread, (new - mean) / spread
-    targets = 2.0 * F.one_hot(torch.from_numpy(numbers), len(classes)).double() - 1
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    centre = targets.mean(dim=0)
-    projected = u.T @ (targets - centre)
 
-    def leave_one_out(strength: float) -> float:
-        shrink = (s**2 / (s**2 + strength))[:, None]
-        left = 1 - 1 / len(x) - u.square() @ shrink  # how little of a prediction an image's own target makes
-        return ((targets - centre - u @ (shrink * projected)) / left).square().mean().item()
+    trained: Labelled
+    tested: Labelled
+    kinds: list[Kind]
+    protocol: Protocol
+    norm: bool = True
 
-    strength = min(RIDGE_STRENGTHS, key=leave_one_out)
-    scores = new @ vh.T @ ((s / (s**2 + strength))[:, None] * projected) + centre
-    return classes[scores.argmax(dim=1).numpy()]
+    def heads(self, frozen: Frozen, seeds: Sequence[int]) -> tuple[dict[tuple[Kind, int], Head], Tensor | None]:
+        """A linear and an attentive head for every seed, as far as they are wanted; the cache's pooled features."""
+        kinds = [kind for kind in self.kinds if kind in HEADS]
+        heads: dict[tuple[Kind, int], Head] = {}
+        if not kinds:
+            return heads, None
+        images, labels = self.trained.images, self.trained.labels
+        with tempfile.TemporaryDirectory(prefix="scott_models-") as folder:
+            cache = None
+            if self.protocol == "fast":
+                cache = Cache(frozen, images, VIEWS, folder, patches="attentive" in kinds)
+            for seed in seeds:
+                torch.manual_seed(seed)
+                made = {kind: self._fresh(kind, frozen) for kind in kinds}
+                if cache and "linear" in made:
+                    solve(made["linear"], cache.pooled, labels, seed)
+                by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
+                if by_gradient:
+                    views = cache.views if cache else partial(frozen.views, images, seed=seed)
+                    train_heads(by_gradient, views, labels, epochs=EPOCHS, seed=seed, what=f"{frozen.label}, heads")
+                heads |= {(kind, seed): head for kind, head in made.items()}
+        return heads, cache.pooled[0] if cache else None
+
+    def _fresh(self, kind: Kind, frozen: Frozen) -> Head:
+        classes = len(self.trained.names)
+        head = (
+            LinearHead(frozen.dim, classes, norm=self.norm) if kind == "linear" else AttentiveHead(frozen.dim, classes)
+        )
+        return head.to(frozen.device)
+
+    @torch.no_grad()
+    def accuracies(
+        self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor | None, seeds: Sequence[int]
+    ) -> dict[Kind, list[Accuracy]]:
+        """Of each kind of probe, for every seed.
+
+        Args:
+            train: pooled features of the training images, if they are known already.
+        """
+        pooled = []
+        logits: dict[tuple[Kind, int], list[Tensor]] = {place: [] for place in heads}
+        for features in frozen.evaluated(self.tested.images, "test"):
+            pooled.append(features[0].cpu())
+            for place, head in heads.items():
+                logits[place].append(head(taken(head, *features)).cpu())
+        labels = self.tested.labels
+        found = {place: Accuracy.of(torch.cat(batches), labels) for place, batches in logits.items()}
+        if classifiers := [kind for kind in self.kinds if kind in CLASSIFIERS]:
+            if train is None:
+                train = frozen.pooled(self.trained.images, "train")
+            for kind in classifiers:
+                scores = CLASSIFIERS[kind](train, self.trained.labels, torch.cat(pooled), len(self.trained.names))
+                found |= dict.fromkeys(((kind, seed) for seed in seeds), Accuracy.of(scores, labels))
+        return {kind: [found[kind, seed] for seed in seeds] for kind in self.kinds}

@@ -15,6 +15,7 @@ from . import weights
 from .attention import Dropout
 from .errors import WeightsError
 from .layers import Block, PlainLayerNorm, sincos_2d
+from .pool import AttentivePool
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
 __all__ = ["SCOTT"]
@@ -32,6 +33,8 @@ class SCOTT(VisionTransformer):
     Args:
         img_size: height and width in pixels, multiples of 16.
         tokenizer: "sparse_conv" (SCOTT) or "patch" (the plain ViT of the ablation).
+        global_pool: "avg", "attentive" (the paper's attentive probe), or timm's others.
+        fc_norm: one more norm without parameters after the pool, as the paper's linear probe has it.
         use_mask_token: add the learned vector that stands for hidden patches; only pretraining needs it.
         proj_drop_rate: dropout after each attention's output projection (not in the MLP).
         pos_drop_rate, attn_drop_rate, drop_path_rate: dropout after the position and of attention weights, and
@@ -44,6 +47,7 @@ class SCOTT(VisionTransformer):
     """
 
     pos_embed: Tensor
+    attn_pool: nn.Module | None
     mask_token: nn.Parameter | None
 
     def __init__(
@@ -57,6 +61,7 @@ class SCOTT(VisionTransformer):
         num_heads: int = 6,
         tokenizer: str = "sparse_conv",
         global_pool: str = "avg",
+        fc_norm: bool = False,
         use_mask_token: bool = False,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
@@ -75,7 +80,7 @@ class SCOTT(VisionTransformer):
             patch_size=patch_size,
             in_chans=in_chans,
             num_classes=num_classes,
-            global_pool=global_pool,
+            global_pool="avg" if global_pool == "attentive" else global_pool,
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
@@ -99,6 +104,10 @@ class SCOTT(VisionTransformer):
         dd = {"device": device, "dtype": dtype}
         self.pos_drop = Dropout(pos_drop_rate)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if use_mask_token else None
+        if global_pool == "attentive":
+            self.global_pool, self.attn_pool = global_pool, AttentivePool(embed_dim, device=device, dtype=dtype)
+        if fc_norm:
+            self.fc_norm = PlainLayerNorm(embed_dim)
         # timm's slot for a learned position becomes a constant: no gradient, no weight decay, not in a checkpoint.
         del self.pos_embed
         pos_embed = torch.empty(1, self.patch_embed.num_patches, embed_dim, **dd)
@@ -117,6 +126,8 @@ class SCOTT(VisionTransformer):
             nn.init.normal_(self.mask_token, std=1e-6)
         for i, block in enumerate(self.blocks, start=1):
             block.init_weights(residual_divisor=(2 * i) ** 0.5)
+        if isinstance(self.attn_pool, AttentivePool):
+            self.attn_pool.init_weights()
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -128,6 +139,14 @@ class SCOTT(VisionTransformer):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^mask_token|^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for other classes; with `global_pool`, of another pool, "attentive" too."""
+        if global_pool == "attentive":
+            if not isinstance(self.attn_pool, AttentivePool):
+                self.attn_pool = AttentivePool(self.embed_dim).to(self.pos_embed)
+            self.global_pool, global_pool = global_pool, None
+        super().reset_classifier(num_classes, global_pool)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -206,7 +225,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     """
     if model.mask_token is None:
         state_dict = {name: tensor for name, tensor in state_dict.items() if name != "mask_token"}
-    heads = {name for name in {*state_dict, *model.state_dict()} if name.startswith("head.")}
+    heads = {name for name in {*state_dict, *model.state_dict()} if name.startswith(("head.", "attn_pool."))}
     missing = sorted(model.state_dict().keys() - state_dict.keys() - heads)
     unknown = sorted(state_dict.keys() - model.state_dict().keys() - heads)
     if missing or unknown:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -188,22 +189,29 @@ def _check_position(stored: Tensor) -> None:
         )
 
 
-def export(model: nn.Module, folder: Path) -> Path:
-    """Save a SCOTT in bf16 for `timm.create_model(f"local-dir:{folder}", pretrained=True)`, whole or not at all.
+def export(
+    model: nn.Module, folder: Path, *, dtype: torch.dtype = torch.bfloat16, label_names: Sequence[str] = ()
+) -> Path:
+    """Save a SCOTT for `timm.create_model(f"local-dir:{folder}", pretrained=True)`, whole or not at all.
 
     Dropout belongs to training and our tag to our weights, so the saved configuration has neither.
     """
     size = model.patch_embed.img_size
-    saved = deepcopy(model).to(torch.bfloat16, memory_format=torch.contiguous_format)
-    saved.pretrained_cfg = {
-        **model.pretrained_cfg,
-        "input_size": (model.in_chans, *size),
-        "tag": None,
-        "license": None,
-    }
+    saved = deepcopy(model)
+    saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
     model_args = {"img_size": size, "use_mask_token": model.mask_token is not None}
+    if isinstance(model.fc_norm, nn.LayerNorm):
+        model_args["fc_norm"] = True
+    return save_whole(saved.to(dtype), folder, model_args, label_names)
+
+
+def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label_names: Sequence[str]) -> Path:
+    """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
+    model = model.to("cpu", memory_format=torch.contiguous_format)
+    model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
+    config = {"label_names": list(label_names)} if label_names else {}
     partial = folder.with_name(folder.name + ".partial")
-    save_for_hf(saved, str(partial), model_args=model_args, safe_serialization=True)
+    save_for_hf(model, str(partial), model_config=config, model_args=model_args, safe_serialization=True)
     if folder.exists():
         shutil.rmtree(folder)
     return partial.rename(folder)

@@ -18,7 +18,7 @@ def scott(*arguments, status=0):
 
 
 def test_help_shows_examples():
-    assert all(command in scott("--help") for command in ("list", "embed", "probe", "pretrain", "bench"))
+    assert all(command in scott("--help") for command in ("list", "embed", "probe", "pretrain", "finetune", "bench"))
     assert "scott pretrain --data photos --out runs/photos" in scott("pretrain", "--help")
 
 
@@ -44,8 +44,30 @@ def test_pretrain_then_embed_with_it(photos, tmp_path):
 
 
 def test_probe_as_json(photos):
-    rows = json.loads(scott("probe", "--train", photos, "--test", photos, "--img-size", 32, "--json"))
-    assert rows[0]["ridge"] == 100
+    same = ["--train", photos, "--test", photos, "--img-size", 32]
+    report = json.loads(scott("probe", *same, "--probes", "knn", "ridge", "--json"))
+    assert [score["top1"] for score in report["scores"][:2]] == [100, 100]
+    assert len(report["duplicates"]["exact"]) == report["test"] == 12
+
+
+def test_probe_without_training_images(photos):
+    rows = json.loads(scott("probe", "--zero-shot-neighbours", "--test", photos, "--img-size", 32, "--json"))
+    assert [row["model"] for row in rows] == ["scott_3_16", "scott_3_16 (random weights)"]
+
+
+def test_a_curve_of_few_labels(photos, tmp_path):
+    given = ["--train", photos, "--test", photos, "--img-size", 32, "--shots", 1, 3, "--no-control"]
+    assert "linear" in scott("probe", *given, "--curve", tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+
+
+def test_finetune_then_embed_with_it(photos, tmp_path):
+    given = ["--recipe", "smoke", "--train", photos, "--test", photos, "--out", tmp_path / "run"]
+    assert "on the test images" in scott("finetune", "model.img_size=32", *given)
+    scott("embed", photos, "--out", tmp_path / "f.npz", "--model", tmp_path / "run" / "export", status=2)
+    scott("embed", photos, "--out", tmp_path / "f.npz", "--model", f"local-dir:{tmp_path / 'run' / 'export'}")
+    scott("embed", photos, "--out", tmp_path / "g.npz", "--model", tmp_path / "run")
+    assert (np.load(tmp_path / "f.npz")["features"] == np.load(tmp_path / "g.npz")["features"]).all()
 
 
 def test_bench_as_json():
@@ -69,6 +91,8 @@ def test_bench_as_json():
         (["bench", "resnet18", "--task", "step", "--device", "cpu"], "step: expected one of our models, scott_3_16"),
         (["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["probe", "--test", "PHOTOS"], "expected at least one folder of images, got none"),
+        (["finetune", "--recipe", "other", "--train", "PHOTOS", "--test", "PHOTOS", "--out", "run"], "['finetune'"),
         (
             ["probe", "--train", "PHOTOS", "--test", "PHOTOS", "--img-size", "100"],
             "multiples of 16 pixels, got 100 x 100",

@@ -99,5 +99,5 @@ def test_networks_without_patch_tokens(photos):
     model = load_model("resnet18", pretrained=False, img_size=64)
     paths = find_images([photos])[:2]
     assert extract(model, paths, img_size=64)[0].shape == (2, 512)
-    with pytest.raises(DataError, match=r"expected a model of patch tokens \(B, N, D\), found features"):
+    with pytest.raises(DataError, match="expected a model of patch tokens, found that ResNet has none"):
         extract(model, paths, img_size=64, tokens=True)

@@ -1,74 +1,109 @@
-import numpy as np
+import shutil
+
 import pytest
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import timm
+import torch
+from timm.models import save_for_hf
 
+from scott_models import probe as module
+from scott_models.data import find_images
 from scott_models.errors import DataError
-from scott_models.probe import RIDGE_STRENGTHS, knn, labels_of, probe, ridge
+from scott_models.features import evaluated
+from scott_models.probe import probe, retrieve
 
 
-@pytest.mark.parametrize("predict", [knn, ridge])
-def test_separable_classes_are_found(predict):
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, 16))
-    labels = np.array(["a", "b", "c"]).repeat(20)
-    features = centres.repeat(20, axis=0) + 0.1 * rng.normal(size=(60, 16))
-    assert (predict(features, labels, features + 0.1 * rng.normal(size=(60, 16))) == labels).all()
+@pytest.fixture
+def quick(monkeypatch):
+    """Heads that train for an epoch, not a hundred."""
+    monkeypatch.setattr(module, "EPOCHS", 1)
 
 
-def test_knn_is_a_vote_of_ten_by_cosine():
-    train = np.array([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 4 + [[-1.0, 0.0]] * 10)
-    labels = np.array(["near"] * 6 + ["side"] * 4 + ["away"] * 10)
-    assert knn(train, labels, np.array([[100.0, 1.0]])) == ["near"]
-    assert knn(train, labels, np.array([[-0.01, 0.0]])) == ["away"]
+@pytest.fixture
+def resnet(tmp_path):
+    """The name of a convolutional network, of random weights, that timm would call pretrained."""
+    save_for_hf(timm.create_model("resnet10t"), tmp_path / "resnet", safe_serialization=True)
+    return f"local-dir:{tmp_path / 'resnet'}"
 
 
-def test_scikit_learn_says_the_same():
-    """Overlapping classes of unequal size, in features of unequal spread, one of them constant."""
-    rng = np.random.default_rng(0)
-    labels = rng.choice(["a", "b", "c", "d"], p=[0.4, 0.3, 0.2, 0.1], size=300)
-    centres = dict(zip("abcd", rng.normal(size=(4, 24))))
-    features = np.stack([centres[label] for label in labels]) + 1.5 * rng.normal(size=(300, 24))
-    features = (features * np.logspace(-1, 1, 24)).astype(np.float32)
-    features[:, 3] = 2
-    train, test = features[:200], features[200:]
-    neighbours = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit(train, labels[:200])
-    linear = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS)).fit(train, labels[:200])
-    assert (knn(train, labels[:200], test) == neighbours.predict(test)).all()
-    assert (ridge(train, labels[:200], test) == linear.predict(test)).all()
-    assert 0.4 < (linear.predict(test) == labels[200:]).mean() < 0.95
+def test_scores_of_every_kind_beside_the_control(photos, quick):
+    report = probe("scott_3_16", [photos], [photos], img_size=32)
+    assert [score.probe for score in report.scores] == ["knn", "ridge", "linear", "attentive"] * 2
+    assert [score.model for score in report.scores] == ["scott_3_16"] * 4 + ["scott_3_16 (random weights)"] * 4
+    assert all(score.img_size == 32 and score.seeds == 1 and score.spread is None for score in report.scores)
+    assert [score.top1 for score in report.scores[:3]] == [100, 100, 100]  # red and blue, seen in training
+    assert (report.train, report.test, report.classes, report.protocol) == (12, 12, 2, "fast")
 
 
-@pytest.mark.parametrize("images", [20, 60])
-def test_ridge_chooses_as_scikit_learn_with_few_images(images):
-    rng = np.random.default_rng(images)
-    labels = np.array(["a", "b", "c", "d"]).repeat(images // 4)
-    features = rng.normal(size=(images, 40)) + 0.4 * np.eye(40)[np.arange(images) // (images // 4)]
-    new = rng.normal(size=(500, 40))
-    linear = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=RIDGE_STRENGTHS)).fit(features, labels)
-    assert (ridge(features, labels, new) == linear.predict(new)).mean() > 0.995
+def test_a_test_set_inside_training_is_reported(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "test")
+    report = probe("scott_3_16", [photos], [tmp_path / "test"], kinds=["knn"], img_size=32, control=False)
+    assert len(report.duplicates.exact) == 12
+    assert "12 test images are exact copies of training images" in capsys.readouterr().err
 
 
-def test_labels_are_folders(photos):
-    assert set(labels_of(sorted(photos.glob("*/*.png")))) == {"blue", "red"}
+def test_the_papers_protocol_trains_on_fresh_views(photos, quick, monkeypatch):
+    monkeypatch.setattr(module, "Cache", None)
+    kinds = ["linear", "attentive"]
+    report = probe("scott_3_16", [photos], [photos], kinds=kinds, protocol="paper", img_size=32, control=False)
+    assert [score.probe for score in report.scores] == kinds
 
 
-def test_probe_scores_the_control_beside_the_weights(photos):
-    scores = probe("scott_3_16", [photos], [photos], img_size=32)
-    assert [score.model for score in scores] == ["scott_3_16", "scott_3_16 (random weights)"]
-    assert all(score.img_size == 32 for score in scores)
-    assert scores[0].ridge == 100  # red and blue, seen in training
+def test_several_seeds_have_a_spread(photos, quick):
+    report = probe("scott_3_16", [photos], [photos], kinds=["knn", "attentive"], seeds=3, img_size=32)
+    assert all(score.seeds == 3 for score in report.scores)
+    assert report.scores[0].spread == 0  # the same features, the same neighbours
+    assert report.scores[1].spread > 0  # three heads of one epoch
+    assert len({score.model for score in report.scores}) == 2
 
 
-def test_test_classes_must_be_trained(photos):
-    with pytest.raises(DataError, match=r"found no training images of \['red'\]"):
-        probe("scott_3_16", [photos / "blue"], [photos])
+def test_the_exported_classifier_scores_as_the_probe(photos, tmp_path, quick, capsys):
+    folder = tmp_path / "classifier"
+    report = probe("scott_3_16", [photos], [photos], img_size=32, control=False, export=folder)
+    assert "exported with the attentive head: timm.create_model('local-dir:" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert model.pretrained_cfg["label_names"] == ["blue", "red"]
+    logits = torch.cat([model(batch) for batch in images_of(model, photos)])
+    right = (logits.argmax(dim=1) == torch.tensor([0] * 6 + [1] * 6)).float().mean().item()
+    assert 100 * right == pytest.approx(report.scores[-1].top1)
+
+
+def images_of(model, photos):
+    seen = []
+    hook = model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    list(evaluated(model, find_images([photos]), None, 32, "x"))
+    hook.remove()
+    return seen
+
+
+def test_models_of_other_families(photos, tmp_path, capsys, resnet):
+    report = probe(resnet, [photos], [photos], img_size=64, control=False, export=tmp_path / "out", duplicates=False)
+    assert [score.probe for score in report.scores] == ["knn", "ridge", "linear"]
+    assert "attentive: expected a model of patch tokens, found that local-dir:" in capsys.readouterr().err
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
+
+
+def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
+    with pytest.raises(DataError, match="attentive: expected a model of patch tokens"):
+        probe(resnet, [photos], [photos], kinds=["attentive"], img_size=64)
+    with pytest.raises(DataError, match="seeds: expected at least 1, got 0"):
+        probe("scott_3_16", [photos], [photos], seeds=0)
+    with pytest.raises(DataError, match=r"export: expected one of \['linear', 'attentive'\] among the probes"):
+        probe("scott_3_16", [photos], [photos], kinds=["knn"], export="out")
+
+
+def test_retrieval_needs_no_training_images(photos):
+    rows = retrieve("scott_3_16", [photos], img_size=32, seeds=2)
+    assert [row.model for row in rows] == ["scott_3_16", "scott_3_16 (random weights)"]
+    assert rows[0].mean_ap > 90  # blue finds blue
+    assert rows[0].spread is None
+    assert rows[1].spread is not None
+    assert (rows[0].images, rows[0].classes) == (12, 2)
 
 
 def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
     """1,020 training images and 1,020 of the validation split; the whole test split's figures stand in the manifest."""
-    pretrained, control = probe("scott_3_16", [flowers / "train"], [flowers / "val"])
-    assert pretrained.knn > control.knn + 12
-    assert pretrained.ridge > control.ridge + 8
+    kinds = ["knn", "ridge"]
+    report = probe("scott_3_16", [flowers / "train"], [flowers / "val"], kinds=kinds, duplicates=False)
+    knn, ridge, control_knn, control_ridge = (score.top1 for score in report.scores)
+    assert knn > control_knn + 12
+    assert ridge > control_ridge + 8

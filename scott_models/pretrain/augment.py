@@ -24,6 +24,7 @@ BLUR_SIZE, BLUR_SIGMA = 9, (0.1, 2.0)
 PIECE = 8  # images that a CPU's caches hold while their colours change
 VIEWS = ("different", "same", "none")
 
+RGB = tuple[float, float, float]
 Operation = Callable[[Tensor, Tensor], Tensor]  # images[i], i -> images
 
 
@@ -51,24 +52,26 @@ def two_views(
     return context, target
 
 
-def coloured(crops: Tensor, colours: "Colours", compiled: bool) -> Tensor:
+def coloured(
+    crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
+) -> Tensor:
     """Crops uint8 (B, 3, H, W) -> images with other colours, normalised; on a CPU in pieces that its caches hold."""
     on_cpu = crops.device.type == "cpu"
     size = PIECE if on_cpu else len(crops)
     pieces = zip(crops.split(size), colours.split(size))
-    return torch.cat([normalize(change(piece.float() / 255, compiled and not on_cpu)) for piece, change in pieces])
+    return torch.cat(
+        [normalize(change(piece.float() / 255, compiled and not on_cpu), mean, std) for piece, change in pieces]
+    )
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> zero mean, unit spread, by ImageNet's statistics."""
-    mean, std = _imagenet(images.device)
-    return (images - mean) / std
+def normalize(images: Tensor, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> Tensor:
+    """Images in [0, 1] -> zero mean, unit spread, by default by ImageNet's statistics."""
+    return (images - _channels(mean, images.device)) / _channels(std, images.device)
 
 
 @cache
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std
+def _channels(values: RGB, device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

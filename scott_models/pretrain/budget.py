@@ -2,12 +2,14 @@
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import RecipeError
 from .loader import Order
-from .recipe import Recipe
+from .recipe import Settings
 
+S = TypeVar("S", bound=Settings)
 RESERVE = 0.02  # of the time, for checkpoints and the export
 
 
@@ -35,7 +37,7 @@ class Budget:
         """A budget if either is given."""
         return None if minutes is None and images_seen is None else cls(minutes, images_seen)
 
-    def fit(self, recipe: Recipe, order: Order, speed: float, spent: float, monitor: float) -> Recipe:
+    def fit(self, recipe: S, order: Order, speed: float, spent: float, monitor: float) -> S:
         """The recipe with the epochs that fit, which it tells; the warm-up keeps its share of them.
 
         Args:
@@ -60,7 +62,7 @@ class Budget:
                 f"warm-up {warmup:.3g} epochs), until about {end}",
                 file=sys.stderr,
             )
-        return replace(recipe, optim=replace(recipe.optim, epochs=epochs, warmup_epochs=warmup))
+        return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
     def _epochs(self, count: int, speed: float, spent: float, monitor: float, every: float) -> float:
         if self.images_seen is not None:

@@ -16,10 +16,11 @@ class Draws:
 
     Args:
         seeds: uint64 (B,), the seed of each image.
+        images: int64 (B,), which images of a data set they are, if that is known.
     """
 
-    def __init__(self, seeds: np.ndarray) -> None:
-        self.seeds = seeds
+    def __init__(self, seeds: np.ndarray, images: Tensor | None = None) -> None:
+        self.seeds, self.images = seeds, images
         self.used = 0
 
     @classmethod
@@ -35,7 +36,7 @@ class Draws:
         seeds = np.full(len(indices), key, dtype=np.uint64)
         for part in (epochs, indices):
             seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))
-        return cls(seeds)
+        return cls(seeds, indices)
 
     def uniform(self, count: int) -> Tensor:
         """The next numbers in [0, 1) of every stream: float64 (count, B)."""

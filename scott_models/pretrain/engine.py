@@ -18,7 +18,7 @@ from ..on_cpu import keep_freed_memory
 from .draws import Draws
 from .loader import Crops, Order, key, load
 from .objective import build_objective
-from .recipe import Recipe, require
+from .recipe import Settings, require
 from .schedules import linear, warmup_flat_cosine
 
 T = TypeVar("T")
@@ -30,11 +30,14 @@ DECODING_HOURS = 24  # that other processes wait for the first to decode all ima
 class Engine:
     """Objective, optimiser and Accelerate, put together as a recipe says.
 
+    Args:
+        build: makes the objective of the recipe.
+
     Raises:
         RecipeError: settings that no model, mask or machine can take.
     """
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
+    def __init__(self, recipe: Settings, out: Path, build: Callable[..., Any] = build_objective) -> None:
         with needs_extra("train"):
             from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -61,7 +64,7 @@ class Engine:
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
-        objective = build_objective(recipe, compiled=can_compile(recipe, self.device))
+        objective = build(recipe, compiled=can_compile(recipe, self.device))
         self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
@@ -72,12 +75,12 @@ class Engine:
         self.in_a_row = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), device=self.device)
 
-    def order(self, recipe: Recipe, images: int) -> Order:
+    def order(self, recipe: Settings, images: int) -> Order:
         """Which images this process sees when."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
     def update(
-        self, recipe: Recipe, batch: Iterable[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
+        self, recipe: Settings, batch: Iterable[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
     ) -> dict[str, Any]:
         """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
 
@@ -122,7 +125,7 @@ class Engine:
                 f"run.precision=no; {last_good()}"
             )
 
-    def speed(self, recipe: Recipe, order: Order, crops: Crops) -> float:
+    def speed(self, recipe: Settings, order: Order, crops: Crops) -> float:
         """Images a second, of some updates that leave no trace.
 
         Every process times as many updates as the first one decides.
@@ -192,17 +195,24 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
 
 
 def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
-    """AdamW as in the released code: vectors and biases are not decayed, everything else is, the mask token too."""
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "decayed": True},
-        {"params": [p for p in trained if p.ndim <= 1], "decayed": False, "weight_decay": 0.0},
-    ]
+    """AdamW as in the released code: vectors and biases are not decayed, everything else is, the mask token too.
+
+    An objective that has `parameter_groups` decides for itself which are `decayed`, and what their learning rate is
+    multiplied with, `lr_scale`.
+    """
+    if hasattr(objective, "parameter_groups"):
+        groups = objective.parameter_groups()
+    else:
+        trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "decayed": True},
+            {"params": [p for p in trained if p.ndim <= 1], "decayed": False, "weight_decay": 0.0},
+        ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def set_schedules(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
+    recipe: Settings, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
 ) -> tuple[float, float]:
     """Set what update `step` uses; returns its learning rate and weight decay."""
     optim = recipe.optim
@@ -217,12 +227,12 @@ def set_schedules(
     )
     weight_decay = linear(step, total=total, start=optim.start_weight_decay, final=optim.final_weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
     return lr, weight_decay
 
 
-def can_compile(recipe: Recipe, device: torch.device) -> bool:
+def can_compile(recipe: Settings, device: torch.device) -> bool:
     """Whether the recipe asks for torch.compile, and it can work.
 
     Raises:
@@ -242,6 +252,6 @@ def can_compile(recipe: Recipe, device: torch.device) -> bool:
     return False
 
 
-def seed_for(recipe: Recipe, purpose: str, number: int) -> int:
+def seed_for(recipe: Settings, purpose: str, number: int) -> int:
     """A seed for torch's own generator, which takes 63 bits."""
     return int(key(recipe.run.seed, purpose, number)) >> 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..probe import knn, ridge
+from ..classifiers import Accuracy, knn, ridge
 from .augment import normalize
 from .crops import centre_crops
 from .recipe import Recipe, require
@@ -99,7 +99,8 @@ class Monitor:
         self.size = recipe.model.img_size
         rng = np.random.default_rng(recipe.run.seed)
         self.train, self.held_out = choose(images, recipe.monitor.images, recipe.monitor.test, rng)
-        labels = np.array([str(sample.label) for sample in images.samples])
+        names, numbers = np.unique([str(sample.label) for sample in images.samples], return_inverse=True)
+        self.classes, labels = len(names), torch.from_numpy(numbers)
         self.train_labels, self.held_out_labels = labels[self.train], labels[self.held_out]
 
     @torch.no_grad()
@@ -119,12 +120,10 @@ class Monitor:
         health = Health.of(features) if features.isfinite().all() else Health(float("nan"), 0.0, 1.0)
         if not self.held_out or not features.isfinite().all():
             return health
-        train, test = (part.numpy() for part in (features[: len(self.train)], features[len(self.train) :]))
-        scores = [
-            100 * float((probe(train, self.train_labels, test) == self.held_out_labels).mean())
-            for probe in (knn, ridge)
-        ]
-        return Health(health.rankme, health.spread, health.cosine, *scores)
+        train, test = features[: len(self.train)], features[len(self.train) :]
+        scores = (classify(train, self.train_labels, test, self.classes) for classify in (knn, ridge))
+        accuracies = (Accuracy.of(each, self.held_out_labels).top1 for each in scores)
+        return Health(health.rankme, health.spread, health.cosine, *accuracies)
 
 
 def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:

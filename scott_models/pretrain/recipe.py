@@ -10,11 +10,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
 
-FOLDER = Path(__file__).parent / "recipes"
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew).
@@ -69,8 +68,8 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Optim:
-    """AdamW and the schedules (paper, Table 6).
+class Schedule:
+    """AdamW with the paper's schedules (Table 6).
 
     The learning rates are for a batch of 128 images. For other batches all three are multiplied by
     sqrt(batch_size / 128), as suits Adam's normalised steps, unless `lr_scaling` says "linear" or "none".
@@ -86,8 +85,6 @@ class Optim:
     flat: float = 0.72  # share of the epochs after the warm-up at the peak
     start_weight_decay: float = 0.04
     final_weight_decay: float = 0.4
-    start_ema: float = 0.996
-    final_ema: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
@@ -100,6 +97,14 @@ class Optim:
     def lr_factor(self) -> float:
         """What a batch of another size than the paper's makes of the learning rates."""
         return (self.batch_size / PAPER_BATCH) ** LR_EXPONENT[self.lr_scaling]
+
+
+@dataclass(frozen=True)
+class Optim(Schedule):
+    """The same, and the target encoder's moving average."""
+
+    start_ema: float = 0.996
+    final_ema: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,25 +140,31 @@ class Run:
         require(self.keep > 0, "run.keep", "at least 1 checkpoint", self.keep)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    mask: Mask = field(default_factory=Mask)
-    optim: Optim = field(default_factory=Optim)
-    monitor: Monitor = field(default_factory=Monitor)
-    run: Run = field(default_factory=Run)
+class Settings:
+    """Sections of fields that a TOML file may set: what recipes of all kinds share.
+
+    Attributes:
+        folder: where those with a name are.
+        model, data, optim, monitor, run: sections that every kind has, with fields of its own.
+    """
+
+    folder: ClassVar[Path]
+    model: Any
+    data: Any
+    optim: Any
+    monitor: Any
+    run: Any
 
     @classmethod
-    def load(cls, name: str | Path, changes: Sequence[str] = ()) -> "Recipe":
+    def load(cls, name: str | Path, changes: Sequence[str] = ()) -> Self:
         """A recipe by name (those of the package) or by the path of a TOML file, then `section.field=value` changes.
 
         Raises:
             RecipeError: no such recipe, or one that is no TOML, or an unknown section, field or value.
         """
-        path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
+        path = Path(name) if str(name).endswith(".toml") else cls.folder / f"{name}.toml"
         if not path.is_file():
-            known = sorted(p.stem for p in FOLDER.glob("*.toml"))
+            known = sorted(p.stem for p in cls.folder.glob("*.toml"))
             raise RecipeError(f"recipe: expected one of {known} or the path of a .toml file, got {str(name)!r}")
         try:
             content = tomllib.loads(path.read_text())
@@ -170,37 +181,59 @@ class Recipe:
         return cls.from_dict(content)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Recipe":
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Sections of fields; what is absent keeps its default, what is unknown raises RecipeError by name."""
-        sections = get_type_hints(cls)
+        types = get_type_hints(cls)
+        sections = {field.name: types[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         _check_known("recipe", content, sections)
         return cls(**{name: _section(name, sections[name], fields) for name, fields in content.items()})
+
+    def _sections(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every kind is a dataclass
 
     def to_toml(self) -> str:
         """The complete recipe, defaults included."""
         # JSON's strings and numbers are TOML's.
         return "\n".join(
             f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
-            for section, fields in dataclasses.asdict(self).items()
+            for section, fields in self._sections().items()
         )
 
     def flat(self) -> dict[str, Any]:
         """{"optim.epochs": 300.0, ...}; lists as text, as trackers want them."""
         return {
             f"{section}.{name}": ",".join(value) if isinstance(value, tuple) else value
-            for section, fields in dataclasses.asdict(self).items()
+            for section, fields in self._sections().items()
             for name, value in fields.items()
         }
 
-    def differences(self, other: "Recipe") -> list[str]:
+    def changed(self, section: str, **fields: Any) -> Self:
+        """The same with other values of some fields of a section."""
+        sections = {section: dataclasses.replace(getattr(self, section), **fields)}
+        return dataclasses.replace(self, **sections)  # type: ignore[type-var]
+
+    def differences(self, other: Self) -> list[str]:
         """Where another recipe would give other weights, e.g. "model.name: 'scott_3_16' and 'scott_7_16'"."""
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        ours, theirs = self._sections(), other._sections()
         return [
             f"{section}.{name}: {value!r} and {theirs[section][name]!r}"
             for section, fields in ours.items()
             for name, value in fields.items()
             if value != theirs[section][name] and name not in HARMLESS.get(section, ())
         ]
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """Of pretraining by MIM-JEPA."""
+
+    folder: ClassVar[Path] = Path(__file__).parent / "recipes"
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    mask: Mask = field(default_factory=Mask)
+    optim: Optim = field(default_factory=Optim)
+    monitor: Monitor = field(default_factory=Monitor)
+    run: Run = field(default_factory=Run)
 
 
 def _section(name: str, kind: type, fields: Any) -> Any:

@@ -130,17 +130,28 @@ def _link(path: Path, new: Path) -> None:
 class Log:
     """metrics.jsonl: a line now and then, with the speed since the line before, and the monitor's lines."""
 
-    def __init__(self, path: Path, done: int, batch: int, steps_per_epoch: int, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        done: int,
+        batch: int,
+        steps_per_epoch: int,
+        kind_of_health: type = Health,
+        *,
+        writes: bool = True,
+    ) -> None:
         """Go on after update `done`, forgetting what a cut run logged beyond it.
 
         Args:
+            kind_of_health: what the monitor's lines are read into.
             writes: False for all processes but the first.
         """
         kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
         if writes:
             write_whole(path, "".join(line + "\n" for line in kept))
         self.batch, self.steps_per_epoch = batch, steps_per_epoch
-        self.health = {line["step"]: Health(**line["monitor"]) for line in map(json.loads, kept) if "monitor" in line}
+        lines = [json.loads(line) for line in kept]
+        self.health = {line["step"]: kind_of_health(**line["monitor"]) for line in lines if "monitor" in line}
         self.file = path.open("a") if writes else None
         self.step, self.time = done, time.monotonic()
 
@@ -160,7 +171,7 @@ class Log:
         self._append(line)
         return line
 
-    def monitored(self, step: int, health: Health) -> bool:
+    def monitored(self, step: int, health: Any) -> bool:
         """Note an encoder's health, at step 0 that of random weights; returns whether it is the best so far."""
         if step in self.health:  # a resumed run's random weights
             return False

@@ -11,21 +11,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+from torch import nn
 
 from .. import weights
-from ..data import find_samples
+from ..data import Sample, find_samples
 from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
 from .budget import Budget
 from .engine import Engine
 from .loader import Crops, load
-from .monitor import Monitor, verdict
-from .recipe import Recipe, require
+from .monitor import Health, Monitor, verdict
+from .objective import build_objective
+from .recipe import Recipe, Settings, require
 from .records import Checkpoints, Log, write_environment, write_readme, write_whole
-from .store import open_images
+from .store import Images, open_images
+
+S = TypeVar("S", bound=Settings)
 
 
 def pretrain(
@@ -63,9 +68,11 @@ def pretrain(
 class Run:
     """A run under way: everything `pretrain` needs from its first update to its export."""
 
+    kind_of_health: type = Health  # what the monitor returns
+
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Any,
         data: Sequence[str | Path],
         out: Path,
         resume: bool,
@@ -74,12 +81,12 @@ class Run:
         export: str,
     ) -> None:
         started = time.monotonic()
+        self.out, self.data = out, data
         recipe = check_run_folder(recipe, out, resume, budget)
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
-        self.out, self.data = out, data
-        self.engine = engine = Engine(recipe, out)
+        self.engine = engine = Engine(recipe, out, self.build_objective)
         with engine.accelerator.local_main_process_first():  # the others find the images decoded
-            images = open_images(find_samples(data, recipe.data.splits), recipe.data.short_side, skip_bad=skip_bad)
+            images = open_images(self.samples(recipe), recipe.data.short_side, skip_bad=skip_bad)
         if len(images) < recipe.optim.batch_size:
             raise DataError(
                 f"expected at least one batch of {recipe.optim.batch_size} images, found {len(images)}; "
@@ -88,7 +95,7 @@ class Run:
         self.order = order = engine.order(recipe, len(images))
         self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
         self.encoder = engine.objective.encoders[export]
-        self.monitor = Monitor(images, recipe, engine.device, engine.accelerator.autocast)
+        self.monitor = self.build_monitor(recipe, images)
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
         if budget and not resuming:
@@ -109,11 +116,29 @@ class Run:
                 out / "environment.json", data, images=len(images), processes=engine.processes, after=self.done
             )
         engine.accelerator.init_trackers("scott_models", config=recipe.flat())
-        self.log = Log(out / "metrics.jsonl", self.done, order.batch, order.steps, writes=engine.is_main)
+        self.log = Log(
+            out / "metrics.jsonl", self.done, order.batch, order.steps, self.kind_of_health, writes=engine.is_main
+        )
         if self.control:
             self.log.monitored(0, self.control)
         if engine.is_main:
             self.write_readme()
+
+    def samples(self, recipe: Any) -> list[Sample]:
+        """All images the run is given."""
+        return find_samples(self.data, recipe.data.splits)
+
+    def build_objective(self, recipe: Any, *, compiled: bool) -> nn.Module:
+        """What the run trains."""
+        return build_objective(recipe, compiled=compiled)
+
+    def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
+        """What the run watches: a function of an encoder, whose result may be `better_than` another."""
+        return Monitor(images, recipe, self.engine.device, self.engine.accelerator.autocast)
+
+    def verdict(self, now: Any, control: Any) -> str:
+        """What the monitor found, in a line."""
+        return verdict(now, control)
 
     def train(self) -> None:
         """The updates that are left; logged, watched and saved on the way.
@@ -165,7 +190,7 @@ class Run:
         health = self.monitor(self.encoder)
         best = self.log.monitored(step, health)
         self.engine.accelerator.log(asdict(health), step=step)
-        print(f"epoch {step / self.order.steps:.4g}: {verdict(health, self.control)}", file=sys.stderr, flush=True)
+        print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
         self.write_readme()
         return best
 
@@ -183,7 +208,7 @@ class Run:
         return folder
 
 
-def check_run_folder(recipe: Recipe, out: Path, resume: bool, budget: Budget | None) -> Recipe:
+def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) -> S:
     """Refuse to overwrite a run, or to go on with another recipe.
 
     Returns:
@@ -199,10 +224,10 @@ def check_run_folder(recipe: Recipe, out: Path, resume: bool, budget: Budget | N
         if resume:  # killed early, or a batch system that starts every job so
             print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
         return recipe
-    stored = Recipe.load(stored_path)
+    stored = type(recipe).load(stored_path)
     if budget:
-        chosen = replace(recipe.optim, epochs=stored.optim.epochs, warmup_epochs=stored.optim.warmup_epochs)
-        recipe = replace(recipe, optim=chosen)
+        chosen = stored.optim
+        recipe = recipe.changed("optim", epochs=chosen.epochs, warmup_epochs=chosen.warmup_epochs)
     if differences := recipe.differences(stored):
         raise RecipeError(f"{out}: cannot resume with another recipe (asked for and found): {'; '.join(differences)}")
     return recipe

@@ -3,9 +3,9 @@ import re
 import pytest
 
 from scott_models.errors import RecipeError
-from scott_models.pretrain.recipe import FOLDER, Recipe
+from scott_models.pretrain.recipe import Recipe
 
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+RECIPES = sorted(path.stem for path in Recipe.folder.glob("*.toml"))
 
 
 def test_defaults_are_the_papers_table():
@@ -23,7 +23,7 @@ def test_defaults_are_the_papers_table():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_loads_and_opens_with_what_to_expect(name):
     Recipe.load(name)
-    head = (FOLDER / f"{name}.toml").read_text().split("\n\n")[0]
+    head = (Recipe.folder / f"{name}.toml").read_text().split("\n\n")[0]
     for word in ("Expected:", "Hardware and time:", f"Command: scott pretrain .*--recipe {name}"):
         assert re.search(word, head), word
 

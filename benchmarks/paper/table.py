@@ -1,0 +1,70 @@
+"""The paper's figures beside ours: fills docs/RESULTS.md.
+
+python benchmarks/paper/table.py RESULTS
+
+Each TOML file beside this script is a row of the paper's tables: what it says, what it costs to run, and the commands,
+which leave RESULTS/<name>.json. Rows without such a file are shown as not run. A result of a smaller run than the
+paper's belongs into a row of its own, with a `scale` that says what is smaller.
+"""
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parent
+PAGE = ROWS.parents[1] / "docs" / "RESULTS.md"
+BEGIN, END = "<!-- made by benchmarks/paper/table.py -->\n", "<!-- end -->\n"
+NOT_RUN = "not run yet"
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """What every TOML file says, by its name."""
+    return {path.stem: tomllib.loads(path.read_text()) for path in sorted(ROWS.glob("*.toml"))}
+
+
+def measured(file: Path) -> dict[str, float]:
+    """Top-1 % by probe, from what `scott probe --json` or `scott finetune` left."""
+    result = json.loads(file.read_text())
+    if "scores" not in result:
+        return {"top1": result["top1"]}
+    trained = [score for score in result["scores"] if not score["model"].endswith("(random weights)")]
+    return {score["probe"]: score["top1"] for score in trained}
+
+
+def table(results: Path) -> str:
+    """All rows, a section for each kind of pretraining: inductive and transductive figures do not compare."""
+    sections: dict[str, list[str]] = {}
+    for name, row in rows().items():
+        file = results / f"{name}.json"
+        ours = measured(file) if file.is_file() else {}
+        for probe, paper in row["paper"].items():
+            found = ours.get(probe)
+            cells = [
+                row["row"],
+                row.get("table", ""),
+                "top-1" if probe == "top1" else probe,
+                row.get("scale", "the paper's"),
+                "-" if paper is None else f"{paper:.2f}",
+                NOT_RUN if found is None else f"{found:.2f}",
+                "" if found is None else f"{found - paper:+.2f}",
+                f"[{name}](../benchmarks/paper/{name}.toml)",
+            ]
+            sections.setdefault(row["pretraining"], []).append(f"| {' | '.join(cells)} |")
+    head = "| row | table | probe | scale | paper | ours | difference | recipe |\n|---|---|---|---|---|---|---|---|\n"
+    blocks = (f"### Pretraining {kind}\n\n{head}" + "\n".join(lines) for kind, lines in sections.items())
+    return "\n\n".join(blocks) + "\n"
+
+
+def fill(results: Path, page: Path = PAGE) -> None:
+    """Put the table between the page's two marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder of <row>.json files")
+    fill(parser.parse_args().results)

@@ -1,0 +1,141 @@
+"""Heads trained by gradient steps on features of a frozen model: the paper's linear and attentive probe.
+
+Source: paper, Appendix E; released code where it is silent: 100 epochs of AdamW in batches of 64, learning rate 1e-6
+to 5e-4 in 20 epochs, level for 72 % of the rest, a cosine down to 1e-5, weight decay 0.04 to 0.4.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .classifiers import Accuracy, logistic
+from .features import Features
+from .pool import AttentivePool
+from .pretrain.engine import apply_gradients, build_optimizer, set_schedules
+from .pretrain.loader import Order, Place
+from .pretrain.recipe import Optim, Recipe
+from .progress import track
+
+WARM_UP, BATCH = 0.2, 64  # a share of the epochs, images
+INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # of a logistic regression
+HELD_OUT = 5  # one image of five, to choose among them
+
+
+class LinearHead(nn.Sequential):
+    """Pooled features (B, D) -> logits: LayerNorm, linear; or linear alone, without `norm`."""
+
+    takes_patches = False
+
+    def __init__(self, dim: int, classes: int, *, norm: bool = True) -> None:
+        super().__init__(nn.LayerNorm(dim) if norm else nn.Identity(), classifier(dim, classes))
+
+
+class AttentiveHead(nn.Sequential):
+    """Patch features (B, N, D) -> logits: attentive pool, linear."""
+
+    takes_patches = True
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__(AttentivePool(dim), classifier(dim, classes))
+
+
+Head = LinearHead | AttentiveHead
+
+
+def classifier(dim: int, classes: int) -> nn.Linear:
+    """The last layer of a head: truncated-normal weights of spread 0.02, no bias yet."""
+    linear = nn.Linear(dim, classes)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def train(
+    heads: Sequence[Head],
+    features: Callable[[Iterator[list[Place]]], Iterable[Features]],
+    labels: Tensor,
+    *,
+    seed: int,
+    epochs: int,
+    what: str = "heads",
+) -> None:
+    """Train heads side by side on the same batches.
+
+    Args:
+        features: for batches of places (epoch, image), the features of each.
+        labels: int64 (M,), of all training images.
+        seed: of the order of images and of dropout.
+    """
+    batch = min(BATCH, len(labels))
+    optim = Optim(epochs=epochs, warmup_epochs=WARM_UP * epochs, batch_size=batch, lr_scaling="none")
+    recipe = Recipe(optim=optim)
+    order = Order(len(labels), batch, seed)
+    total = epochs * order.steps
+    optimizers = [build_optimizer(head.train()) for head in heads]
+    torch.manual_seed(seed)
+    steps = track(range(1, total + 1), what, total=total * batch, size=batch)
+    for step, (pooled, patches) in zip(steps, features(order.pieces(1, total))):
+        wanted = labels[[index for _, index in order.of_update(step)]]
+        for head, optimizer in zip(heads, optimizers):
+            set_schedules(recipe, optimizer, step, total, order.steps)
+            logits = head(taken(head, pooled, patches))
+            loss = F.cross_entropy(logits, wanted.to(logits.device))
+            loss.backward()
+            apply_gradients(optimizer, loss)
+    for head in heads:
+        head.eval()
+
+
+def taken(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
+    """Those of a batch's features that a head looks at, on its device."""
+    features = patches if head.takes_patches else pooled
+    assert features is not None
+    return features.to(head[1].weight.device)
+
+
+def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int) -> float:
+    """Fill a head with the logistic regression of some views of every image: features (views, M, D), labels (M,).
+
+    Its strength is the one of INVERSE_STRENGTHS that is best on the first view of a fifth of the images, of each class
+    at least one and never the last, left out of the fit; the head is then fitted to all.
+
+    Args:
+        seed: of the choice of those images.
+
+    Returns:
+        the inverse strength chosen.
+    """
+    with torch.no_grad():
+        features = head[0](features.to(head[1].weight.device))  # a fresh norm, which has not learned anything
+    labels = labels.to(features.device)
+    classes = head[1].out_features
+    held_out = choose_held_out(labels.cpu(), seed).to(features.device)
+
+    def fit(chosen: Tensor, inverse_strength: float, rough: bool = False) -> tuple[Tensor, Tensor]:
+        some = features[:, chosen].flatten(0, 1)
+        return logistic(some, labels[chosen].repeat(len(features)), classes, inverse_strength, rough=rough)
+
+    def top1(inverse_strength: float) -> float:
+        weight, bias = fit(~held_out, inverse_strength, rough=True)
+        scores = F.linear(features[0, held_out].double(), weight, bias)
+        return Accuracy.of(scores, labels[held_out]).top1
+
+    best = max(INVERSE_STRENGTHS, key=top1) if held_out.any() else 1.0
+    weight, bias = fit(torch.ones_like(held_out), best)
+    with torch.no_grad():
+        head[1].weight.copy_(weight)
+        head[1].bias.copy_(bias)
+    head.eval()
+    return best
+
+
+def choose_held_out(labels: Tensor, seed: int) -> Tensor:
+    """One image of five, of each class at least one and never the last: labels (M,) -> bool (M,)."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    for name in labels.unique():
+        members = order[labels[order] == name]
+        held_out[members[: min(max(1, len(members) // HELD_OUT), len(members) - 1)]] = True
+    return held_out
