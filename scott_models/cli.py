@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from .errors import told_in_a_sentence
+from .errors import UserError, told_in_a_sentence
 
 PIPED_WIDTH = 160  # characters of a table that no terminal shows
 Sources = Annotated[list[str], UseAppendAction]
@@ -148,9 +148,12 @@ def probe(
     """
     from . import probe as probing
 
+    if sum(map(bool, (curve, export, zero_shot_neighbours))) > 1:
+        raise UserError("probe: expected one of --curve, --export and --zero-shot-neighbours, got several")
     if curve:
-        from .curve import draw_curve, label_efficiency
+        from .curve import blank_picture, draw_curve, label_efficiency
 
+        blank_picture(curve)
         points = label_efficiency([model, *beside], train, test, shots=shots, img_size=img_size, control=control)
         draw_curve(points, curve)
         _show([asdict(point) for point in points], json)

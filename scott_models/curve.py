@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,11 +110,9 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     """A picture of the points: a line for each model and probe, bars for the spread.
 
     Raises:
-        DataError: a file name that matplotlib has no format for.
+        DataError: as `blank_picture`.
     """
-    with needs_extra("eval"):
-        from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = blank_picture(file)
     axes = figure.subplots()
     models = list(dict.fromkeys(point.model for point in points))
     for model in models:
@@ -136,7 +135,18 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     axes.set(xlabel="labelled images a class", ylabel="top-1 accuracy, %", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(file, dpi=150)
-    except ValueError as error:
-        raise DataError(f"{file}: expected a picture's name, .png, .svg or .pdf ({error})") from None
+    figure.savefig(file, dpi=150)
+
+
+def blank_picture(file: Path) -> Any:
+    """A matplotlib figure that can be saved as `file`: ask before what takes long.
+
+    Raises:
+        DataError: a file name that matplotlib has no format for, or a folder that is not there.
+    """
+    with needs_extra("eval"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    if file.suffix[1:] not in figure.canvas.get_supported_filetypes() or not file.parent.is_dir():
+        raise DataError(f"{file}: expected a picture's name, .png, .svg or .pdf, in a folder that exists")
+    return figure

@@ -57,8 +57,10 @@ def _of_run(folder: Path, pretrained: bool) -> nn.Module:
         checkpoints = sorted((folder / "checkpoints").glob("step_*.pt"))
         if not checkpoints:
             raise WeightsError(f"{folder}: expected a run with a checkpoint or an export, found neither yet")
-        state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)
-        model.load_state_dict(state["objective"]["target_encoder"])
+        parts = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["objective"]
+        if "target_encoder" not in parts:
+            raise WeightsError(f"{folder}: expected a run of pretraining, or one with an export, found neither")
+        model.load_state_dict(parts["target_encoder"])
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, *model.patch_embed.img_size)}
     return model
 
@@ -131,11 +133,18 @@ def evaluated(
     model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
 ) -> Iterator[Features]:
     """`forward` of images in their order, through the evaluation transform, batch by batch."""
-    transform = create_transform(**transform_config(model, img_size))
-    chunks = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    batches = load_batches(chunks, lambda i: transform(load_image(images[i])), torch.stack)
-    for batch in track(batches, what, total=len(images), size=batch_size):
+    for batch in evaluation_batches(model, images, img_size, batch_size, what):
         yield forward(model, batch)
+
+
+def evaluation_batches(
+    model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
+) -> Iterator[Tensor]:
+    """Images (B, 3, H, W) in their order, through the model's evaluation transform."""
+    transform = create_transform(**transform_config(model, img_size))
+    chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    batches = load_batches(chunks, lambda image: transform(load_image(image)), torch.stack)
+    return track(batches, what, total=len(images), size=batch_size)
 
 
 @torch.no_grad()

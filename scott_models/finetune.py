@@ -10,15 +10,14 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import create_transform
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from . import weights
 from .classifiers import Accuracy
-from .data import Sample, load_image
+from .data import Sample
 from .errors import RecipeError, UserError
-from .features import load_batches, transform_config
+from .features import evaluation_batches, transform_config
 from .labelled import Labelled, find_labelled
 from .pretrain import Budget
 from .pretrain.augment import Colours, coloured, normalize
@@ -28,7 +27,6 @@ from .pretrain.recipe import Schedule, Settings, require
 from .pretrain.records import write_whole
 from .pretrain.store import Images
 from .pretrain.train import Run
-from .progress import track
 from .scott import SCOTT
 
 BATCH = 64
@@ -194,12 +192,8 @@ class Tested:
     def __call__(self, model: nn.Module) -> Watched:
         was_training = model.training
         model.eval()
-        images = self.tested.images
-        transform = create_transform(**transform_config(model, self.size))
-        chunks = [range(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
-        batches = load_batches(chunks, lambda i: transform(load_image(images[i])), torch.stack)
         logits = []
-        for batch in track(batches, "testing", total=len(images), size=BATCH):
+        for batch in evaluation_batches(model, self.tested.images, self.size, BATCH, "testing"):
             with self.autocast():
                 logits.append(model(batch.to(self.device, memory_format=torch.channels_last)).float().cpu())
         model.train(was_training)

@@ -37,8 +37,12 @@ class Frozen:
         self.size: int = self.config["input_size"][-1]
         try:
             pooled, patches = forward(self.model, torch.zeros(1, *self.config["input_size"]))
-        except (AssertionError, RuntimeError) as error:  # timm's and torch's ways to refuse a shape
+        except (AssertionError, RuntimeError, ValueError) as error:  # timm's, torch's and our ways to refuse a shape
             raise DataError(f"{label}: cannot take images of {self.size} x {self.size} pixels ({error})") from error
+        if not pooled.isfinite().all():
+            raise DataError(
+                f"{label}: expected finite features, found others of a black image; its weights are damaged"
+            )
         self.dim, self.has_patches, self.device = pooled.shape[1], patches is not None, pooled.device
 
     def pooled(self, images: Sequence[Path | Row], what: str) -> Tensor:
@@ -52,6 +56,9 @@ class Frozen:
     def views(self, images: Sequence[Path | Row], pieces: Iterable[Sequence[Place]], seed: int) -> Iterator[Features]:
         """Of each batch of places (epoch, image): the view of pretraining's augmentation that the seed gives it."""
         mean, std = self.config["mean"], self.config["std"]
+        _, height, width = self.config["input_size"]
+        if height != width:
+            raise DataError(f"{self.label}: expected square images for augmented views, found {height} x {width}")
 
         def load(place: Place) -> tuple[Place, Tensor]:
             return place, pil_to_tensor(load_image(images[place[1]]))

@@ -152,7 +152,8 @@ def probe(
             if export and label == name:
                 best: Kind = "attentive" if "attentive" in setup.kinds else "linear"
                 folder = export_classifier(model, heads[best, 0], trained.names, Path(export))
-                print(f"exported with the {best} head: timm.create_model('local-dir:{folder}', pretrained=True)")
+                usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+                print(f"exported with the {best} head: {usage}", file=sys.stderr)
         scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
     return Report(scores, protocol, len(trained), len(tested), len(trained.names), copies)
 

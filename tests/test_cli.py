@@ -91,6 +91,8 @@ def test_bench_as_json():
         (["bench", "resnet18", "--task", "step", "--device", "cpu"], "step: expected one of our models, scott_3_16"),
         (["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["probe", "--test", "PHOTOS", "--curve", "c.docx"], "c.docx: expected a picture's name, .png, .svg or .pdf"),
+        (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "expected one of --curve, --export and"),
         (["probe", "--test", "PHOTOS"], "expected at least one folder of images, got none"),
         (["finetune", "--recipe", "other", "--train", "PHOTOS", "--test", "PHOTOS", "--out", "run"], "['finetune'"),
         (

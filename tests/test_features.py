@@ -101,3 +101,19 @@ def test_networks_without_patch_tokens(photos):
     assert extract(model, paths, img_size=64)[0].shape == (2, 512)
     with pytest.raises(DataError, match="expected a model of patch tokens, found that ResNet has none"):
         extract(model, paths, img_size=64, tokens=True)
+
+
+def test_a_run_under_way_is_its_target_encoder(tmp_path):
+    (tmp_path / "recipe.toml").write_text('[model]\nname = "scott_3_16"\nimg_size = 32\n')
+    with pytest.raises(WeightsError, match="expected a run with a checkpoint or an export, found neither yet"):
+        load_model(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    target = timm.create_model("scott_3_16", img_size=32, use_mask_token=True).eval()
+    for step, parts in ((1, {"target_encoder": {}}), (2, {"target_encoder": target.state_dict()})):
+        torch.save({"objective": parts}, tmp_path / "checkpoints" / f"step_{step:09d}.pt")
+    model, images = load_model(str(tmp_path)), torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(model(images), target(images))
+    assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+    torch.save({"objective": {"model": {}}}, tmp_path / "checkpoints" / "step_000000003.pt")
+    with pytest.raises(WeightsError, match="expected a run of pretraining, or one with an export"):
+        load_model(str(tmp_path))

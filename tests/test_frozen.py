@@ -62,9 +62,10 @@ def test_feature_maps_are_no_patches():
 
 
 def test_a_size_the_model_cannot_take():
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    with pytest.raises(DataError, match="tiny: cannot take images of 100 x 100 pixels"):
-        Frozen(model, "tiny", 100)
+    for name in ("vit_tiny_patch16_224", "scott_3_16"):
+        model = timm.create_model(name, num_classes=0).eval()
+        with pytest.raises(DataError, match="tiny: cannot take images of 100 x 100 pixels"):
+            Frozen(model, "tiny", 100)
 
 
 def test_a_damaged_image_is_named(frozen, photos):
@@ -73,3 +74,18 @@ def test_a_damaged_image_is_named(frozen, photos):
     assert load_image(images[0])
     with pytest.raises(DataError, match=r"9\.png: expected an image"):
         list(frozen.views(images, [[(0, i) for i in range(13)]], seed=0))
+
+
+def test_damaged_weights_are_told():
+    model = load_model("scott_3_16", pretrained=False, img_size=32)
+    torch.nn.init.constant_(model.blocks[0].attn.proj.weight, torch.nan)
+    with pytest.raises(DataError, match="tiny: expected finite features"):
+        Frozen(model, "tiny", 32)
+
+
+def test_views_are_square(photos):
+    model = timm.create_model("scott_3_16", img_size=(32, 64)).eval()
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 64)}
+    frozen = Frozen(model, "wide")
+    with pytest.raises(DataError, match="wide: expected square images for augmented views, found 32 x 64"):
+        next(frozen.views(find_images([photos]), [[(0, 0)]], seed=0))
