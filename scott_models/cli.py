@@ -1,7 +1,7 @@
 """The `scott` command: each subcommand calls one function of the package."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +15,9 @@ from .errors import UserError, told_in_a_sentence
 
 PIPED_WIDTH = 160  # characters of a table that no terminal shows
 Sources = Annotated[list[str], UseAppendAction]
+Probe = Literal["knn", "ridge", "linear", "attentive"]
+PROBES: tuple[Probe, ...] = ("knn", "ridge", "linear", "attentive")
+SHOTS = (1, 5, 10)  # images a class
 
 
 def pretrain(
@@ -102,15 +105,16 @@ def probe(
     model: str = "scott_3_16",
     train: Sources = [],  # noqa: B006 -- tyro's way to say that an option may be given again or not at all
     test: Sources,
-    probes: tuple[Literal["knn", "ridge", "linear", "attentive"], ...] = ("knn", "ridge", "linear", "attentive"),
+    probes: tuple[Probe, ...] = PROBES,
     protocol: Literal["fast", "paper"] = "fast",
     seeds: int = 1,
     img_size: int | None = None,
     control: bool = True,
     duplicates: bool = True,
     export: Path | None = None,
+    features: Path | None = None,
     curve: Path | None = None,
-    shots: tuple[int, ...] = (1, 5, 10),
+    shots: tuple[int, ...] = SHOTS,
     beside: Sources = [],  # noqa: B006
     zero_shot_neighbours: FlagCreatePairsOff[bool] = False,
     json: FlagCreatePairsOff[bool] = False,
@@ -125,6 +129,7 @@ def probe(
         scott probe --model vit_small_patch14_reg4_dinov2.lvd142m --img-size 224 --train mine/train --test mine/test
         scott probe --protocol paper --probes attentive --train mine/train --test mine/test
         scott probe --export classifier --train mine/train --test mine/test
+        scott probe --features features.npz --train mine/train --test mine/test
         scott probe --curve curve.png --shots 1 2 5 10 --train mine/train --test mine/test
         scott probe --zero-shot-neighbours --test mine
 
@@ -140,6 +145,7 @@ def probe(
         control: score random weights too.
         duplicates: look for test images among the training images.
         export: a folder for the model with its head, which timm's "local-dir:" loads.
+        features: an .npz file for the features behind the scores: `train` (views, images, D), `test`, labels, names.
         curve: instead, a picture of the accuracy with few labelled images a class; five draws of them each.
         shots: images a class of that curve; all is always its last point.
         beside: another model of that curve; give the option again for more.
@@ -148,9 +154,11 @@ def probe(
     """
     from . import probe as probing
 
-    if sum(map(bool, (curve, export, zero_shot_neighbours))) > 1:
-        raise UserError("probe: expected one of --curve, --export and --zero-shot-neighbours, got several")
+    of_scores = {"--probes": probes != PROBES, "--protocol": protocol != "fast", "--no-duplicates": not duplicates}
+    of_files = {"--export": export, "--features": features}
+    of_curve = {"--shots": shots != SHOTS, "--beside": beside}
     if curve:
+        _refuse("--curve", of_scores, of_files, {"--seeds": seeds != 1, "--zero-shot-neighbours": zero_shot_neighbours})
         from .curve import blank_picture, draw_curve, label_efficiency
 
         blank_picture(curve)
@@ -159,9 +167,11 @@ def probe(
         _show([asdict(point) for point in points], json)
         return
     if zero_shot_neighbours:
+        _refuse("--zero-shot-neighbours", of_scores, of_files, of_curve, {"--train": train})
         found = probing.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
         _show([asdict(row) for row in found], json)
         return
+    _refuse("probe without --curve", of_curve)
     report = probing.probe(
         model,
         train,
@@ -173,11 +183,18 @@ def probe(
         control=control,
         duplicates=duplicates,
         export=export,
+        features=features,
     )
     if json:
         _print_json(asdict(report))
     else:
         _show([asdict(score) for score in report.scores], False)
+
+
+def _refuse(command: str, *options: Mapping[str, object]) -> None:
+    """Options that were given and that a command would ignore."""
+    if given := [name for group in options for name, value in group.items() if value]:
+        raise UserError(f"{command} has no use for {', '.join(given)}; leave that out")
 
 
 def finetune(

@@ -77,24 +77,39 @@ def embed(
         DataError: files or folders that cannot be used, an `out` that is no .npz in an existing folder, an empty batch.
         WeightsError: a model that cannot be had.
     """
-    out = Path(out)
     if batch_size < 1:
         raise DataError(f"batch_size: expected at least 1, got {batch_size}")
-    if out.suffix != ".npz" or not out.parent.is_dir():
-        raise DataError(f"{out}: expected the name of an .npz file in a folder that exists")
+    out = npz(out)
     paths = find_images(images)
     features, patches = extract(on_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
     arrays: dict[str, Any] = {"names": np.array([str(path) for path in paths]), "features": features}
     if tokens:
         arrays["tokens"] = patches
-    partial = out.with_suffix(".partial")
+    save(out, **arrays)
+    return features.shape
+
+
+def npz(path: str | Path) -> Path:
+    """The path of a file of arrays that can be written: ask before what takes long.
+
+    Raises:
+        DataError: another ending, or a folder that is not there.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or not path.parent.is_dir():
+        raise DataError(f"{path}: expected the name of an .npz file in a folder that exists")
+    return path
+
+
+def save(path: Path, **arrays: Any) -> None:
+    """Write an .npz file, whole or not at all."""
+    partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
             np.savez(file, **arrays)
-        partial.replace(out)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return features.shape
 
 
 def extract(

@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .classifiers import Accuracy, knn, retrieval, ridge
 from .duplicates import Duplicates, find_duplicates
 from .errors import DataError
-from .features import load_model
+from .features import load_model, npz, save
 from .frozen import Cache, Frozen
 from .heads import AttentiveHead, Head, LinearHead, solve, taken
 from .heads import train as train_heads
@@ -108,6 +109,7 @@ def probe(
     control: bool = True,
     duplicates: bool = True,
     export: str | Path | None = None,
+    features: str | Path | None = None,
 ) -> Report:
     """Score a model's frozen features on labelled images, and those of the same model with random weights.
 
@@ -125,6 +127,9 @@ def probe(
         control: whether random weights are scored too.
         duplicates: whether to look for test images among the training images.
         export: a folder for the model with the attentive head of seed 0, or the linear one if that is all there is.
+        features: an .npz file for the pooled features that the model's scores rest on: `train` (views, M, D), the
+            images as they are and then, under `fast` with a head, augmented; `test` (n, D); both with `_labels`,
+            numbers of `classes`, and `_images`, their names.
 
     Raises:
         DataError: folders or files that cannot be used, test classes that training lacks, a size the model cannot
@@ -135,6 +140,7 @@ def probe(
         raise DataError(f"seeds: expected at least 1, got {seeds}")
     if export and not {*HEADS} & {*kinds}:
         raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
+    features = npz(features) if features else None
     trained, tested = find_labelled(train, test)
     copies = find_duplicates(trained.images, tested.images) if duplicates else None
     if copies is not None:
@@ -147,8 +153,13 @@ def probe(
             norm = not export or isinstance(model, SCOTT)  # other families have no place for one
             setup = Setup(trained, tested, _possible(kinds, frozen), protocol, norm)
             heads, pooled = setup.heads(frozen, its_seeds)
-            for kind, accuracies in setup.accuracies(frozen, heads, pooled, its_seeds).items():
-                results.setdefault(kind, []).extend(accuracies)
+            if pooled is None:
+                pooled = frozen.pooled(trained.images, "train")[None]
+            accuracies, of_test = setup.accuracies(frozen, heads, pooled[0], its_seeds)
+            for kind, found in accuracies.items():
+                results.setdefault(kind, []).extend(found)
+            if features and label == name:
+                save(features, **setup.arrays(pooled, of_test))
             if export and label == name:
                 best: Kind = "attentive" if "attentive" in setup.kinds else "linear"
                 folder = export_classifier(model, heads[best, 0], trained.names, Path(export))
@@ -229,7 +240,10 @@ class Setup:
     norm: bool = True
 
     def heads(self, frozen: Frozen, seeds: Sequence[int]) -> tuple[dict[tuple[Kind, int], Head], Tensor | None]:
-        """A linear and an attentive head for every seed, as far as they are wanted; the cache's pooled features."""
+        """A linear and an attentive head for every seed, as far as they are wanted; pooled features (views, M, D).
+
+        The latter only where they were computed for the heads.
+        """
         kinds = [kind for kind in self.kinds if kind in HEADS]
         heads: dict[tuple[Kind, int], Head] = {}
         if not kinds:
@@ -249,7 +263,7 @@ class Setup:
                     views = cache.views if cache else partial(frozen.views, images, seed=seed)
                     train_heads(by_gradient, views, labels, epochs=EPOCHS, seed=seed, what=f"{frozen.label}, heads")
                 heads |= {(kind, seed): head for kind, head in made.items()}
-        return heads, cache.pooled[0] if cache else None
+        return heads, cache.pooled if cache else None
 
     def _fresh(self, kind: Kind, frozen: Frozen) -> Head:
         classes = len(self.trained.names)
@@ -260,12 +274,12 @@ class Setup:
 
     @torch.no_grad()
     def accuracies(
-        self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor | None, seeds: Sequence[int]
-    ) -> dict[Kind, list[Accuracy]]:
-        """Of each kind of probe, for every seed.
+        self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor, seeds: Sequence[int]
+    ) -> tuple[dict[Kind, list[Accuracy]], Tensor]:
+        """Of each kind of probe, for every seed; and the pooled features of the test images (n, D).
 
         Args:
-            train: pooled features of the training images, if they are known already.
+            train: pooled features of the training images (M, D).
         """
         pooled = []
         logits: dict[tuple[Kind, int], list[Tensor]] = {place: [] for place in heads}
@@ -275,10 +289,17 @@ class Setup:
                 logits[place].append(head(taken(head, *features)).cpu())
         labels = self.tested.labels
         found = {place: Accuracy.of(torch.cat(batches), labels) for place, batches in logits.items()}
-        if classifiers := [kind for kind in self.kinds if kind in CLASSIFIERS]:
-            if train is None:
-                train = frozen.pooled(self.trained.images, "train")
-            for kind in classifiers:
-                scores = CLASSIFIERS[kind](train, self.trained.labels, torch.cat(pooled), len(self.trained.names))
+        test = torch.cat(pooled)
+        for kind in self.kinds:
+            if kind in CLASSIFIERS:
+                scores = CLASSIFIERS[kind](train, self.trained.labels, test, len(self.trained.names))
                 found |= dict.fromkeys(((kind, seed) for seed in seeds), Accuracy.of(scores, labels))
-        return {kind: [found[kind, seed] for seed in seeds] for kind in self.kinds}
+        return {kind: [found[kind, seed] for seed in seeds] for kind in self.kinds}, test
+
+    def arrays(self, train: Tensor, test: Tensor) -> dict[str, np.ndarray]:
+        """Features with what is known of their images, for a file."""
+        arrays = {"train": train.numpy(), "test": test.numpy(), "classes": np.array(self.trained.names)}
+        for role, images in (("train", self.trained), ("test", self.tested)):
+            arrays[f"{role}_labels"] = images.labels.numpy()
+            arrays[f"{role}_images"] = np.array([str(image) for image in images.images])
+        return arrays

@@ -92,7 +92,13 @@ def test_bench_as_json():
         (["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["probe", "--test", "PHOTOS", "--curve", "c.docx"], "c.docx: expected a picture's name, .png, .svg or .pdf"),
-        (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "expected one of --curve, --export and"),
+        (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "--curve has no use for --export"),
+        (["probe", "--test", "PHOTOS", "--shots", "2", "--seeds", "2"], "probe without --curve has no use for --shots"),
+        (
+            ["probe", "--test", "PHOTOS", "--train", "PHOTOS", "--zero-shot-neighbours", "--protocol", "paper"],
+            "--zero-shot-neighbours has no use for --protocol, --train; leave that out",
+        ),
+        (["probe", "--test", "PHOTOS", "--features", "f.npy"], "f.npy: expected the name of an .npz file"),
         (["probe", "--test", "PHOTOS"], "expected at least one folder of images, got none"),
         (["finetune", "--recipe", "other", "--train", "PHOTOS", "--test", "PHOTOS", "--out", "run"], "['finetune'"),
         (

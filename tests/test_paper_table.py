@@ -33,6 +33,7 @@ def test_results_stand_beside_the_paper(tmp_path):
     scores.append({"model": "m (random weights)", "probe": "attentive", "top1": 30.0})
     (tmp_path / "scott_12_16.json").write_text(json.dumps({"scores": scores}))
     (tmp_path / "supervised_scott_12_16.json").write_text(json.dumps({"top1": 80.1}))
+    (tmp_path / "supervised_scott_3_16_cpu.json").write_text(json.dumps({"top1": 50.2}))
     page = tmp_path / "RESULTS.md"
     page.write_text(f"before\n{table['BEGIN']}old\n{table['END']}after\n")
     table["fill"](tmp_path, page)
@@ -43,6 +44,7 @@ def test_results_stand_beside_the_paper(tmp_path):
     assert "| attentive | the paper's | 97.15 | 96.15 | -1.00 |" in text
     assert "| linear | the paper's | 94.81 | not run yet |" in text
     assert "| top-1 | the paper's | 79.10 | 80.10 | +1.00 |" in text
+    assert "| - | 50.20 |  | [supervised_scott_3_16_cpu]" in text
     assert text.index("### Pretraining inductive") != text.index("### Pretraining transductive")
 
 

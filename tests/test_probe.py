@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,7 +12,7 @@ from scott_models import probe as module
 from scott_models.classifiers import Accuracy, knn
 from scott_models.data import find_images
 from scott_models.errors import DataError
-from scott_models.features import evaluated, load_model
+from scott_models.features import evaluated, extract, load_model
 from scott_models.frozen import Frozen
 from scott_models.heads import LinearHead, solve
 from scott_models.labelled import find_labelled
@@ -71,6 +72,21 @@ def test_the_exported_classifier_scores_as_the_probe(photos, tmp_path, quick, ca
     logits = torch.cat([model(batch) for batch in images_of(model, photos)])
     right = (logits.argmax(dim=1) == torch.tensor([0] * 6 + [1] * 6)).float().mean().item()
     assert 100 * right == pytest.approx(report.scores[-1].top1)
+
+
+def test_the_features_behind_the_scores(photos, tmp_path, quick):
+    probe("scott_3_16", [photos], [photos], img_size=32, control=True, features=tmp_path / "all.npz")
+    probe("scott_3_16", [photos], [photos], kinds=["knn"], img_size=32, control=False, features=tmp_path / "few.npz")
+    features, few = np.load(tmp_path / "all.npz"), np.load(tmp_path / "few.npz")
+    assert features["train"].shape == (1 + module.VIEWS, 12, 384)
+    assert features["classes"].tolist() == ["blue", "red"]
+    assert features["train_labels"].tolist() == features["test_labels"].tolist() == [0] * 6 + [1] * 6
+    assert features["test_images"].tolist() == [str(path) for path in find_images([photos])]
+    expected = extract(load_model("scott_3_16", img_size=32), find_images([photos]), img_size=32)[0]
+    for found in (features["train"][0], features["test"], few["train"][0], few["test"]):
+        assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(features["train"][1] - expected).max() > 0.1
+    assert few["train"].shape == (1, 12, 384)
 
 
 def images_of(model, photos):

@@ -4,12 +4,13 @@ python benchmarks/paper/table.py RESULTS
 
 Each TOML file beside this script is a row of the paper's tables: what it says, what it costs to run, and the commands,
 which leave RESULTS/<name>.json. Rows without such a file are shown as not run. A result of a smaller run than the
-paper's belongs into a row of its own, with a `scale` that says what is smaller.
+paper's belongs into a row of its own, with a `scale` that says what is smaller. A figure that the paper lacks is nan.
 """
 
 import argparse
 import json
 import tomllib
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def table(results: Path) -> str:
                 row.get("table", ""),
                 "top-1" if probe == "top1" else probe,
                 row.get("scale", "the paper's"),
-                "-" if paper is None else f"{paper:.2f}",
+                "-" if isnan(paper) else f"{paper:.2f}",
                 NOT_RUN if found is None else f"{found:.2f}",
-                "" if found is None else f"{found - paper:+.2f}",
+                "" if found is None or isnan(paper) else f"{found - paper:+.2f}",
                 f"[{name}](../benchmarks/paper/{name}.toml)",
             ]
             sections.setdefault(row["pretraining"], []).append(f"| {' | '.join(cells)} |")

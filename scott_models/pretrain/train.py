@@ -159,7 +159,7 @@ class Run:
         updates: Iterable[int] = range(self.done + 1, self.total + 1)
         if engine.is_main:
             size, total = order.batch, self.total * order.batch
-            updates = track(updates, "pretraining", total=total, size=size, done=self.done * size)
+            updates = track(updates, "training", total=total, size=size, done=self.done * size)
         batches = load(order, self.crops, self.done + 1, self.total, run.workers)
         saved = time.monotonic()
         with self.log, closing(batches), stop_requests() as stop:
