@@ -6,9 +6,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
+from timm.layers.attention import maybe_add_mask, resolve_self_attn_mask
 from torch import Tensor, nn
 
-from .on_cpu import MULTIPLIES_BFLOAT16, Linear, piecewise
+from .on_cpu import MULTIPLIES_BFLOAT16, Linear, is_exporting, piecewise
 
 # A CPU's fused kernel cannot drop weights, and in bfloat16 it takes twice the time of plain products where the
 # processor multiplies bfloat16 itself. It holds no weights, though, which beyond some size decides.
@@ -34,12 +35,13 @@ def _(like: Tensor, shape: list[int], dropped: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device=like.device)
 
 
+@torch.fx.wrap
 def dropout(x: Tensor, p: float) -> Tensor:
     """F.dropout in training; on a CPU with p rounded to 1/65536, and cheaper random numbers."""
-    dropped = round(p * 2**16)
-    if x.device.type != "cpu" or dropped in (0, 2**16):
-        return F.dropout(x, p)
-    return x * kept(x.detach(), x.shape, dropped).to(x.dtype) * (2**16 / (2**16 - dropped))
+    dropped = int(p * 2**16 + 0.5)
+    if not torch.jit.is_scripting() and x.device.type == "cpu" and 0 < dropped < 2**16:
+        return x * kept(x.detach(), x.shape, dropped).to(x.dtype) * (2**16 / (2**16 - dropped))
+    return F.dropout(x, p)
 
 
 class Dropout(nn.Dropout):
@@ -49,15 +51,24 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p) if self.training else x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
+@torch.fx.wrap
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     """Softmax attention with dropout p of its weights: q, k, v (B, heads, N, d) -> (B, heads, N, d)."""
+    if not torch.jit.is_scripting() and attn_mask is None and not is_causal and _gains(q, k, p):
+        heads = (x.flatten(0, 1) for x in (q, k, v))
+        size = PIECE // (q.shape[2] * k.shape[2])
+        return piecewise(partial(_written_out, p=p), size, *heads).unflatten(0, q.shape[:2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, p, is_causal)
+
+
+@torch.jit.unused
+def _gains(q: Tensor, k: Tensor, p: float) -> bool:
+    """Whether writing attention out is faster than the fused kernel."""
     weights = q.shape[1] * q.shape[2] * k.shape[2]
-    gains = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
-    if q.device.type != "cpu" or weights > LARGEST_WRITTEN_OUT or not gains:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-    heads = (x.flatten(0, 1) for x in (q, k, v))
-    size = PIECE // (q.shape[2] * k.shape[2])
-    return piecewise(partial(_written_out, p=p), size, *heads).unflatten(0, q.shape[:2])
+    slow = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
+    return q.device.type == "cpu" and slow and weights <= LARGEST_WRITTEN_OUT and not is_exporting()
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
@@ -84,9 +95,13 @@ class Attention(TimmAttention):
         self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal or not self.fused_attn:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        x = attend(q, k, v, self.attn_drop.p if self.training else 0.0)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attn:
+            x = attend(q, k, v, self.attn_drop.p if self.training else 0.0, attn_mask, is_causal)
+        else:  # for whoever wants to see the weights
+            weights = q * self.scale @ k.transpose(-2, -1)
+            mask = resolve_self_attn_mask(tokens, weights, attn_mask, is_causal)
+            x = self.attn_drop(maybe_add_mask(weights, mask).softmax(dim=-1)) @ v
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dim)))

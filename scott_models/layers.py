@@ -1,6 +1,7 @@
 """The transformer block and the positions that SCOTT and its predictor share."""
 
 from functools import partial
+from math import prod
 
 import torch
 from timm.layers.drop import DropPath
@@ -8,12 +9,13 @@ from timm.layers.mlp import GluMlp
 from torch import Tensor, nn
 
 from .attention import Attention
-from .on_cpu import Linear, piecewise
+from .on_cpu import Linear, is_symbolic, piecewise
 
 # Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
 
 
+@torch.fx.wrap
 def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
     """Fixed position of every cell of a grid, row by row: (rows * columns, dim), fp32.
 
@@ -25,9 +27,11 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = Non
     if dim % 4:
         raise ValueError(f"embed_dim: expected a multiple of 4 for 2D sin-cos positions, got {dim}")
     frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
-    y, x = (torch.arange(size, dtype=torch.float64, device=device)[:, None] * frequencies for size in grid)
-    y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, grid[1], -1)
-    x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(grid[0], -1, -1)
+    rows, columns = grid
+    y = torch.arange(rows, dtype=torch.float64, device=device)[:, None] * frequencies
+    x = torch.arange(columns, dtype=torch.float64, device=device)[:, None] * frequencies
+    y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, columns, -1)
+    x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(rows, -1, -1)
     return torch.cat([y, x], dim=-1).reshape(-1, dim).float()
 
 
@@ -53,7 +57,14 @@ class SwiGLU(GluMlp):
         self.fc2 = Linear(width, dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return piecewise(super().forward, self.PIECE // max(1, x.shape[1:-1].numel()), x)
+        if not torch.jit.is_scripting() and not is_symbolic(x):
+            return piecewise(self.whole, self.PIECE // max(1, prod(x.shape[1:-1])), x)
+        return self.whole(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Of a batch at once."""
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(self.act(gate) * value)
 
 
 class Block(nn.Module):

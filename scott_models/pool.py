@@ -33,6 +33,7 @@ class AttentivePool(nn.Module):
         if dim % HEADS:
             raise ValueError(f"embed_dim: expected a multiple of {HEADS} for the attentive pool's heads, got {dim}")
         super().__init__()
+        self.num_heads = HEADS
         dd = {"device": device, "dtype": dtype}
         self.query = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.norm1 = nn.LayerNorm(dim, **dd)
@@ -56,8 +57,8 @@ class AttentivePool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = self.norm1(features)
         query = self.query[:, 0]
-        keys, values = self.kv.weight.unflatten(0, (2, HEADS, -1))  # (heads, d, D) each
-        asked = self.q(query).view(HEADS, 1, -1) @ keys  # (heads, 1, D)
+        keys, values = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind(0)  # (heads, d, D) each
+        asked = self.q(query).view(self.num_heads, 1, -1) @ keys  # (heads, 1, D)
         scores = x @ asked[:, 0].T * keys.shape[1] ** -0.5  # (B, N, heads)
         weights = self.attn_drop(scores.softmax(dim=1))
         seen = weights.transpose(1, 2) @ x  # (B, heads, D)

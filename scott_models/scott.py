@@ -4,7 +4,7 @@ Source: "Escaping the Big Data Paradigm in Self-Supervised Representation Learni
 Appendix C.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -19,6 +19,8 @@ from .pool import AttentivePool
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
 __all__ = ["SCOTT"]
+
+torch.fx.wrap("sincos_2d")
 
 MODELS = ("scott_3_16", "scott_7_16", "scott_9_16", "scott_12_16", "scott_vit_7_16", "scott_vit_12_16")
 TOKENIZERS = {"sparse_conv": SparseConvTokenizer, "patch": PatchTokenizer}
@@ -41,14 +43,16 @@ class SCOTT(VisionTransformer):
             the last block's stochastic depth; pretraining uses 0.2, 0.1 and 0.1.
         dynamic_img_size: accept any image whose sides are multiples of 16, not `img_size` alone: positions are
             computed for the grid at hand, never interpolated.
+        dynamic_img_pad: fill images up to multiples of 16 with zeros, at the right and the bottom.
 
     Raises:
         ValueError: an unknown tokenizer, a patch size or image size the tokenizer cannot take.
     """
 
-    pos_embed: Tensor
-    attn_pool: nn.Module | None
-    mask_token: nn.Parameter | None
+    if TYPE_CHECKING:  # TorchScript would read them too, and knows no modules
+        pos_embed: Tensor
+        attn_pool: nn.Module | None
+        mask_token: nn.Parameter | None
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class SCOTT(VisionTransformer):
         fc_norm: bool = False,
         use_mask_token: bool = False,
         dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
@@ -88,6 +93,7 @@ class SCOTT(VisionTransformer):
             pos_embed="none",
             fc_norm=False,  # the norm stays in front of the pooling, where the paper has it
             dynamic_img_size=dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
             drop_rate=drop_rate,
             pos_drop_rate=pos_drop_rate,
             patch_drop_rate=patch_drop_rate,
@@ -116,9 +122,7 @@ class SCOTT(VisionTransformer):
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Fresh weights by the released code's rule and fresh constants; timm's two arguments have no meaning here."""
-        with torch.no_grad():
-            self.pos_embed.copy_(sincos_2d(self.patch_embed.grid_size, self.embed_dim)[None])
-        for module in self.patch_embed.modules():
+        for module in self.modules():
             if hasattr(module, "init_non_persistent_buffers"):
                 module.init_non_persistent_buffers()
         self.patch_embed.init_weights()
@@ -131,6 +135,11 @@ class SCOTT(VisionTransformer):
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the positions: timm's and transformers' name for what a checkpoint does not hold."""
+        with torch.no_grad():
+            self.pos_embed.copy_(sincos_2d(self.patch_embed.grid_size, self.embed_dim)[None])
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -162,9 +171,7 @@ class SCOTT(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         pos_embed = self.pos_embed
         if self.dynamic_img_size:  # x is a map (B, rows, columns, D)
-            rows, columns = x.shape[1:3]
-            if (rows, columns) != self.patch_embed.grid_size:
-                pos_embed = sincos_2d((rows, columns), self.embed_dim, x.device).to(pos_embed.dtype)
+            pos_embed = sincos_2d((x.shape[1], x.shape[2]), self.embed_dim, x.device).to(pos_embed.dtype)
             x = x.flatten(1, 2)
         return self.pos_drop(x + pos_embed)
 

@@ -16,6 +16,7 @@ from .on_cpu import MULTIPLIES_BFLOAT16
 PIECE = 8 * 28 * 28  # cells of images whose patches fit a CPU's caches
 
 
+@torch.jit.unused
 def gains(x: Tensor) -> bool:
     """Whether this is faster than a dense convolution: where products of bfloat16 are as fast as convolutions."""
     return MULTIPLIES_BFLOAT16 and x.device.type == "cpu" and x.dtype == torch.bfloat16

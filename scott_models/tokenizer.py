@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .on_cpu import piecewise
+from .on_cpu import is_symbolic, piecewise
 from .sparse_conv import gains, sparse_conv2d
 
 
@@ -78,6 +78,14 @@ class _MaxBlur(torch.autograd.Function):
         return piecewise(lambda x, grad: _max_backward(x, _blur_backward(grad, kernel)), size, x, grad), None
 
 
+@torch.fx.wrap
+def max_blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Dense maximum over 2x2, then a blur of stride 2: x (B, C, H, W) even, kernel (1, 1, 3, 3) -> (B, C, H/2, W/2)."""
+    if not torch.jit.is_scripting() and torch.is_grad_enabled() and x.requires_grad and not torch.jit.is_tracing():
+        return _MaxBlur.apply(x, kernel)
+    return _blur(_max(x), kernel, stride=2)
+
+
 class MaxBlurPool(nn.Module):
     """Halve a map without aliasing: (B, C, H, W) -> (B, C, H/2, W/2) for even H and W.
 
@@ -96,9 +104,38 @@ class MaxBlurPool(nn.Module):
         self.blur.copy_(torch.outer(binomial, binomial))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad and not torch.jit.is_tracing():
-            return _MaxBlur.apply(x, self.blur)
-        return _blur(_max(x), self.blur, stride=2)
+        return max_blur(x, self.blur)
+
+
+@torch.fx.wrap
+def patch_grid(
+    size: tuple[int, int], patch: int, padded: bool = False, only: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Rows and columns of the patches of an image of (height, width) pixels.
+
+    Args:
+        padded: images are filled up to multiples of the patch.
+        only: the one size that is accepted.
+
+    Raises:
+        ValueError: another size than `only`, or sides that are no multiples of the patch and not padded.
+    """
+    height, width = size
+    if only is not None and size != only:
+        raise ValueError(
+            f"image size: this model takes {only[0]} x {only[1]} pixels, got {height} x {width}; "
+            "resize the images, or create the model with img_size=... or dynamic_img_size=True"
+        )
+    above = (height + patch - 1) // patch, (width + patch - 1) // patch
+    if padded:
+        return above
+    if height % patch > 0 or width % patch > 0 or height < patch or width < patch:
+        low, wide = max(1, height // patch) * patch, max(1, width // patch) * patch
+        raise ValueError(
+            f"image size: expected positive multiples of {patch} pixels, got {height} x {width}; "
+            f"the nearest are {low} x {wide} and {above[0] * patch} x {above[1] * patch}"
+        )
+    return above
 
 
 class _Tokenizer(nn.Module):
@@ -107,6 +144,7 @@ class _Tokenizer(nn.Module):
     Args:
         img_size: height and width in pixels, each a multiple of the patch size.
         strict_img_size: accept images of `img_size` only; otherwise any multiple of the patch size.
+        dynamic_img_pad: fill images up to multiples of the patch size, with zeros at the right and the bottom.
         output_fmt: "NLC" gives tokens (B, N, D), "NHWC" a map (B, H/p, W/p, D).
 
     Raises:
@@ -115,11 +153,17 @@ class _Tokenizer(nn.Module):
     """
 
     def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, strict_img_size: bool = True, output_fmt: str = "NLC"
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        strict_img_size: bool,
+        dynamic_img_pad: bool,
+        output_fmt: str,
     ) -> None:
         super().__init__()
         self.patch_size = (patch_size, patch_size)
         self.strict_img_size = strict_img_size
+        self.dynamic_img_pad = dynamic_img_pad
         self.output_fmt = output_fmt
         self.set_input_size(img_size)
 
@@ -141,11 +185,7 @@ class _Tokenizer(nn.Module):
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the patch grid of an image of (height, width) pixels."""
-        height, width = img_size
-        patch = self.patch_size[0]
-        if height < patch or width < patch or height % patch or width % patch:
-            raise ValueError(f"image size: expected positive multiples of {patch} pixels, got {height} x {width}")
-        return height // patch, width // patch
+        return patch_grid(img_size, self.patch_size[0], self.dynamic_img_pad)
 
     def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
         """Images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
@@ -158,20 +198,21 @@ class _Tokenizer(nn.Module):
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), visible bool (B, N) -> tokens (B, N, D), zero where hidden. True = may be seen."""
         batch, _, height, width = images.shape
-        if self.strict_img_size and (height, width) != self.img_size:
-            raise ValueError(
-                f"image size: this model takes {self.img_size[0]} x {self.img_size[1]} pixels, got {height} x {width}; "
-                "resize the images, or create the model with img_size=... or dynamic_img_size=True"
-            )
-        rows, columns = self.dynamic_feat_size((height, width))
+        patch, only = self.patch_size[0], self.img_size if self.strict_img_size else None
+        rows, columns = patch_grid((height, width), patch, self.dynamic_img_pad, only)
+        if self.dynamic_img_pad:
+            images = F.pad(images, (0, columns * patch - width, 0, rows * patch - height))
         if visible is not None:
             if visible.dtype != torch.bool or visible.shape != (batch, rows * columns):
                 raise ValueError(
-                    f"visible: expected torch.bool of shape {(batch, rows * columns)} (images, patches), "
-                    f"got {visible.dtype} of shape {tuple(visible.shape)}"
+                    f"visible: expected torch.bool of shape {[batch, rows * columns]} (images, patches), "
+                    f"got {visible.dtype} of shape {list(visible.shape)}"
                 )
             visible = visible.view(batch, 1, rows, columns)
-        x = piecewise(self.embed, PIECE // (height * width), images, visible)
+        if not torch.jit.is_scripting() and not is_symbolic(images):
+            x = piecewise(self.embed, PIECE // (height * width), images, visible)
+        else:
+            x = self.embed(images, visible)
         return x.flatten(2).transpose(1, 2) if self.output_fmt == "NLC" else x.permute(0, 2, 3, 1)
 
 
@@ -190,6 +231,7 @@ class SparseConvTokenizer(_Tokenizer):
         in_chans: int = 3,
         embed_dim: int = 384,
         strict_img_size: bool = True,
+        dynamic_img_pad: bool = False,
         output_fmt: str = "NLC",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -199,7 +241,7 @@ class SparseConvTokenizer(_Tokenizer):
             raise ValueError(
                 f"patch_size: the sparse_conv tokenizer halves four times, so expected 16, got {patch_size}"
             )
-        super().__init__(img_size, patch_size, strict_img_size, output_fmt)
+        super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
         dd = {"device": device, "dtype": dtype}
         self.conv1 = nn.Conv2d(in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False, **dd)
         self.pool1 = MaxBlurPool(**dd)
@@ -214,7 +256,7 @@ class SparseConvTokenizer(_Tokenizer):
         x = keep(images, visible)
         x = keep(self.conv1(x), visible)
         x = keep(self.pool1(F.relu(x)), visible)
-        if visible is not None and gains(x):
+        if visible is not None and not torch.jit.is_scripting() and gains(x):
             cells = visible.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
             x = sparse_conv2d(x, self.conv2.weight, cells)
         else:
@@ -232,12 +274,13 @@ class PatchTokenizer(_Tokenizer):
         in_chans: int = 3,
         embed_dim: int = 384,
         strict_img_size: bool = True,
+        dynamic_img_pad: bool = False,
         output_fmt: str = "NLC",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         **timm_options: object,
     ) -> None:
-        super().__init__(img_size, patch_size, strict_img_size, output_fmt)
+        super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, device=device, dtype=dtype)
 
     def init_weights(self) -> None:

@@ -212,6 +212,14 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
     config = {"label_names": list(label_names)} if label_names else {}
     partial = folder.with_name(folder.name + ".partial")
     save_for_hf(model, str(partial), model_config=config, model_args=model_args, safe_serialization=True)
+    _leave_classes_to_the_config(partial / "config.json")
     if folder.exists():
         shutil.rmtree(folder)
     return partial.rename(folder)
+
+
+def _leave_classes_to_the_config(path: Path) -> None:
+    """transformers passes the number of classes on its own, and cannot take it from `model_args` as well."""
+    config = json.loads(path.read_text())
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -161,13 +161,13 @@ def test_pool_and_its_gradient_are_torchs(batch, compiled, monkeypatch):
 @pytest.mark.parametrize(
     ("mask", "found"),
     [
-        (torch.ones(2, 15, dtype=torch.bool), r"\(2, 15\)"),
-        (torch.ones(1, 16, dtype=torch.bool), r"\(1, 16\)"),
+        (torch.ones(2, 15, dtype=torch.bool), r"\[2, 15\]"),
+        (torch.ones(1, 16, dtype=torch.bool), r"\[1, 16\]"),
         (torch.ones(2, 16), "torch.float32"),
     ],
 )
 def test_wrong_masks_are_named(tokenizer, mask, found):
-    with pytest.raises(ValueError, match=r"expected torch.bool of shape \(2, 16\).*" + found):
+    with pytest.raises(ValueError, match=r"expected torch.bool of shape \[2, 16\].*" + found):
         tokenizer(torch.zeros(2, 3, 64, 64), mask)
 
 
