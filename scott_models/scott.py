@@ -230,8 +230,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     Raises:
         WeightsError: the checkpoint lacks weights the model needs, or has some that it does not know.
     """
+    state_dict = {name: tensor.float() for name, tensor in state_dict.items()}  # what timm adapts must not be rounded
     if model.mask_token is None:
-        state_dict = {name: tensor for name, tensor in state_dict.items() if name != "mask_token"}
+        state_dict.pop("mask_token", None)
     heads = {name for name in {*state_dict, *model.state_dict()} if name.startswith(("head.", "attn_pool."))}
     missing = sorted(model.state_dict().keys() - state_dict.keys() - heads)
     unknown = sorted(state_dict.keys() - model.state_dict().keys() - heads)
@@ -250,15 +251,16 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
         "first_conv": "patch_embed.proj" if "_vit_" in name else "patch_embed.conv1",
         "classifier": "head",
         "license": "apache-2.0",
+        "origin_url": "https://arxiv.org/abs/2502.18056",
         "paper_ids": "arXiv:2502.18056",
         **kwargs,
     }
 
 
-# A name without a tag stands for the architecture; the manifest adds a tag for each set of weights there is.
+# The manifest has a tag for each set of weights; where there are none yet the bare name stands for the architecture.
 default_cfgs = generate_default_cfgs(
     {
-        **{name: _cfg(name) for name in MODELS},
+        **{name: _cfg(name) for name in MODELS if not weights.tags_of(name)},
         **{tag: _cfg(tag, **entry) for tag, entry in weights.pretrained_cfgs().items()},
     }
 )

@@ -199,7 +199,7 @@ def export(
     size = model.patch_embed.img_size
     saved = deepcopy(model)
     saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
-    model_args = {"img_size": size, "use_mask_token": model.mask_token is not None}
+    model_args = {"img_size": size, "use_mask_token": model.mask_token is not None, "global_pool": model.global_pool}
     if isinstance(model.fc_norm, nn.LayerNorm):
         model_args["fc_norm"] = True
     return save_whole(saved.to(dtype), folder, model_args, label_names)

@@ -138,7 +138,8 @@ def test_int8_weights_of_torchao():
 
 def test_what_timm_saves_loads_bit_equal(tmp_path, images):
     model = timm.create_model("scott_3_16", img_size=(96, 64), num_classes=4, global_pool="attentive").eval()
-    save_for_hf(model, tmp_path, safe_serialization=True, model_args={"img_size": (96, 64)})
+    args = {"img_size": (96, 64), "global_pool": "attentive"}  # timm before 1.0.31 does not note them by itself
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=args)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(images), model(images))
 

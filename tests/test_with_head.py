@@ -35,7 +35,7 @@ def test_one_timm_model_classifies_as_backbone_and_head_did(head, images, tmp_pa
     expected = head(features if head.takes_patches else backbone.forward_head(features, pre_logits=True))
     torch.testing.assert_close(model(images), expected, atol=1e-4, rtol=1e-4)
     assert model.pretrained_cfg["label_names"] == NAMES
-    assert model.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 64, 64)
     assert backbone.num_classes == 0
 
 

@@ -69,8 +69,10 @@ def test_a_step_has_no_more_kernels_than_it_had(monkeypatch):
     """With every dropout, in fp32, whatever the processor prefers; whoever lowers these numbers may write them here."""
     monkeypatch.setattr(on_cpu, "CONVOLVES_FASTER", False)
     objective = engine.build_objective(Recipe.load("smoke", ["model.name=scott_3_16"])).train()
+    objective.to(memory_format=torch.channels_last)
     size = objective.target_encoder.patch_embed.img_size
-    images, grid = torch.zeros(2, 3, *size), objective.target_encoder.patch_embed.grid_size
+    images = torch.zeros(2, 3, *size).contiguous(memory_format=torch.channels_last)  # as the engine has them
+    grid = objective.target_encoder.patch_embed.grid_size
     visible = torch.rand(2, grid[0] * grid[1]).argsort(dim=1) < 5
     optimizer = engine.build_optimizer(objective)
     with Kernels() as forward:
