@@ -126,7 +126,8 @@ def probe(
         img_size: pixels; by default the size the weights were trained at.
         control: whether random weights are scored too.
         duplicates: whether to look for test images among the training images.
-        export: a folder for the model with the attentive head of seed 0, or the linear one if that is all there is.
+        export: a folder for the model with the attentive head of seed 0, or the linear one if that is all there is;
+            models of other families take the linear one.
         features: an .npz file for the pooled features that the model's scores rest on: `train` (views, M, D), the
             images as they are and then, under `fast` with a head, augmented; `test` (n, D); both with `_labels`,
             numbers of `classes`, and `_images`, their names.
@@ -150,8 +151,11 @@ def probe(
         results: dict[Kind, list[Accuracy]] = {}
         for model, its_seeds in models:
             frozen = Frozen(model, label, img_size)
-            norm = not export or isinstance(model, SCOTT)  # other families have no place for one
-            setup = Setup(trained, tested, _possible(kinds, frozen), protocol, norm)
+            takes_any_head = isinstance(model, SCOTT)
+            possible = _possible(kinds, frozen)
+            if export and not takes_any_head and "linear" not in possible:
+                raise DataError(f"export: expected the linear probe too, the one head that {name} has a place for")
+            setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
             heads, pooled = setup.heads(frozen, its_seeds)
             if pooled is None:
                 pooled = frozen.pooled(trained.images, "train")[None]
@@ -161,7 +165,7 @@ def probe(
             if features and label == name:
                 save(features, **setup.arrays(pooled, of_test))
             if export and label == name:
-                best: Kind = "attentive" if "attentive" in setup.kinds else "linear"
+                best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
                 folder = export_classifier(model, heads[best, 0], trained.names, Path(export))
                 usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
                 print(f"exported with the {best} head: {usage}", file=sys.stderr)

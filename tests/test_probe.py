@@ -104,6 +104,18 @@ def test_models_of_other_families(photos, tmp_path, capsys, resnet):
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
 
 
+def test_other_families_are_exported_with_the_linear_head(photos, tmp_path, quick, capsys):
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", img_size=32), tmp_path / "vit", safe_serialization=True)
+    name, same = f"local-dir:{tmp_path / 'vit'}", {"img_size": 32, "control": False, "duplicates": False}
+    kinds = ["linear", "attentive"]
+    report = probe(name, [photos], [photos], kinds=kinds, export=tmp_path / "out", **same)
+    assert [score.probe for score in report.scores] == kinds
+    assert "exported with the linear head" in capsys.readouterr().err
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
+    with pytest.raises(DataError, match="export: expected the linear probe too, the one head that local-dir:"):
+        probe(name, [photos], [photos], kinds=["attentive"], export=tmp_path / "other", **same)
+
+
 def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
     with pytest.raises(DataError, match="attentive: expected a model of patch tokens"):
         probe(resnet, [photos], [photos], kinds=["attentive"], img_size=64)

@@ -64,8 +64,9 @@ def test_outputs(original, inputs, recording):
     context, target, visible = inputs
     encoder = original.context_encoder
     masked = encoder.forward_tokens(context, visible)
-    close(encoder.patch_embed(context), expected["tokens_full"], 1e-5)
-    close(encoder.patch_embed(context, visible), expected["tokens_visible"], 1e-5)
+    # tokens reach 7.4, and a convolution of maps that are channels last sums 3,136 products in another order
+    close(encoder.patch_embed(context), expected["tokens_full"], 2e-5)
+    close(encoder.patch_embed(context, visible), expected["tokens_visible"], 2e-5)
     close(encoder.forward_tokens(context), expected["features_full"], 1e-5)
     close(masked, expected["features_masked"], 1e-5)
     close(encoder.get_attention(context)[0], expected["attention_last"], 1e-5)
