@@ -26,6 +26,8 @@ def labelled(paths):
     return [(path, path.stem.split("_")[0] if path.parent.name == "images" else path.parent.name) for path in paths]
 
 
+if len(sys.argv) not in (1, 3):
+    sys.exit(__doc__)
 if len(sys.argv) == 3:
     train, test = (labelled(find_images([folder])) for folder in sys.argv[1:])
 else:

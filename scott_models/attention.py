@@ -39,9 +39,14 @@ def _(like: Tensor, shape: list[int], dropped: int) -> Tensor:
 def dropout(x: Tensor, p: float) -> Tensor:
     """F.dropout in training; on a CPU with p rounded to 1/65536, and cheaper random numbers."""
     dropped = int(p * 2**16 + 0.5)
-    if not torch.jit.is_scripting() and x.device.type == "cpu" and 0 < dropped < 2**16:
+    if not torch.jit.is_scripting() and 0 < dropped < 2**16 and _draws_itself(x):
         return x * kept(x.detach(), x.shape, dropped).to(x.dtype) * (2**16 / (2**16 - dropped))
     return F.dropout(x, p)
+
+
+@torch.jit.unused
+def _draws_itself(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not is_exporting()
 
 
 class Dropout(nn.Dropout):

@@ -174,6 +174,8 @@ def forward(model: nn.Module, images: Tensor) -> Features:
 def transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
     """timm's description of how images become a model's input: size, mean, std, interpolation, crop."""
     config = resolve_model_data_config(model, {"img_size": img_size} if img_size else {})
+    if (channels := config["input_size"][0]) != 3:
+        raise DataError(f"images: expected a model of 3 channels, red, green and blue, found one of {channels}")
     # a configuration read from a file has lists
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 

@@ -53,12 +53,19 @@ class Frozen:
         """Through the model's evaluation transform, in their order."""
         return evaluated(self.model, images, self.img_size, BATCH, f"{self.label}, {what}")
 
-    def views(self, images: Sequence[Path | Row], pieces: Iterable[Sequence[Place]], seed: int) -> Iterator[Features]:
-        """Of each batch of places (epoch, image): the view of pretraining's augmentation that the seed gives it."""
-        mean, std = self.config["mean"], self.config["std"]
+    def require_squares(self) -> None:
+        """Ask before what takes long.
+
+        Raises:
+            DataError: a model of other images, of which there are no augmented views.
+        """
         _, height, width = self.config["input_size"]
         if height != width:
             raise DataError(f"{self.label}: expected square images for augmented views, found {height} x {width}")
+
+    def views(self, images: Sequence[Path | Row], pieces: Iterable[Sequence[Place]], seed: int) -> Iterator[Features]:
+        """Of each batch of places (epoch, image): the view of pretraining's augmentation that the seed gives it."""
+        mean, std = self.config["mean"], self.config["std"]
 
         def load(place: Place) -> tuple[Place, Tensor]:
             return place, pil_to_tensor(load_image(images[place[1]]))

@@ -26,10 +26,11 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = Non
     """
     if dim % 4:
         raise ValueError(f"embed_dim: expected a multiple of 4 for 2D sin-cos positions, got {dim}")
-    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # which MPS has not
+    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=dtype, device=device) / (dim // 4))
     rows, columns = grid
-    y = torch.arange(rows, dtype=torch.float64, device=device)[:, None] * frequencies
-    x = torch.arange(columns, dtype=torch.float64, device=device)[:, None] * frequencies
+    y = torch.arange(rows, dtype=dtype, device=device)[:, None] * frequencies
+    x = torch.arange(columns, dtype=dtype, device=device)[:, None] * frequencies
     y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, columns, -1)
     x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(rows, -1, -1)
     return torch.cat([y, x], dim=-1).reshape(-1, dim).float()

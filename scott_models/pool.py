@@ -10,6 +10,16 @@ from .on_cpu import Linear
 HEADS = 4
 
 
+class Weight(nn.Module):
+    """A matrix (rows, columns) that is read, never applied: of a linear layer LoRA and quantisers would take hold."""
+
+    def __init__(
+        self, rows: int, columns: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns, device=device, dtype=dtype))
+
+
 class AttentivePool(nn.Module):
     """One learned query looks at all patches: features (B, N, D) -> (B, D).
 
@@ -38,7 +48,7 @@ class AttentivePool(nn.Module):
         self.query = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.q = Linear(dim, dim, bias=False, **dd)
-        self.kv = Linear(dim, 2 * dim, bias=False, **dd)
+        self.kv = Weight(2 * dim, dim, **dd)
         self.attn_drop = Dropout(drop)
         self.proj = Linear(dim, dim, bias=False, **dd)
         self.proj_drop = Dropout(drop)

@@ -27,7 +27,7 @@ from .heads import AttentiveHead, Head, LinearHead, solve, taken
 from .heads import train as train_heads
 from .labelled import Labelled, find_labelled, find_labelled_unsplit
 from .scott import SCOTT
-from .with_head import export_classifier
+from .with_head import export_classifier, exportable
 
 Protocol = Literal["fast", "paper"]
 Kind = Literal["knn", "ridge", "linear", "attentive"]
@@ -137,8 +137,10 @@ def probe(
             take, or a model without patches where an attentive probe is all that is asked for.
         WeightsError: a model that cannot be had.
     """
-    if seeds < 1:
-        raise DataError(f"seeds: expected at least 1, got {seeds}")
+    _check_seeds(seeds)
+    if not kinds:
+        raise DataError(f"probes: expected at least one of {[*KINDS]}, got none")
+    export = exportable(export) if export else None
     if export and not {*HEADS} & {*kinds}:
         raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
     features = npz(features) if features else None
@@ -166,7 +168,8 @@ def probe(
                 save(features, **setup.arrays(pooled, of_test))
             if export and label == name:
                 best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
-                folder = export_classifier(model, heads[best, 0], trained.names, Path(export))
+                size = frozen.config["input_size"]
+                folder = export_classifier(model, heads[best, 0], trained.names, export, size)
                 usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
                 print(f"exported with the {best} head: {usage}", file=sys.stderr)
         scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
@@ -191,6 +194,7 @@ def retrieve(
         DataError: images without a class, fewer than two classes, or none of two images.
         WeightsError: a model that cannot be had.
     """
+    _check_seeds(seeds)
     images = find_labelled_unsplit(sources)
     rows = []
     for label, models in _with_control(name, img_size, seeds, control):
@@ -201,6 +205,11 @@ def retrieve(
         spread = stdev(found) if len(found) > 1 else None
         rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(images.names)))
     return rows
+
+
+def _check_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise DataError(f"seeds: expected at least 1, got {seeds}")
 
 
 def _with_control(
@@ -252,6 +261,7 @@ class Setup:
         heads: dict[tuple[Kind, int], Head] = {}
         if not kinds:
             return heads, None
+        frozen.require_squares()
         images, labels = self.trained.images, self.trained.labels
         with tempfile.TemporaryDirectory(prefix="scott_models-") as folder:
             cache = None

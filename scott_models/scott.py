@@ -57,7 +57,7 @@ class SCOTT(VisionTransformer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         num_classes: int = 0,
         embed_dim: int = 384,
@@ -130,7 +130,10 @@ class SCOTT(VisionTransformer):
             nn.init.normal_(self.mask_token, std=1e-6)
         for i, block in enumerate(self.blocks, start=1):
             block.init_weights(residual_divisor=(2 * i) ** 0.5)
-        if isinstance(self.attn_pool, AttentivePool):
+        if self.attn_pool is not None:
+            for module in self.attn_pool.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
             self.attn_pool.init_weights()
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -153,7 +156,7 @@ class SCOTT(VisionTransformer):
         """A fresh head for other classes; with `global_pool`, of another pool, "attentive" too."""
         if global_pool == "attentive":
             if not isinstance(self.attn_pool, AttentivePool):
-                self.attn_pool = AttentivePool(self.embed_dim).to(self.pos_embed)
+                self.attn_pool = AttentivePool(self.embed_dim).to(self.pos_embed).train(self.training)
             self.global_pool, global_pool = global_pool, None
         super().reset_classifier(num_classes, global_pool)
 
@@ -224,8 +227,9 @@ class SCOTT(VisionTransformer):
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[str, Tensor]:
     """Make a checkpoint fit a model, or say by name why it does not.
 
-    Only the mask token is dropped, and only for a model without one. timm loads with `strict=False` as soon as the
-    number of classes differs, which would let a checkpoint with foreign names load nothing in silence.
+    The mask token is dropped for a model without one, and so is a pool; a model's pool of which the checkpoint knows
+    nothing stays as it is. timm loads with `strict=False` as soon as the number of classes differs, which would let a
+    checkpoint with foreign names load nothing in silence.
 
     Raises:
         WeightsError: the checkpoint lacks weights the model needs, or has some that it does not know.
@@ -233,9 +237,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     state_dict = {name: tensor.float() for name, tensor in state_dict.items()}  # what timm adapts must not be rounded
     if model.mask_token is None:
         state_dict.pop("mask_token", None)
-    heads = {name for name in {*state_dict, *model.state_dict()} if name.startswith(("head.", "attn_pool."))}
-    missing = sorted(model.state_dict().keys() - state_dict.keys() - heads)
-    unknown = sorted(state_dict.keys() - model.state_dict().keys() - heads)
+    own = model.state_dict()
+    pool = {name: tensor for name, tensor in own.items() if name.startswith("attn_pool.")}
+    if not pool:
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("attn_pool.")}
+    elif not any(name.startswith("attn_pool.") for name in state_dict):
+        state_dict |= pool
+    heads = {name for name in {*state_dict, *own} if name.startswith("head.")}
+    missing = sorted(own.keys() - state_dict.keys() - heads)
+    unknown = sorted(state_dict.keys() - own.keys() - heads)
     if missing or unknown:
         raise WeightsError(f"checkpoint does not fit {type(model).__name__}: missing {missing}, unknown {unknown}")
     return state_dict

@@ -1,5 +1,6 @@
 """Image -> tokens: SCOTT's masked sparse-convolution stem, and the plain patches of the ablation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def _max_backward(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    channels = x.shape[1]
+    channels = int(x.shape[1])  # a number to the TorchScript exporter of ONNX as well
     return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=stride, padding=1, groups=channels)
 
 
@@ -138,6 +139,14 @@ def patch_grid(
     return above
 
 
+def square(patch_size: int | Sequence[int]) -> int:
+    """The side of a patch, in pixels, of what timm may call its size: 16, (16, 16) or [16, 16]."""
+    sides = {patch_size} if isinstance(patch_size, int) else {*patch_size}
+    if len(sides) != 1:
+        raise ValueError(f"patch_size: expected square patches, got {patch_size}")
+    return sides.pop()
+
+
 class _Tokenizer(nn.Module):
     """What both tokenizers share, under the names timm gives to a patch embedding: the grid and its checks.
 
@@ -155,13 +164,13 @@ class _Tokenizer(nn.Module):
     def __init__(
         self,
         img_size: int | tuple[int, int],
-        patch_size: int,
+        patch_size: int | Sequence[int],
         strict_img_size: bool,
         dynamic_img_pad: bool,
         output_fmt: str,
     ) -> None:
         super().__init__()
-        self.patch_size = (patch_size, patch_size)
+        self.patch_size = (square(patch_size),) * 2
         self.strict_img_size = strict_img_size
         self.dynamic_img_pad = dynamic_img_pad
         self.output_fmt = output_fmt
@@ -170,7 +179,7 @@ class _Tokenizer(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        if patch_size is not None and patch_size not in (self.patch_size, self.patch_size[0]):
+        if patch_size is not None and square(patch_size) != self.patch_size[0]:
             raise ValueError(f"patch_size: this tokenizer's is {self.patch_size} and cannot change, got {patch_size}")
         if img_size is None:
             return
@@ -227,7 +236,7 @@ class SparseConvTokenizer(_Tokenizer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | Sequence[int] = 16,
         in_chans: int = 3,
         embed_dim: int = 384,
         strict_img_size: bool = True,
@@ -237,7 +246,7 @@ class SparseConvTokenizer(_Tokenizer):
         dtype: torch.dtype | None = None,
         **timm_options: object,
     ) -> None:
-        if patch_size != 16:
+        if square(patch_size) != 16:
             raise ValueError(
                 f"patch_size: the sparse_conv tokenizer halves four times, so expected 16, got {patch_size}"
             )
@@ -253,7 +262,8 @@ class SparseConvTokenizer(_Tokenizer):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
-        x = keep(images, visible).contiguous(memory_format=torch.channels_last)  # faster: docs/BENCHMARKS.md
+        # Channels last is faster (docs/BENCHMARKS.md); so written, torch.func.vmap can do it too.
+        x = keep(images, visible).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         x = keep(self.conv1(x), visible)
         x = keep(self.pool1(F.relu(x)), visible)
         if visible is not None and not torch.jit.is_scripting() and gains(x):
@@ -270,7 +280,7 @@ class PatchTokenizer(_Tokenizer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | Sequence[int] = 16,
         in_chans: int = 3,
         embed_dim: int = 384,
         strict_img_size: bool = True,
@@ -281,7 +291,8 @@ class PatchTokenizer(_Tokenizer):
         **timm_options: object,
     ) -> None:
         super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, device=device, dtype=dtype)
+        side = self.patch_size[0]
+        self.proj = nn.Conv2d(in_chans, embed_dim, side, stride=side, device=device, dtype=dtype)
 
     def init_weights(self) -> None:
         # The paper does not say how its plain stem starts; the sparse stem's rule serves both.

@@ -30,7 +30,9 @@ WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for 
 @cache
 def manifest() -> dict[str, dict[str, Any]]:
     """The entries of weights_manifest.json by tag, e.g. "scott_3_16.mimjepa_flowers102"."""
-    return json.loads((PACKAGE / "weights_manifest.json").read_text())["weights"]
+    # A checkout has it above the package, where a link leads to it; archives of it may hold that link as text.
+    folder = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE
+    return json.loads((folder / "weights_manifest.json").read_text())["weights"]
 
 
 def tags_of(model: str) -> list[str]:
@@ -200,8 +202,7 @@ def export(
     saved = deepcopy(model)
     saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
     model_args = {"img_size": size, "use_mask_token": model.mask_token is not None, "global_pool": model.global_pool}
-    if isinstance(model.fc_norm, nn.LayerNorm):
-        model_args["fc_norm"] = True
+    model_args["fc_norm"] = isinstance(model.fc_norm, nn.LayerNorm)
     return save_whole(saved.to(dtype), folder, model_args, label_names)
 
 

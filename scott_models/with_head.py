@@ -13,13 +13,33 @@ from .heads import AttentiveHead, Head
 from .layers import PlainLayerNorm
 from .scott import SCOTT
 
+EXPORTED = {"config.json", "model.safetensors"}
 
-def export_classifier(backbone: nn.Module, head: Head, label_names: Sequence[str], folder: Path) -> Path:
+
+def exportable(folder: str | Path) -> Path:
+    """The path of a folder that an export may take or replace: ask before what takes long.
+
+    Raises:
+        DataError: a file, or a folder that holds anything but an earlier export.
+    """
+    path = Path(folder).resolve()
+    if path.is_dir() and {file.name for file in path.iterdir()} <= EXPORTED:
+        return path
+    if path.exists() or not path.parent.is_dir():
+        raise DataError(f"{folder}: expected the name of a new folder or of an earlier export, found other files there")
+    return path
+
+
+def export_classifier(
+    backbone: nn.Module, head: Head, label_names: Sequence[str], folder: Path, input_size: tuple[int, int, int]
+) -> Path:
     """Save them, in fp32, for `timm.create_model(f"local-dir:{folder}", pretrained=True)`.
 
     Args:
         backbone: a timm model without a head.
         label_names: the classes, in the order of the head's logits; they become `pretrained_cfg["label_names"]`.
+        folder: as `exportable` gives it.
+        input_size: channels, height and width of the images the head knows.
 
     Raises:
         DataError: a model of timm's that has no place for this head.
@@ -34,6 +54,7 @@ def export_classifier(backbone: nn.Module, head: Head, label_names: Sequence[str
     if not fits or not isinstance(head[0], nn.Identity):
         raise DataError(f"export: expected a place for the head, found that {type(model).__name__} has none")
     last.load_state_dict(head[1].state_dict())
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": input_size}
     return weights.save_whole(model, folder, {}, label_names)
 
 
@@ -44,6 +65,7 @@ def _attach(model: SCOTT, head: Head) -> None:
         model.reset_classifier(linear.out_features, "attentive")
         assert model.attn_pool is not None
         model.attn_pool.load_state_dict(before.state_dict())
+        model.fc_norm = nn.Identity()
         model.head.load_state_dict(linear.state_dict())
         return
     model.reset_classifier(linear.out_features)

@@ -1,5 +1,9 @@
 """What becomes of a model elsewhere: graphs of torch's four kinds, ONNX, other number formats, other libraries."""
 
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -81,7 +85,8 @@ def test_export_of_any_batch_and_size(options, pad, images, others):
 
 def test_an_exported_graph_has_no_operator_of_ours_nor_convolutions_for_products(images):
     """What is fast on this machine stays on it."""
-    exported = torch.export.export(small(), (images,))
+    rates = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.1}
+    exported = torch.export.export(small(**rates).train(), (images,))
     called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert not [name for name in called if "scott" in name]
     assert sum("conv2d" in name for name in called) == 4  # two convolutions, two blurs
@@ -112,6 +117,16 @@ def test_onnx_of_any_batch_and_size(options, images, others, tmp_path):
         np.testing.assert_allclose(found, model(some).detach().numpy(), atol=1e-4)
 
 
+def test_onnx_by_the_exporter_that_timm_prefers(images, tmp_path):
+    """TorchScript's, of any batch."""
+    model, axes = small(), {"images": {0: "batch"}}
+    arguments = {"dynamo": False, "input_names": ["images"], "dynamic_axes": axes}
+    torch.onnx.export(model, (images,), tmp_path / "model.onnx", **arguments)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    some = torch.randn(3, 3, 96, 64)
+    np.testing.assert_allclose(session.run(None, {"images": some.numpy()})[0], model(some).detach().numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
 def test_half_precision(dtype, tolerance):
     images = torch.randn(2, 3, 112, 112)
@@ -123,17 +138,17 @@ def test_half_precision(dtype, tolerance):
     assert (found.float() - expected).norm() < tolerance * expected.norm()
 
 
-def test_int8_weights_of_torchao():
+@pytest.mark.parametrize("options", [{}, {"global_pool": "attentive", "num_classes": 5}])
+def test_int8_weights_of_torchao(options):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao has no wheel for this platform")
     images = torch.randn(2, 3, 112, 112)
-    model = timm.create_model("scott_3_16", pretrained=True).eval()
+    model = timm.create_model("scott_3_16", pretrained=True, **options).eval()
     with torch.no_grad():
         expected = model(images)
         quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
         found = model(images)
-    assert model.blocks[0].mlp.fc1.weight.dtype != torch.int8  # a tensor that only pretends to be fp32
     assert type(model.blocks[0].mlp.fc1.weight) is not torch.nn.Parameter
-    assert (found - expected).norm() < 1e-2 * expected.norm()
+    assert (found - expected).norm() < 2e-2 * expected.norm()
 
 
 def test_what_timm_saves_loads_bit_equal(tmp_path, images):
@@ -170,6 +185,24 @@ def test_torch_hub_has_every_model():
     assert torch.equal(model.blocks[0].attn.qkv.weight, expected.blocks[0].attn.qkv.weight)
     for name in timm.list_models(module="scott"):
         assert torch.hub.load(checkout, name, source="local", device="meta").num_features == 384
+
+
+def test_an_archive_without_links(tmp_path):
+    """As torch.hub and "Download ZIP" unpack it: the manifest's link is a file with the link's text."""
+    checkout = weights.PACKAGE.parent
+    if not (checkout / "weights").is_dir():
+        pytest.skip("an installed package has no links")
+    shutil.copytree(weights.PACKAGE, tmp_path / "scott_models", ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+    link = tmp_path / "scott_models" / "weights_manifest.json"
+    link.unlink()
+    link.write_text("../weights_manifest.json")
+    for name in ("weights_manifest.json", "pyproject.toml", "hubconf.py"):
+        shutil.copy(checkout / name, tmp_path)
+    (tmp_path / "weights").symlink_to(checkout / "weights")
+    code = f"import torch; torch.hub.load({str(tmp_path)!r}, 'scott_3_16', source='local', pretrained=True)"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_lora():

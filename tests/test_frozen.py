@@ -83,9 +83,9 @@ def test_damaged_weights_are_told():
         Frozen(model, "tiny", 32)
 
 
-def test_views_are_square(photos):
+def test_views_are_square():
     model = timm.create_model("scott_3_16", img_size=(32, 64)).eval()
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 64)}
     frozen = Frozen(model, "wide")
     with pytest.raises(DataError, match="wide: expected square images for augmented views, found 32 x 64"):
-        next(frozen.views(find_images([photos]), [[(0, 0)]], seed=0))
+        frozen.require_squares()

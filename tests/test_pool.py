@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scott_models.pool import AttentivePool
@@ -11,7 +12,7 @@ def test_it_is_cross_attention_of_one_query():
         nn.init.normal_(parameter, std=0.3)
     features = torch.randn(3, 10, 32)
     x = pool.norm1(features)
-    k, v = pool.kv(x).chunk(2, dim=-1)
+    k, v = F.linear(x, pool.kv.weight).chunk(2, dim=-1)
     q = pool.q(pool.query).expand(3, 1, 32)
     split = [t.unflatten(-1, (4, 8)).transpose(1, 2) for t in (q, k, v)]
     attended = nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)

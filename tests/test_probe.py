@@ -121,8 +121,22 @@ def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
         probe(resnet, [photos], [photos], kinds=["attentive"], img_size=64)
     with pytest.raises(DataError, match="seeds: expected at least 1, got 0"):
         probe("scott_3_16", [photos], [photos], seeds=0)
+    with pytest.raises(DataError, match="seeds: expected at least 1, got 0"):
+        retrieve("scott_3_16", [photos], seeds=0)
+    with pytest.raises(DataError, match="probes: expected at least one of"):
+        probe("scott_3_16", [photos], [photos], kinds=[])
     with pytest.raises(DataError, match=r"export: expected one of \['linear', 'attentive'\] among the probes"):
         probe("scott_3_16", [photos], [photos], kinds=["knn"], export="out")
+
+
+def test_an_export_never_replaces_what_is_not_one(photos, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("ten years")
+    monkeypatch.setattr(module, "find_labelled", None)  # nothing is begun
+    for folder in ("mine", "mine/thesis.txt", "nowhere/classifier", "."):
+        with pytest.raises(DataError, match="expected the name of a new folder or of an earlier export"):
+            probe("scott_3_16", [photos], [photos], export=tmp_path / folder)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
 
 
 def test_retrieval_needs_no_training_images(photos):

@@ -65,7 +65,8 @@ def test_attributes_and_heads():
         model.reset_classifier(5, pool)
         assert model.global_pool == pool
         assert (model.attn_pool is not None) == (pool == "attentive")
-        assert model.eval()(images).shape == (2, 5)
+        assert not any(module.training for module in model.modules())
+        assert model(images).shape == (2, 5)
         assert model.forward_head(features, pre_logits=True).shape == (2, 384)
     model.reset_classifier(0, "")
     assert torch.equal(model(images), features)
@@ -104,6 +105,17 @@ def test_sizes_that_are_no_multiples():
 
 
 @pytest.mark.parametrize("name", ["scott_3_16", "scott_vit_7_16"])
+def test_timms_ways_to_write_a_patch_size(name, tmp_path):
+    model = timm.create_model(name, img_size=64, patch_size=(16, 16))
+    model.set_input_size((64, 96), patch_size=(16, 16))
+    args = {"img_size": (64, 96), "patch_size": (16, 16)}
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=args)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).patch_embed.grid_size == (4, 6)
+    with pytest.raises(ValueError, match="patch_size: expected square patches, got"):
+        timm.create_model(name, patch_size=(16, 32))
+
+
+@pytest.mark.parametrize("name", ["scott_3_16", "scott_vit_7_16"])
 def test_padding_is_zeros_at_the_right_and_the_bottom(name):
     model = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True).eval()
     images = torch.randn(2, 3, 100, 120)
@@ -133,6 +145,18 @@ def test_wrong_names_raise_where_timm_would_load_nothing(tmp_path):
     save_for_hf(model, tmp_path, safe_serialization=True, model_args={"img_size": 64})
     with pytest.raises(WeightsError, match=r"missing \['blocks.1.attn.qkv.*unknown \['blocks.1.attn.query"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=10)
+
+
+@pytest.mark.parametrize("pool", ["map", "attentive"])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_a_pool_that_the_weights_know_nothing_of_starts_fresh(pool, classes, tmp_path):
+    model = timm.create_model("scott_3_16", pretrained=True, global_pool=pool, num_classes=classes)
+    assert all(p.isfinite().all() for p in model.attn_pool.parameters())
+    args = {"img_size": 112, "global_pool": pool}
+    save_for_hf(model, tmp_path, safe_serialization=True, model_args=args)
+    average = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, global_pool="avg")
+    assert average.attn_pool is None
+    assert torch.equal(average.blocks[2].mlp.fc2.weight, model.blocks[2].mlp.fc2.weight)
 
 
 def test_every_rate_is_an_argument():
@@ -171,8 +195,9 @@ def test_checkpointed_gradients_are_the_same():
     torch.testing.assert_close(found, expected)
 
 
-def test_created_where_and_as_asked():
-    model = timm.create_model("scott_3_16", device="meta", dtype=torch.bfloat16)
+@pytest.mark.parametrize("pool", ["avg", "map", "attentive"])
+def test_created_where_and_as_asked(pool):
+    model = timm.create_model("scott_3_16", global_pool=pool, num_classes=2, device="meta", dtype=torch.bfloat16)
     tensors = [*model.parameters(), *model.buffers()]
     assert all(tensor.is_meta and tensor.dtype == torch.bfloat16 for tensor in tensors)
     model = model.to_empty(device="cpu")
@@ -180,6 +205,24 @@ def test_created_where_and_as_asked():
         tensor.data.fill_(torch.nan)
     model.init_weights()
     assert all(tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_gradients_of_each_image():
+    """By torch.func: vmap of a gradient, and vmap of the model."""
+    model = timm.create_model("scott_3_16", img_size=64, num_classes=3).eval()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    images = torch.randn(2, 3, 64, 64)
+
+    def score(parameters, image):
+        return torch.func.functional_call(model, parameters, image[None]).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        expected = torch.func.grad(score)(parameters, image)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(each[name][i], gradient, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(lambda image: model(image[None])[0])(images), model(images))
 
 
 def test_frozen_stays_frozen():
