@@ -4,7 +4,8 @@ python benchmarks/paper/table.py RESULTS
 
 Each TOML file beside this script is a row of the paper's tables: what it says, what it costs to run, and the commands,
 which leave RESULTS/<name>.json. Rows without such a file are shown as not run. A result of a smaller run than the
-paper's belongs into a row of its own, with a `scale` that says what is smaller. A figure that the paper lacks is nan.
+paper's belongs into a row of its own, with a `scale` that says what is smaller. A figure that the paper lacks or
+that is not at hand is nan.
 """
 
 import argparse
