@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,6 +19,7 @@ from timm.models import save_for_hf
 
 from scott_models import SCOTT, weights
 
+CHECKOUT = Path(__file__).parents[1]
 BATCH = torch.export.Dim("batch")
 ANY_SIZE = {0: BATCH, 2: 16 * torch.export.Dim("rows", max=64), 3: 16 * torch.export.Dim("columns", max=64)}
 KINDS = {
@@ -179,7 +181,7 @@ def test_transformers_load_the_released_weights():
 
 
 def test_torch_hub_has_every_model():
-    checkout = str(weights.PACKAGE.parent)
+    checkout = str(CHECKOUT)
     model = torch.hub.load(checkout, "scott_3_16", source="local", pretrained=True)
     expected = timm.create_model("scott_3_16", pretrained=True)
     assert torch.equal(model.blocks[0].attn.qkv.weight, expected.blocks[0].attn.qkv.weight)
@@ -189,16 +191,14 @@ def test_torch_hub_has_every_model():
 
 def test_an_archive_without_links(tmp_path):
     """As torch.hub and "Download ZIP" unpack it: the manifest's link is a file with the link's text."""
-    checkout = weights.PACKAGE.parent
-    if not (checkout / "weights").is_dir():
-        pytest.skip("an installed package has no links")
-    shutil.copytree(weights.PACKAGE, tmp_path / "scott_models", ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+    unlinked = shutil.ignore_patterns("__pycache__", "bundled")
+    shutil.copytree(CHECKOUT / "scott_models", tmp_path / "scott_models", ignore=unlinked)
     link = tmp_path / "scott_models" / "weights_manifest.json"
     link.unlink()
     link.write_text("../weights_manifest.json")
     for name in ("weights_manifest.json", "pyproject.toml", "hubconf.py"):
-        shutil.copy(checkout / name, tmp_path)
-    (tmp_path / "weights").symlink_to(checkout / "weights")
+        shutil.copy(CHECKOUT / name, tmp_path)
+    (tmp_path / "weights").symlink_to(CHECKOUT / "weights")
     code = f"import torch; torch.hub.load({str(tmp_path)!r}, 'scott_3_16', source='local', pretrained=True)"
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
