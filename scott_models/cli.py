@@ -15,6 +15,7 @@ from .errors import UserError, told_in_a_sentence
 
 PIPED_WIDTH = 160  # characters of a table that no terminal shows
 Sources = Annotated[list[str], UseAppendAction]
+# As in probe.py and curve.py, whose import takes seconds that --help should not.
 Probe = Literal["knn", "ridge", "linear", "attentive"]
 PROBES: tuple[Probe, ...] = ("knn", "ridge", "linear", "attentive")
 SHOTS = (1, 5, 10)  # images a class

@@ -20,14 +20,15 @@ def exportable(folder: str | Path) -> Path:
     """The path of a folder that an export may take or replace: ask before what takes long.
 
     Raises:
-        DataError: a file, or a folder that holds anything but an earlier export.
+        DataError: a file, a folder that holds anything but an earlier export, or one whose parent is not there.
     """
     path = Path(folder).resolve()
     if path.is_dir() and {file.name for file in path.iterdir()} <= EXPORTED:
         return path
-    if path.exists() or not path.parent.is_dir():
-        raise DataError(f"{folder}: expected the name of a new folder or of an earlier export, found other files there")
-    return path
+    if not path.exists() and path.parent.is_dir():
+        return path
+    found = "other files there" if path.exists() else f"no folder {path.parent} to put it in"
+    raise DataError(f"{folder}: expected the name of a new folder or of an earlier export, found {found}")
 
 
 def export_classifier(

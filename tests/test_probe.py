@@ -136,6 +136,8 @@ def test_an_export_never_replaces_what_is_not_one(photos, tmp_path, monkeypatch)
     for folder in ("mine", "mine/thesis.txt", "nowhere/classifier", "."):
         with pytest.raises(DataError, match="expected the name of a new folder or of an earlier export"):
             probe("scott_3_16", [photos], [photos], export=tmp_path / folder)
+    with pytest.raises(DataError, match="found no folder .*nowhere to put it in"):
+        probe("scott_3_16", [photos], [photos], export=tmp_path / "nowhere" / "classifier")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
 
 
