@@ -1,13 +1,16 @@
 """The `scott` command: each subcommand calls one function of the package."""
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
@@ -28,6 +31,7 @@ def pretrain(
     data: Sources,
     out: Path,
     recipe: str = "flowers102",
+    init: str | None = None,
     resume: FlagCreatePairsOff[bool] = False,
     minutes: float | None = None,
     images_seen: int | None = None,
@@ -42,6 +46,7 @@ def pretrain(
         scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
         scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
         scott pretrain --data photos --out runs/photos --minutes 90 model.name=scott_3_16
+        scott pretrain --data photos --out runs/more --init scott_3_16.mimjepa_flowers102 model.name=scott_3_16
         scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
 
     Several GPUs: accelerate launch -m scott_models.pretrain (docs/scaling.md).
@@ -52,6 +57,7 @@ def pretrain(
             the option again for more.
         out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
         recipe: name of a recipe of the package, or the path of a TOML file.
+        init: weights that both encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
         resume: go on with the run in --out from its last checkpoint.
         minutes: measure the speed first, then fit epochs and schedules into this time.
         images_seen: fit epochs and schedules to this many images instead.
@@ -61,7 +67,7 @@ def pretrain(
     from . import pretrain as training
 
     training.pretrain(
-        training.Recipe.load(recipe, changes),
+        training.Recipe.load(recipe, (*changes, f"model.init={dumps(init)}") if init else changes),
         data,
         out,
         resume,
@@ -99,6 +105,106 @@ def embed(
 
     count, dim = embed(images, out, model, tokens=tokens, batch_size=batch_size)
     print(f"{out}: {count} images, {dim} features each, by {model}")
+
+
+def pca(
+    images: Positional[list[Path]],
+    /,
+    *,
+    out: Path,
+    model: str = "scott_3_16",
+    img_size: int | None = None,
+    look: Literal["smooth", "blocky"] = "smooth",
+    token_map: Path | None = None,
+) -> None:
+    """Draw what patches have in common: principal components of their features over all images, as colours.
+
+    For example:
+
+        scott pca a.jpg b.jpg c.jpg --out picture.png --img-size 448
+        scott pca photos --out picture.png --model runs/photos --look blocky
+        scott pca photos --out picture.png --model vit_small_patch14_reg4_dinov2.lvd142m --img-size 448
+
+    A row for each image: what the model saw, the first component of all patches, which of them are foreground, and
+    three components of the foreground as red, green and blue. The same colour means the same thing in all of them.
+
+    Args:
+        images: image files, or folders, searched below too; alike ones give the clearest pictures.
+        out: the picture to write, .png, .jpg or .webp.
+        model: any timm model with patch tokens, or the folder of a run.
+        img_size: pixels, in whole patches; more of them make finer maps; by default what the weights were trained at.
+        look: smooth goes from patch to patch bit by bit; blocky shows the patches.
+        token_map: an .npz file for names, features, first component, foreground and colours of the patches.
+    """
+    from .pca import draw_pca
+
+    draw_pca(images, out, model, img_size=img_size, look=look, token_map=token_map)
+    print(out)
+
+
+def attention(
+    images: Positional[list[Path]],
+    /,
+    *,
+    out: Path,
+    model: str = "scott_3_16",
+    img_size: int | None = None,
+    block: int = -1,
+    look: Literal["smooth", "blocky"] = "smooth",
+) -> None:
+    """Draw how much attention each patch gets, head by head.
+
+    For example:
+
+        scott attention a.jpg b.jpg --out attention.png --img-size 448
+        scott attention photos --out attention.png --model runs/photos --block 0
+
+    Args:
+        images: image files, or folders, searched below too.
+        out: the picture to write, .png, .jpg or .webp; every map is as bright as its brightest patch.
+        model: one of ours, or the folder of a run.
+        img_size: pixels, in whole patches; by default what the weights were trained at.
+        block: which transformer block; negative ones count from the last.
+        look: smooth goes from patch to patch bit by bit; blocky shows the patches.
+    """
+    from .attend import draw_attention
+
+    draw_attention(images, out, model, img_size=img_size, block=block, look=look)
+    print(out)
+
+
+def neighbours(
+    queries: Positional[list[Path]],
+    /,
+    *,
+    gallery: Annotated[list[Path], UseAppendAction],
+    out: Path | None = None,
+    model: str = "scott_3_16",
+    count: int = 8,
+    img_size: int | None = None,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Find the images of a gallery that a model finds most like yours, by the cosine of pooled features.
+
+    For example:
+
+        scott neighbours a.jpg b.jpg --gallery photos --out neighbours.png
+        scott neighbours a.jpg --gallery photos --gallery more --count 3 --json
+
+    Args:
+        queries: image files, or folders, searched below too.
+        gallery: the same; give the option again for more. A query is not its own neighbour.
+        out: a picture to write, .png, .jpg or .webp, a row for each query.
+        model: any timm model, or the folder of a run.
+        count: neighbours of each.
+        img_size: pixels; by default what the weights were trained at.
+        json: print JSON instead of a table.
+    """
+    from .neighbours import draw_neighbours
+
+    found = draw_neighbours(queries, gallery, out, model, count=count, img_size=img_size)
+    rows = [asdict(near) for each in found for near in each]
+    _show(rows if json else [{**row, "cosine": f"{row['cosine']:.3f}"} for row in rows], json)
 
 
 def probe(
@@ -261,6 +367,102 @@ def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
     _show(zoo(), json)
 
 
+def download(
+    names: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    dir: Path | None = None,
+) -> None:
+    """Fetch weights ahead, for a machine without a network, and verify them.
+
+    For example:
+
+        scott download
+        scott download scott_3_16 --dir weights
+        SCOTT_MODELS_DIR=weights HF_HUB_OFFLINE=1 python train.py
+
+    Args:
+        names: models or tags, as `scott list` shows them; all if none is given.
+        dir: a folder for SCOTT_MODELS_DIR, here or on another machine; by default the Hub's cache, where it is needed.
+    """
+    from . import download as downloading
+    from .manifest import manifest
+
+    for tag in dict.fromkeys(downloading.tag_of(name) for name in names or manifest()):
+        print(f"{tag}: verified, {downloading.download(tag, dir)}")
+    if dir:
+        print(f"use it with SCOTT_MODELS_DIR={shlex.quote(str(dir.resolve()))}")
+
+
+def publish(
+    source: Positional[Path],
+    /,
+    *,
+    repo_id: str,
+    tag: str | None = None,
+    license: str | None = None,
+    data: str | None = None,
+    data_terms: str | None = None,
+    scores: Path | None = None,
+    manifest: Path | None = None,
+    private: FlagCreatePairsOff[bool] = False,
+    dry_run: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Upload a run, or a model's folder, to the Hugging Face Hub, with a model card, and read it back.
+
+    For example:
+
+        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
+        scott probe --model runs/photos --train mine/train --test mine/test --json > scores.json
+        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --scores scores.json
+        scott publish weights/scott_3_16.mimjepa_flowers102 --repo-id org/scott_3_16.mimjepa_flowers102
+
+    It needs a token that may write: `hf auth login`, or HF_TOKEN.
+
+    Args:
+        source: a run of `scott pretrain` that has ended, the folder of a release, or a timm folder with a README.md.
+        repo_id: organisation/name; it is made if it is not there.
+        tag: the manifest's name for the weights; by default the repository's, with the model's in front.
+        license: of the weights, e.g. apache-2.0.
+        data: what a run was trained on, in words; by default how many images of which folders.
+        data_terms: what the data allow.
+        scores: a file with what `scott probe --json` printed; by default what the run's monitor measured.
+        manifest: a file the entry is written into; by default the checkout's weights_manifest.json, if this is one.
+        private: whether a new repository is.
+        dry_run: show everything, upload nothing.
+    """
+    from .publish import publish as publish_release
+
+    facts: dict[str, Any] = {"license": license, "data": data, "data_terms": data_terms, "scores": scores}
+    print(publish_release(source, repo_id, tag=tag, manifest_file=manifest, private=private, dry_run=dry_run, **facts))
+
+
+def convert(
+    checkpoint: Positional[Path],
+    /,
+    *,
+    out: Path,
+    num_heads: int | None = None,
+) -> None:
+    """Turn a checkpoint of the original implementation into a folder that timm reads.
+
+    For example:
+
+        scott convert logs/target-encoder_checkpoint.pth --out scott_12_16
+        scott convert target-encoder_checkpoint.pth --num-heads 4 --out scott_12_16
+        scott embed photos --out features.npz --model local-dir:scott_12_16
+        scott pretrain --init local-dir:scott_12_16 model.num_heads=4 --data photos --out runs/photos
+
+    Args:
+        checkpoint: context-encoder, target-encoder or predictor, .pth; only tensors are read of it.
+        out: a new folder, or that of an earlier conversion.
+        num_heads: of attention; by default what config.yaml beside the checkpoint says.
+    """
+    from .convert import convert as convert_checkpoint
+
+    print(f"{convert_checkpoint(checkpoint, out, num_heads=num_heads)}: converted")
+
+
 def bench(
     models: Positional[tuple[str, ...]] = ("scott_12_16", "vit_small_patch16_224"),
     /,
@@ -303,6 +505,28 @@ def bench(
     _show([result.row() for result in results], json)
 
 
+def doctor(*, speed: bool = True, json: FlagCreatePairsOff[bool] = False) -> None:
+    """Show what this machine can do: versions, GPU, bf16, caches, weights, and ten seconds of speed.
+
+    For example:
+
+        scott doctor
+        scott doctor --no-speed --json
+
+    Nothing is downloaded. Exit status 1 if something is wrong, e.g. damaged weights.
+
+    Args:
+        speed: whether to measure inference and pretraining for about ten seconds.
+        json: print JSON instead of a table.
+    """
+    from .doctor import examine
+
+    findings = examine(speed=speed)
+    _show([asdict(finding) for finding in findings], json)
+    if any(finding.state == "wrong" for finding in findings):
+        sys.exit(1)
+
+
 def _has_cuda() -> bool:
     import torch
 
@@ -322,24 +546,29 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
 
 
 def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=2))
+    print(dumps(value, indent=2))
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else escape(str(value))  # or rich would take "[...]" for its own
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_models,
+    "download": download,
     "embed": embed,
+    "pca": pca,
+    "attention": attention,
+    "neighbours": neighbours,
     "probe": probe,
     "pretrain": pretrain,
     "finetune": finetune,
+    "publish": publish,
+    "convert": convert,
     "bench": bench,
+    "doctor": doctor,
 }
 
 

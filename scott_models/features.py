@@ -52,7 +52,8 @@ def _of_run(folder: Path, pretrained: bool) -> nn.Module:
     if (folder / "export").is_dir():
         return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
     settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
-    model = timm.create_model(settings["name"], img_size=settings["img_size"], use_mask_token=True)
+    heads = {"num_heads": settings["num_heads"]} if settings.get("num_heads") else {}
+    model = timm.create_model(settings["name"], img_size=settings["img_size"], use_mask_token=True, **heads)
     if pretrained:
         checkpoints = sorted((folder / "checkpoints").glob("step_*.pt"))
         if not checkpoints:

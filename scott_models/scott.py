@@ -278,10 +278,15 @@ default_cfgs = generate_default_cfgs(
 
 def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
     pretrained_cfg = kwargs.get("pretrained_cfg")
-    if pretrained and (pretrained_cfg is None or isinstance(pretrained_cfg, str)):  # else a whole config of the caller
-        tag = pretrained_cfg or next(filter(None, default_cfgs[variant].tags), "")
-        overlay = weights.pretrained_cfg_overlay(f"{variant}.{tag}".rstrip("."), kwargs.get("pretrained_cfg_overlay"))
-        kwargs["pretrained_cfg_overlay"] = overlay
+    own = default_cfgs[variant]
+    if pretrained_cfg is None or isinstance(pretrained_cfg, str):
+        tag = pretrained_cfg or next(filter(None, own.tags), "")
+    else:  # a whole config, one of ours or the caller's own
+        tag = next((tag for tag, cfg in own.cfgs.items() if tag and weights.same_source(pretrained_cfg, cfg)), None)
+    if pretrained and tag is not None:
+        kwargs["pretrained_cfg_overlay"] = weights.pretrained_cfg_overlay(
+            f"{variant}.{tag}".rstrip("."), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
+        )
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
         SCOTT,

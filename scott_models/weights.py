@@ -1,15 +1,15 @@
-"""Weights: manifest -> file -> sha256 -> timm, and the names of the original implementation's checkpoints.
+"""Weights: manifest -> file (folder, wheel, Hub) -> sha256 -> timm, and back into timm's layout.
 
-`weights_manifest.json` is the one source of truth: each tag's file, hash, origin and measured numbers. A file is
-verified before a tensor of it is read, wherever it came from.
+A file is verified before a tensor of it is read, wherever it came from; only safetensors are read.
 """
 
 import hashlib
 import json
+import logging
 import os
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -17,59 +17,89 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
 
+from . import hub
 from .errors import WeightsError
-from .layers import sincos_2d
+from .manifest import PACKAGE, Entry, entry_of, manifest
+from .reference import convert_reference, convert_reference_predictor
 
-PACKAGE = Path(__file__).parent
+__all__ = ["convert_reference", "convert_reference_predictor", "export", "manifest", "resolve"]
+
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for where weights come from
 
-
-@cache
-def manifest() -> dict[str, dict[str, Any]]:
-    """The entries of weights_manifest.json by tag, e.g. "scott_3_16.mimjepa_flowers102"."""
-    # A checkout has it above the package, where a link leads to it; archives of it may hold that link as text.
-    folder = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE
-    return json.loads((folder / "weights_manifest.json").read_text())["weights"]
+logger = logging.getLogger(__name__)
 
 
 def tags_of(model: str) -> list[str]:
     """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102"]."""
-    return [tag for tag in manifest() if tag.split(".")[0] == model]
+    return [tag for tag in manifest() if tag.split(".")[0] == model and usable(tag)]
 
 
 def folders() -> list[Path]:
     """Where weights are looked for, in order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own."""
-    places = [Path(folder).expanduser()] if (folder := os.environ.get("SCOTT_MODELS_DIR")) else []
+    places = [Path(os.path.expanduser(folder))] if (folder := os.environ.get("SCOTT_MODELS_DIR")) else []
     return [*places, PACKAGE.parent / "weights", PACKAGE / "bundled"]
 
 
 def find(tag: str) -> Path | None:
     """The first folder's file of a tag in the manifest, not yet verified; None if no folder has it."""
-    candidates = (folder / tag / manifest()[tag]["file"] for folder in folders())
-    return next((path for path in candidates if path.is_file()), None)
+    file = entry_of(tag)["file"]
+    places = (folder / tag / file for folder in folders())
+    return next((path for path in places if os.path.isfile(path)), None)  # Path's own raises where it may not look
 
 
-def resolve(tag: str) -> Path:
-    """The verified weight file of a tag, e.g. "scott_3_16.mimjepa_flowers102".
+def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
+    """The verified weight file of a tag: of the first folder that has it, or else of the Hub at the pinned commit.
+
+    Args:
+        tag: e.g. "scott_3_16.mimjepa_flowers102".
+        cache_dir, token: of the Hub, as `hub.fetch` takes them.
 
     Raises:
-        WeightsError: a tag the manifest does not know, a file no folder holds, or one whose sha256 is not the
-            released file's.
+        WeightsError: a tag the manifest does not know, a file that is nowhere or cannot be downloaded, or one whose
+            sha256 is not the released file's.
     """
-    if tag not in manifest():
-        raise WeightsError(f"{tag}: no such weights are released; expected one of {sorted(manifest())}")
-    path = find(tag)
-    if path is None:
+    entry = entry_of(tag)
+    if path := find(tag):
+        return verified(path, tag, entry, f"replace it: scott download {tag} --dir '{path.parents[1]}'")
+    if entry["repository"] is None:
         looked = ", ".join(str(folder / tag) for folder in folders())
         raise WeightsError(f"{tag}: no weight file in any of {looked}; put the released folder into one of them")
-    expected, found = manifest()[tag]["sha256"], sha256(path)
-    if found != expected:
+    return from_hub(tag, entry, cache_dir=cache_dir, token=token)
+
+
+def from_hub(tag: str, entry: Entry, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
+    """The verified weight file of a published tag; one that is damaged in the cache is downloaded once more.
+
+    Raises:
+        WeightsError: it cannot be downloaded, or is not what was released.
+    """
+    path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token)
+    try:
+        return verified(path, tag, entry, "a fresh download failed too")
+    except WeightsError as damaged:
+        logger.warning("%s: damaged, downloading it again", path)
+        try:
+            path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token, fresh=True)
+        except WeightsError as error:
+            raise WeightsError(f"{damaged}: {error}") from error
+    return verified(path, tag, entry, f"{entry['repository']} does not hold what was released, do not use it")
+
+
+def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
+    """The same path, if its bytes are the released ones.
+
+    Raises:
+        WeightsError: other bytes; both hashes are named, and what to do.
+    """
+    found, size = sha256(path), path.stat().st_size
+    if (found, size) != (entry["sha256"], entry["bytes"]):
         raise WeightsError(
-            f"{path}: damaged or not the released weights of {tag}: expected sha256 {expected}, found {found} "
-            f"({path.stat().st_size} bytes, expected {manifest()[tag]['bytes']}); replace the file"
+            f"{path}: damaged or not the released weights of {tag}: expected sha256 {entry['sha256']}, found {found} "
+            f"({size} bytes, expected {entry['bytes']}); {advice}"
         )
     return path
 
@@ -87,23 +117,43 @@ def _sha256(path: Path, *identity: int) -> str:
 
 
 def pretrained_cfgs() -> dict[str, dict[str, Any]]:
-    """What timm needs to know of each tag. A tag counts as pretrained for timm only if its file is here."""
-    cfgs = {}
-    for tag, entry in manifest().items():
-        path = find(tag)
-        cfgs[tag] = {
-            "input_size": tuple(entry["input_size"]),
-            "license": entry["license"],
-            **({"file": str(path)} if path else {}),
-        }
-    return cfgs
+    """What timm needs to know of each tag. A tag counts as pretrained for timm only if its weights can be had."""
+    return {
+        tag: {"input_size": tuple(entry["input_size"]), "license": entry["license"], **source(tag)}
+        for tag in manifest()
+        if (entry := usable(tag))
+    }
 
 
-def pretrained_cfg_overlay(tag: str, overlay: dict[str, Any] | None) -> dict[str, Any]:
+def usable(tag: str) -> Entry | None:
+    """The entry, unless it would lead astray: that is told when its weights are asked for, and spoils no others."""
+    try:
+        return entry_of(tag)
+    except WeightsError:
+        return None
+
+
+def source(tag: str) -> dict[str, str]:
+    """Where a tag's weights are, in timm's words."""
+    entry = entry_of(tag)
+    if entry["repository"]:
+        return {"hf_hub_id": f"{entry['repository']}@{entry['revision']}"}
+    return {"file": str(path)} if (path := find(tag)) else {}
+
+
+def same_source(config: Any, own: Any) -> bool:
+    """Whether a timm configuration (PretrainedCfg or dict) would load the weights that one of ours would."""
+    fields = config if isinstance(config, dict) else vars(config)
+    return own is not None and all(fields.get(name) == getattr(own, name) for name in WEIGHT_SOURCES)
+
+
+def pretrained_cfg_overlay(
+    tag: str, overlay: dict[str, Any] | None, cache_dir: str | Path | None = None
+) -> dict[str, Any]:
     """timm's overlay with the verified file of a tag, unless the caller's overlay names a source of its own."""
-    if any((overlay or {}).get(source) for source in WEIGHT_SOURCES):
-        return {"file": None, **(overlay or {})}  # or the tag's file would outrank the caller's url or repository
-    return {**(overlay or {}), "file": str(resolve(tag))}
+    if any((overlay or {}).get(name) for name in WEIGHT_SOURCES):
+        return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}  # or the tag's own would outrank the caller's
+    return {**(overlay or {}), "file": str(resolve(tag, cache_dir=cache_dir))}
 
 
 def zoo() -> list[dict[str, Any]]:
@@ -113,16 +163,16 @@ def zoo() -> list[dict[str, Any]]:
         parameters = sum(p.numel() for p in timm.create_model(model, device="meta").parameters())
         common = {"model": model, "parameters (M)": round(parameters / 1e6, 1)}
         for tag in tags_of(model):
-            entry, path = manifest()[tag], find(tag)
+            entry = entry_of(tag)
             rows.append(
                 {
                     **common,
                     "tag": tag.split(".", 1)[1],
                     "data": entry["data"],
                     "pixels": entry["input_size"][-1],
-                    "kNN %": entry["scores"]["knn"],
-                    "ridge %": entry["scores"]["ridge"],
-                    "weights": str(path.parent) if path else "not here",
+                    "kNN %": entry["scores"].get("knn"),
+                    "ridge %": entry["scores"].get("ridge"),
+                    "weights": place(tag),
                 }
             )
         if not tags_of(model):
@@ -130,65 +180,12 @@ def zoo() -> list[dict[str, Any]]:
     return rows
 
 
-# What the original calls a weight -> what SCOTT calls it.
-REFERENCE_NAMES = {
-    r"tokenizer\.tokenizer\.0\.": "patch_embed.conv1.",
-    r"tokenizer\.tokenizer\.3\.": "patch_embed.conv2.",
-    r"transformer\.msk_embed": "mask_token",
-    r"transformer\.blocks\.(\d+)\.self_attn\.(qkv|proj)\.": r"blocks.\1.attn.\2.",
-    r"transformer\.blocks\.(\d+)\.ffn_layer\.w12\.": r"blocks.\1.mlp.fc1.",
-    r"transformer\.blocks\.(\d+)\.ffn_layer\.last_linear\.": r"blocks.\1.mlp.fc2.",
-    r"head\.([12])\.": r"head.\1.",
-}
-
-
-def convert_reference(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder of the original implementation, renamed for `SCOTT(use_mask_token=True)`.
-
-    A first name that all keys share ("encoder.", "module.") is dropped. The original stores its position; ours is
-    computed, so the stored one is compared and left out.
-
-    Raises:
-        WeightsError: a weight whose name is not the original's, or a stored position other than the 2D sin-cos one.
-    """
-    converted = {}
-    for name, tensor in _without_shared_prefix(state_dict).items():
-        if name == "transformer.pos_embed":
-            _check_position(tensor)
-            continue
-        for pattern, replacement in REFERENCE_NAMES.items():
-            if match := re.match(pattern, name):
-                converted[match.expand(replacement) + name[match.end() :]] = tensor
-                break
-        else:
-            raise WeightsError(f"{name}: not a weight of the original SCOTT; known are {list(REFERENCE_NAMES)}")
-    return converted
-
-
-def convert_reference_predictor(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same for `Predictor`; the original's predictor carries a mask token that nothing uses, which goes."""
-    converted = convert_reference(state_dict)
-    converted.pop("mask_token", None)
-    return converted
-
-
-def _without_shared_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    first = {name.split(".")[0] for name in state_dict}
-    if len(first) > 1 or first <= {"tokenizer", "transformer", "head"}:
-        return state_dict
-    return {name.split(".", 1)[1]: tensor for name, tensor in state_dict.items()}
-
-
-def _check_position(stored: Tensor) -> None:
-    """The original trains on square images only, so N patches are sqrt(N) x sqrt(N)."""
-    side = round(stored.shape[-2] ** 0.5)
-    expected = sincos_2d((side, side), stored.shape[-1])
-    found = stored.reshape(-1, stored.shape[-1]).float().cpu()
-    if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-5):
-        raise WeightsError(
-            f"transformer.pos_embed: expected the 2D sin-cos positions of a square grid, found others "
-            f"of shape {tuple(stored.shape)}"
-        )
+def place(tag: str) -> str:
+    """Where the weights of a tag would load from, for people."""
+    entry = entry_of(tag)
+    if path := find(tag):
+        return str(path.parent)
+    return f"{entry['repository']} on the Hub" if entry["repository"] else "not here"
 
 
 def export(
@@ -198,29 +195,53 @@ def export(
 
     Dropout belongs to training and our tag to our weights, so the saved configuration has neither.
     """
-    size = model.patch_embed.img_size
     saved = deepcopy(model)
-    saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *size)}
-    model_args = {"img_size": size, "use_mask_token": model.mask_token is not None, "global_pool": model.global_pool}
-    model_args["fc_norm"] = isinstance(model.fc_norm, nn.LayerNorm)
-    return save_whole(saved.to(dtype), folder, model_args, label_names)
+    saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *model.patch_embed.img_size)}
+    return save_whole(saved.to(dtype), folder, model_args(model), label_names)
+
+
+def model_args(model: nn.Module) -> dict[str, Any]:
+    """What timm must be told to build a SCOTT again, besides its name."""
+    return {
+        "img_size": model.patch_embed.img_size,
+        "in_chans": model.in_chans,
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "num_heads": model.blocks[0].attn.num_heads,
+        "use_mask_token": model.mask_token is not None,
+        "global_pool": model.global_pool,
+        "fc_norm": isinstance(model.fc_norm, nn.LayerNorm),
+    }
 
 
 def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label_names: Sequence[str]) -> Path:
     """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
     model = model.to("cpu", memory_format=torch.contiguous_format)
-    model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
-    config = {"label_names": list(label_names)} if label_names else {}
+    with replaced(folder) as partial:
+        save_file(model.state_dict(), partial / "model.safetensors")
+        write_config(model, partial / "config.json", model_args, label_names)
+    return folder
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place once it is full."""
     partial = folder.with_name(folder.name + ".partial")
-    save_for_hf(model, str(partial), model_config=config, model_args=model_args, safe_serialization=True)
-    _leave_classes_to_the_config(partial / "config.json")
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
     if folder.exists():
         shutil.rmtree(folder)
-    return partial.rename(folder)
+    partial.rename(folder)
 
 
-def _leave_classes_to_the_config(path: Path) -> None:
-    """transformers passes the number of classes on its own, and cannot take it from `model_args` as well."""
+def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label_names: Sequence[str] = ()) -> None:
+    """config.json of a timm model, whose `pretrained_cfg` is changed.
+
+    `num_classes` stands at its top alone: transformers passes it on its own, and cannot take it from `model_args` too.
+    """
+    model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
+    labels = {"label_names": list(label_names)} if label_names else {}
+    save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # a Path: older timm opens it
     config = json.loads(path.read_text())
     config.get("model_args", {}).pop("num_classes", None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -4,6 +4,7 @@ It needs no command-line library, so that it runs on a machine that has little m
 """
 
 import argparse
+from json import dumps
 from pathlib import Path
 
 from ..errors import told_in_a_sentence
@@ -12,6 +13,8 @@ from . import Budget, Recipe, pretrain
 EXAMPLES = """for example:
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos --minutes 90 model.name=scott_3_16
+  python -m scott_models.pretrain flowers102 --data photos --out runs/photos model.name=scott_3_16 \\
+      --init scott_3_16.mimjepa_flowers102
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos --resume
   accelerate launch --num_processes 8 -m scott_models.pretrain imagenet100 --data imagenet100:imagenet --out runs/in100
 """
@@ -28,15 +31,17 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
     parser.add_argument("--data", action="append", required=True, help="a folder of images, or flowers102:ROOT, ...")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--init", help="weights to start from: a released tag, local-dir:FOLDER, or a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--minutes", type=float, help="fit epochs and schedules into this time")
     parser.add_argument("--images-seen", type=int, help="fit epochs and schedules to this many images")
     parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
     parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
     given = parser.parse_intermixed_args()
+    changes = [*given.changes, f"model.init={dumps(given.init)}"] if given.init else given.changes
     with told_in_a_sentence():
         pretrain(
-            Recipe.load(given.recipe, given.changes),
+            Recipe.load(given.recipe, changes),
             given.data,
             given.out,
             given.resume,

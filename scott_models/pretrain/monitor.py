@@ -1,7 +1,7 @@
 """Is the run alive? The loss does not tell: it may fall while all features become one. Features and probes do.
 
-Every figure stands beside that of the same encoder before its first update (random weights): colours alone say much
-about some data sets, so a probe's score means nothing without it.
+Every figure stands beside that of the same encoder before its first update (random weights, unless the run starts from
+others): colours alone say much about some data sets, so a probe's score means nothing without it.
 """
 
 from collections.abc import Callable
@@ -61,22 +61,22 @@ class Health:
         return self.rankme > other.rankme if self.knn is None or other.knn is None else self.knn > other.knn
 
 
-def verdict(now: Health, control: Health) -> str:
-    """One line: healthy, partial collapse or dead, with the figures it rests on beside those of random weights."""
+def verdict(now: Health, control: Health, start: str = "random weights") -> str:
+    """One line: healthy, partial collapse or dead, with the figures it rests on beside those of the `start`."""
     figures = f"RankMe {now.rankme:.1f} ({control.rankme:.1f}), spread {now.spread:.2f} ({control.spread:.2f})"
     figures += f", mean cosine {now.cosine:.2f} ({control.cosine:.2f})"
     gains = None  # of the better probe
     if now.knn is not None and now.ridge is not None and control.knn is not None and control.ridge is not None:
         figures += f", kNN {now.knn:.1f} ({control.knn:.1f}), ridge {now.ridge:.1f} ({control.ridge:.1f})"
         gains = max(now.knn - control.knn, now.ridge - control.ridge)
-    figures += "; in brackets: random weights"
+    figures += f"; in brackets: {start}"
     narrow = now.rankme < COLLAPSED_SHARE * control.rankme or now.spread < COLLAPSED_SHARE * control.spread
     if not np.isfinite(now.rankme) or now.rankme < DEAD_RANK or now.spread < DEAD_SPREAD:
         return f"dead, all images have nearly the same features: {figures}"
     if narrow and (gains is None or gains <= 0):
         return f"partial collapse, few directions are used (usual in the first epochs, bad if it stays): {figures}"
     if gains is not None and gains <= 0:
-        return f"healthy features, but no better than random weights yet: {figures}"
+        return f"healthy features, but no better than {start} yet: {figures}"
     return f"healthy: {figures}"
 
 

@@ -6,18 +6,23 @@ An objective is a module with three methods, and the training loop knows no more
 wrapper with a `.module`.
 """
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import RecipeError
-from ..scott import MODELS, SCOTT
+from .. import weights
+from ..errors import RecipeError, WeightsError
+from ..scott import MODELS, SCOTT, checkpoint_filter_fn
 from . import masks
 from .augment import moved, two_views
 from .draws import Draws
@@ -122,6 +127,51 @@ class MIMJEPA(nn.Module):
         torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)
 
 
+def start_from(encoder: SCOTT, init: str, name: str) -> None:
+    """Replace an encoder's fresh weights by trained ones; the mask token stays fresh where those have none.
+
+    Args:
+        init: a released tag, "local-dir:FOLDER", or the folder of a run that has ended.
+        name: of the encoder's model.
+
+    Raises:
+        WeightsError: weights that cannot be had, or are another model's.
+    """
+    if init in weights.manifest():
+        model, _ = init.split(".")
+        require(model == name, "model.name", f"{model}, whose weights {init} are", name)
+        path = weights.resolve(init)
+    else:
+        folder = Path(init.removeprefix("local-dir:"))
+        path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
+    heads, own = heads_of(path), encoder.blocks[0].attn.num_heads  # which no shape tells
+    if heads not in (None, own):
+        raise WeightsError(
+            f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
+        )
+    try:
+        state = load_file(path)
+        state.setdefault("mask_token", encoder.mask_token)
+        state = checkpoint_filter_fn(state, encoder)
+        encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
+    except FileNotFoundError as error:
+        tags = sorted(weights.manifest())
+        raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}") from error
+    except (RuntimeError, SafetensorError) as error:  # other shapes; a damaged file
+        reason = " ".join(str(error).split("\n")[:2])  # the first of many
+        raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
+
+
+def heads_of(path: Path) -> int | None:
+    """How many heads the attention of exported weights has, by the configuration beside them; None if it has none."""
+    if path.is_file() and (config := path.with_name("config.json")).is_file():
+        content = json.loads(config.read_text())
+        if (heads := content.get("model_args", {}).get("num_heads")) or content["architecture"] not in MODELS:
+            return heads
+        return timm.create_model(content["architecture"], device="meta").blocks[0].attn.num_heads
+    return None
+
+
 def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
     """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
 
@@ -130,14 +180,17 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
 
     Raises:
         RecipeError: a model this package does not have, or settings a model or a mask cannot take.
+        WeightsError: weights to start from that cannot be had, or are another model's.
     """
     model, mask = recipe.model, recipe.mask
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
     draw_mask = partial(kind, ratio=mask.ratio)
+    heads = {"num_heads": model.num_heads} if model.num_heads else {}
     try:
         encoder = timm.create_model(
             model.name,
+            **heads,
             img_size=model.img_size,
             use_mask_token=True,
             pos_drop_rate=model.pos_drop,
@@ -146,8 +199,10 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
             drop_path_rate=model.drop_path,
         )
         draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
         raise RecipeError(f"recipe: {error}") from error
+    if model.init:
+        start_from(encoder, model.init, model.name)
     predictor = Predictor(
         encoder.embed_dim,
         encoder.patch_embed.grid_size,

@@ -40,8 +40,16 @@ class Model:
     proj_drop: float = 0.2
     attn_drop: float = 0.1
     drop_path: float = 0.1
+    num_heads: int = 0  # of attention; 0: the model's own
+    init: str = ""  # weights to start from: a released tag, "local-dir:FOLDER" or a run; random ones if empty
+
+    @property
+    def start(self) -> str:
+        """What the encoder is before the first update, in words."""
+        return self.init or "random weights"
 
     def __post_init__(self) -> None:
+        require(self.num_heads >= 0, "model.num_heads", "0 (the model's own) or more", self.num_heads)
         require(self.predictor_depth > 0, "model.predictor_depth", "at least 1 block", self.predictor_depth)
         for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"):
             rate = getattr(self, name)

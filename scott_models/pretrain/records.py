@@ -226,10 +226,9 @@ def write_readme(
 ) -> None:
     """Say what the run is, how it fares and what to do with it."""
     done = max(health, default=0)
-    state = f"After update {done:,}: {verdict(health[done], health[0])}." if done else "Not yet watched."
-    rows = "".join(
-        f"| {step or 'random weights'} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items())
-    )
+    start = recipe.model.start
+    state = f"After update {done:,}: {verdict(health[done], health[0], start)}." if done else "Not yet watched."
+    rows = "".join(f"| {step or start} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items()))
     write_whole(
         path,
         f"""# {recipe.model.name}, pretrained by MIM-JEPA

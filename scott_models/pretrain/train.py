@@ -112,15 +112,15 @@ class Run:
         if engine.is_main:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "recipe.toml", recipe.to_toml())
-            write_environment(
-                out / "environment.json", data, images=len(images), processes=engine.processes, after=self.done
-            )
+            facts = {"images": len(images), "processes": engine.processes, "after": self.done, "export": export}
+            write_environment(out / "environment.json", data, **facts)
         engine.accelerator.init_trackers("scott_models", config=recipe.flat())
         self.log = Log(
             out / "metrics.jsonl", self.done, order.batch, order.steps, self.kind_of_health, writes=engine.is_main
         )
         if self.control:
             self.log.monitored(0, self.control)
+            self.control = self.log.health[0]  # of a resumed run what was measured at its start
         if engine.is_main:
             self.write_readme()
 
@@ -138,7 +138,7 @@ class Run:
 
     def verdict(self, now: Any, control: Any) -> str:
         """What the monitor found, in a line."""
-        return verdict(now, control)
+        return verdict(now, control, self.recipe.model.start)
 
     def train(self) -> None:
         """The updates that are left; logged, watched and saved on the way.

@@ -21,6 +21,12 @@ def test_recipe_changes_and_options_in_any_order(photos, tmp_path, monkeypatch, 
     run(monkeypatch, "smoke", *SMALL, "--data", photos, "--out", tmp_path / "run", "--resume")
 
 
+def test_weights_to_start_from(photos, tmp_path, monkeypatch):
+    tag = "scott_3_16.mimjepa_flowers102"
+    run(monkeypatch, "smoke", *SMALL, "--init", tag, "--data", photos, "--out", tmp_path / "run")
+    assert f'init = "{tag}"' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

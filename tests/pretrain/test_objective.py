@@ -1,10 +1,16 @@
 """Parity with the original implementation, and what must hold for any weights."""
 
-import pytest
-import torch
+import json
 
-from scott_models import SCOTT
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from scott_models import SCOTT, weights
+from scott_models.errors import RecipeError, WeightsError
 from scott_models.pretrain import MIMJEPA, Predictor, Recipe, engine
+from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.recipe import Optim
 from scott_models.weights import convert_reference, convert_reference_predictor
 
@@ -175,3 +181,73 @@ def test_encoder_needs_a_mask_token():
     model = SCOTT(img_size=64, embed_dim=32, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="use_mask_token=True"):
         MIMJEPA(model, Predictor(32, 16, num_heads=2, encoder_depth=1))
+
+
+TAG = "scott_3_16.mimjepa_flowers102"
+
+
+def small(**model):
+    recipe = Recipe.load("smoke", ["model.img_size=32", "model.predictor_depth=1"])
+    return recipe.changed("model", **model)
+
+
+def test_starting_from_released_weights():
+    """Both encoders, the mask token included, whatever the size they were trained at."""
+    torch.manual_seed(5)
+    objective = build_objective(small(init=TAG))
+    released = load_file(weights.resolve(TAG))
+    for encoder in (objective.context_encoder, objective.target_encoder):
+        state = encoder.state_dict()
+        assert state.keys() == released.keys()
+        assert all(torch.equal(state[name], tensor.float()) for name, tensor in released.items())
+    torch.manual_seed(5)
+    fresh = build_objective(small())
+    assert torch.equal(objective.predictor.head[2].weight, fresh.predictor.head[2].weight)  # starts as ever
+
+
+def test_starting_from_a_folder_without_a_mask_token(tmp_path):
+    """The mask token stays fresh where the file has none, and a classifier's head stays behind."""
+    model = timm.create_model("scott_3_16", img_size=48, num_classes=5)
+    weights.export(model, tmp_path / "run" / "export", dtype=torch.float32)
+    for init in (f"local-dir:{tmp_path / 'run' / 'export'}", str(tmp_path / "run")):
+        torch.manual_seed(5)
+        encoder = build_objective(small(init=init)).context_encoder
+        torch.manual_seed(5)
+        fresh = build_objective(small()).context_encoder
+        assert torch.equal(encoder.mask_token, fresh.mask_token)
+        assert torch.equal(encoder.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight)
+
+
+def test_weights_that_a_run_cannot_start_from(tmp_path):
+    with pytest.raises(
+        RecipeError, match=f"recipe.model.name: expected scott_3_16, whose weights {TAG} are, got 'scott_7"
+    ):
+        build_objective(small(init=TAG, name="scott_7_16"))
+    with pytest.raises(WeightsError, match="init: expected one of .*scott_3_16.mimjepa_flowers102.*; found no nowhere"):
+        build_objective(small(init="nowhere"))
+    folder = weights.export(timm.create_model("scott_7_16", img_size=32), tmp_path / "seven")
+    with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):
+        build_objective(small(init=f"local-dir:{folder}"))
+    folder = weights.export(timm.create_model("scott_3_16", img_size=32, embed_dim=192), tmp_path / "narrow")
+    with pytest.raises(WeightsError, match="cannot start scott_3_16: .*size mismatch"):
+        build_objective(small(init=f"local-dir:{folder}"))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="cannot start scott_3_16: "):
+        build_objective(small(init=f"local-dir:{folder}"))
+
+
+def test_heads_are_compared_where_no_shape_tells(tmp_path):
+    """The authors' released 12/16 has 4 heads, ours 6."""
+    model = timm.create_model("scott_3_16", img_size=32, num_heads=6)
+    folder = weights.export(model, tmp_path / "six", dtype=torch.float32)
+    with pytest.raises(WeightsError, match="expected weights of 4 heads, found 6 in .*; set model.num_heads=6"):
+        build_objective(small(init=f"local-dir:{folder}"))
+    objective = build_objective(small(init=f"local-dir:{folder}", num_heads=6))
+    assert objective.context_encoder.blocks[0].attn.num_heads == 6
+    assert objective.predictor.blocks[0].attn.num_heads == 6
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_args"]["num_heads"]  # as exports had it before: the architecture's own
+    (folder / "config.json").write_text(json.dumps(config))
+    build_objective(small(init=f"local-dir:{folder}"))
+    with pytest.raises(RecipeError, match="divisible"):
+        build_objective(small(num_heads=7))

@@ -369,3 +369,19 @@ def test_stop_requests_end_with_the_block():
         assert stop()
         assert signal.getsignal(signal.SIGTERM) is before  # a second one kills
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_starts_from_released_weights(recipe, photos, tmp_path, capsys):
+    """It says so wherever it is compared with its start, and goes on as any other."""
+    tag = "scott_3_16.mimjepa_flowers102"
+    started = recipe.changed("model", init=tag, predictor_depth=1)
+    export = pretrain(started, [photos], tmp_path / "run")
+    assert f"in brackets: {tag}" in capsys.readouterr().err
+    readme = (tmp_path / "run" / "README.md").read_text()
+    assert f"| {tag} | " in readme
+    assert "random weights" not in readme
+    assert (export / "model.safetensors").is_file()
+    assert Recipe.load(tmp_path / "run" / "recipe.toml") == started
+    with pytest.raises(RecipeError, match="cannot resume with another recipe .*model.init"):
+        pretrain(recipe, [photos], tmp_path / "run", resume=True)
+    assert pretrain(started, [photos], tmp_path / "run", resume=True) == export

@@ -1,0 +1,64 @@
+"""Weights fetched ahead, for a machine without a network."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import timm
+from safetensors import safe_open
+
+from . import hub, weights
+from .errors import WeightsError
+from .manifest import Entry, entry_of
+from .release import card
+from .scott import MODELS
+
+
+def tag_of(name: str) -> str:
+    """A model's default tag; anything else as it is."""
+    return next(iter(weights.tags_of(name)), name)
+
+
+def download(tag: str, folder: str | Path | None = None) -> Path:
+    """The verified weight file of a tag; in a `folder`, as its release: weights, configuration and model card.
+
+    A `folder` is for $SCOTT_MODELS_DIR, here or on another machine. What it holds already is hashed, not loaded again;
+    damaged weights in it are replaced.
+
+    Raises:
+        WeightsError: weights that are unknown or cannot be had, whole.
+    """
+    entry = entry_of(tag)
+    if folder is None:
+        return weights.resolve(tag)
+    if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
+        raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found one of {model}; update scott_models")
+    target = Path(folder).expanduser() / tag / entry["file"]
+    if not (target.is_file() and weights.sha256(target) == entry["sha256"]):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
+            _obtain(tag, entry, Path(partial)).replace(target)
+    _write_config(model, entry, target)
+    target.with_name("README.md").write_text(card(tag, entry))
+    return target
+
+
+def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
+    """A verified file in the folder `partial`: a copy of one that is here, or else from the Hub."""
+    here = [folder / tag / entry["file"] for folder in weights.folders()]
+    here += [path] if (path := hub.cached(entry)) else []
+    for path in here:
+        if path.is_file() and weights.sha256(path) == entry["sha256"]:
+            copy = Path(shutil.copyfile(path, partial / entry["file"]))
+            return weights.verified(copy, tag, entry, "try again")
+    if entry["repository"] is None:
+        return weights.resolve(tag)  # which says that it is nowhere
+    return weights.from_hub(tag, entry, cache_dir=partial).resolve()
+
+
+def _write_config(model: str, entry: Entry, file: Path) -> None:
+    with safe_open(file, framework="pt") as tensors:
+        has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- no dictionary
+    channels, *size = entry["input_size"]
+    made = timm.create_model(model, device="meta", in_chans=channels, img_size=size, use_mask_token=has_mask_token)
+    weights.write_config(made, file.with_name("config.json"), weights.model_args(made))

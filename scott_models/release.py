@@ -1,0 +1,263 @@
+"""What a release says of itself: a manifest entry from a run, and from the entry the model card.
+
+The card is made from the entry alone, so that neither can say what the other does not.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from . import weights
+from .errors import WeightsError
+from .manifest import Entry
+from .pretrain.recipe import Recipe
+
+PAPER_EPOCHS, PAPER_PIXELS = 300, 224
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' names
+# How the name of a score ends -> what was scored; the model's own have no ending.
+SCORED = {
+    "": "these weights, {size} px",
+    "_random": "random weights, {size} px",
+    "_start": "the weights training started from, {size} px",
+    "_224": "these weights, 224 px",
+    "_224_random": "random weights, 224 px",
+    "_context": "the context encoder of the same run, {size} px",
+}
+PROBES = {"knn": "kNN", "ridge": "ridge", "linear": "linear", "attentive": "attentive"}
+MONITORED = (
+    "watched while training: frozen average-pooled features of at most {images} of the run's own images, {scored}; "
+    "kNN: majority of 10 by cosine; ridge: standardised features, strength by leave-one-out; top-1 %, last epoch"
+)
+HELD_OUT, ON_TEST = "of each class one of five held out to be scored", "those of the test split scored"
+
+
+def is_pretraining(folder: Path) -> bool:
+    """Whether a folder is a run of `scott pretrain`; one of `scott finetune` is not."""
+    recipe = folder / "recipe.toml"
+    try:
+        return recipe.is_file() and "mask" in tomllib.loads(recipe.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+
+
+def entry_of_run(
+    run: Path,
+    *,
+    license: str,
+    data: str = "",
+    data_terms: str = "their terms are not stated",
+    scores: Path | None = None,
+) -> Entry:
+    """The manifest's entry of a finished run of pretraining, not yet published.
+
+    Args:
+        license: of the weights, an SPDX identifier in lower case.
+        data: what it was trained on, in words; by default how many images of which sources, by their last names.
+        scores: what `scott probe --json` printed of this run; by default what the run's monitor measured.
+
+    Raises:
+        WeightsError: a run without an export, or `scores` that are not the probe's.
+    """
+    recipe = Recipe.load(run / "recipe.toml")
+    file = run / "export" / "model.safetensors"
+    if not file.is_file():
+        raise WeightsError(f"{run}: expected a run that has ended, found no {file}; go on with it by --resume")
+    start = json.loads((run / "environment.json").read_text())[-1]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
+    measured, protocol = probed(scores, run, recipe.model.img_size) if scores else watched(lines, recipe)
+    export = start.get("export") or ("context" if "context" in str(start["command"]) else "target")  # older runs
+    return {
+        "repository": None,
+        "revision": None,
+        "file": file.name,
+        "sha256": weights.sha256(file),
+        "bytes": file.stat().st_size,
+        "dtype": dtype_of(file),
+        "encoder": export,
+        "input_size": [3, recipe.model.img_size, recipe.model.img_size],
+        "data": data or f"{start['images']:,} images of {', '.join(names)}",
+        "datasets": sorted({name.lower() for name in names}),
+        "data_terms": data_terms,
+        "license": license,
+        "recipe": name_of(recipe) + (f", from {start_of(recipe)}" if recipe.model.init else ""),
+        "epochs": recipe.optim.epochs,
+        "images_seen": [line["step"] for line in lines if "loss" in line][-1] * recipe.optim.batch_size,
+        "seed": recipe.run.seed,
+        "hardware": start["gpu"] or f"{start['cpus']} CPU cores",
+        "minutes": minutes_of(lines, recipe.optim.batch_size),
+        "versions": {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")},
+        "scores": measured,
+        "protocol": protocol,
+    }
+
+
+def source_name(source: str) -> str:
+    """What a source of images is called: never where it is on somebody's disk.
+
+    "/data/photos" and "/data/photos/train" -> "photos"; "flowers102:downloads" -> "flowers102"; "hf:org/name" ->
+    "org/name", or of a saved data set's folder its last name.
+    """
+    kind, colon, rest = source.partition(":")
+    if colon and kind != "hf":
+        return kind
+    if colon and len(rest.split("/")) <= 2 and not Path(rest).exists():
+        return rest
+    parts = [part for part in (rest or source).split("/") if part not in ("", ".", "..")]
+    return next((part for part in reversed(parts) if part not in ("train", "val", "test")), "images")
+
+
+def start_of(recipe: Recipe) -> str:
+    """What a run started from, without where that is; empty for random weights."""
+    return Path(recipe.model.init.removeprefix("local-dir:")).name
+
+
+def name_of(recipe: Recipe) -> str:
+    """The package's own recipe that a run was made with, or "recipe.toml" where it was changed."""
+    known = (path.stem for path in sorted(Recipe.folder.glob("*.toml")))
+    plain = recipe.changed("model", init="")
+    return next((name for name in known if not Recipe.load(name).differences(plain)), "recipe.toml")
+
+
+def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
+    """Time spent on updates, from the lines of metrics.jsonl."""
+    lines = [line for line in lines if "loss" in line]
+    spans = zip([0, *(line["step"] for line in lines)], lines)
+    return round(sum((line["step"] - before) * batch / line["images_per_second"] for before, line in spans) / 60)
+
+
+def watched(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:
+    """Scores and protocol of a run's monitor, its last look beside its first; none without labels."""
+    looks = [line["monitor"] for line in lines if "monitor" in line]
+    scores: dict[str, float] = {}
+    for look, ending in zip(looks[-1:] + looks[:1], ("", "_start" if recipe.model.init else "_random")):
+        scores |= {probe + ending: round(look[probe], 1) for probe in ("knn", "ridge") if look[probe] is not None}
+    scored = ON_TEST if recipe.monitor.test else HELD_OUT
+    return scores, MONITORED.format(images=recipe.monitor.images, scored=scored) if scores else "not measured"
+
+
+def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]:
+    """Scores and protocol of a report that `scott probe --json` printed of a run.
+
+    Raises:
+        WeightsError: another file, or a report of another model or size.
+    """
+    try:
+        report = json.loads(path.read_text())
+        rows = report["scores"]
+        model, size, seeds = (rows[0][name] for name in ("model", "img_size", "seeds"))
+        if Path(model.removeprefix("local-dir:")).resolve() not in (run.resolve(), run.resolve() / "export"):
+            raise WeightsError(f"{path}: expected scores of {run}, found those of {model}")
+        if size not in (img_size, PAPER_PIXELS):
+            raise WeightsError(f"{path}: expected scores at {img_size} or {PAPER_PIXELS} px, found {size}")
+        at = "" if size == img_size else f"_{PAPER_PIXELS}"
+        scores = {
+            row["probe"] + at + ("" if row["model"] == model else "_random"): round(row["top1"], 1) for row in rows
+        }
+        counts = f"{report['train']:,} images to train, {report['test']:,} to test"
+        return scores, f"scott probe, protocol {report['protocol']}, {size} px, {counts}, seeds: {seeds}; top-1 %"
+    except WeightsError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: expected what `scott probe --json` prints, found something else") from error
+
+
+def dtype_of(file: Path) -> str:
+    """The type of all tensors of a safetensors file, in torch's words.
+
+    Raises:
+        WeightsError: a file that is none, or one of several types.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            found = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 -- no dictionary
+    except Exception as error:  # safetensors has one class of error, which its stubs do not name
+        raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
+    if len(found) != 1 or not found <= DTYPES.keys():
+        raise WeightsError(f"{file}: expected tensors of one type, of {sorted(DTYPES)}, found {sorted(found)}")
+    return DTYPES[found.pop()]
+
+
+def card(tag: str, entry: Entry, name: str | None = None) -> str:
+    """The model card, README.md of the release, with the metadata the Hub reads.
+
+    Args:
+        name: what timm is to be asked for; by default the tag, which is for those who have the manifest.
+    """
+    channels, _, size = entry["input_size"]
+    shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
+    seen = " The test images were seen in pretraining, without labels." if "transductive" in entry["data"] else ""
+    versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("torch", "timm"))
+    return f"""---
+{metadata(tag, entry)}
+---
+
+# {tag}
+
+A SCOTT vision transformer pretrained without labels by MIM-JEPA (arXiv 2502.18056). These are weights of an independent
+implementation, not the paper's{"; the run was shorter or its images smaller than there" if shorter else ""}.
+
+```python
+import scott_models, timm
+
+model = timm.create_model("{name or tag}", pretrained=True)  # images (B, {channels}, {size}, {size}) -> (B, 384)
+```
+
+{table(entry)}
+
+- **Data:** {entry["data"]}; {entry["data_terms"]}.{seen}
+- **Training:** recipe `{entry["recipe"]}`, {entry["epochs"]:g} epochs, {entry["images_seen"]:,} images, seed
+  {entry["seed"]}, {entry["minutes"]} minutes on {entry["hardware"]}; {versions}.
+- **File:** `{entry["file"]}`, the {entry["encoder"]} encoder in {entry["dtype"]}, {entry["bytes"]:,} bytes, sha256
+  `{entry["sha256"]}`.
+- **Use:** features for small sets of such images, a start for your own pretraining, an example of the method. Not for
+  decisions about people; no match for models pretrained on large data sets.
+"""
+
+
+def table(entry: Entry) -> str:
+    """The scores, a row for each thing that was scored, and how."""
+    scores = entry["scores"]
+    probes = [probe for probe in PROBES if any(name.split("_")[0] == probe for name in scores)]
+    if not probes:
+        return "Its features have not been scored."
+    rows = [
+        [words.format(size=entry["input_size"][-1]), *(str(scores.get(probe + ending, "-")) for probe in probes)]
+        for ending, words in SCORED.items()
+        if any(probe + ending in scores for probe in probes)
+    ]
+    rows[0] = [f"**{cell}**" for cell in rows[0]]
+    head = ["frozen features, top-1 %", *(PROBES[probe] for probe in probes)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines).replace(" --- ", "---") + f"\n\nProtocol: {entry['protocol']}."
+
+
+def metadata(tag: str, entry: Entry) -> str:
+    """The card's YAML, with the scores as the Hub's `model-index`."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=entry["datasets"][0],
+            dataset_name=entry["data"].split(", ")[0],
+            metric_type="accuracy",
+            metric_name=f"{PROBES[probe]} of frozen features, top-1 %",
+            metric_value=entry["scores"][probe],
+        )
+        for probe in PROBES
+        if probe in entry["scores"]
+    ]
+    return ModelCardData(
+        license=entry["license"],
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["timm", "self-supervised", "scott"],
+        datasets=entry["datasets"],
+        model_name=tag if results else None,
+        eval_results=results or None,
+    ).to_yaml()

@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scott_models.errors import WeightsError
+from scott_models.manifest import manifest
+from scott_models.pretrain import Recipe, pretrain
+from scott_models.release import card, dtype_of, entry_of_run, is_pretraining, source_name
+
+CHECKOUT = Path(__file__).parents[1]
+SMOKE = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
+
+
+def front_matter(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.fixture
+def run(photos, tmp_path):
+    """A run of pretraining that has ended."""
+    pretrain(Recipe.load("smoke", SMOKE), [photos], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("tag", [tag for tag in manifest() if (CHECKOUT / "weights" / tag).is_dir()])
+def test_committed_cards_are_made_from_the_manifest(tag):
+    """So a score that is changed by hand in one of them is a score that the other denies."""
+    committed, made = (CHECKOUT / "weights" / tag / "README.md").read_text(), card(tag, manifest()[tag])
+    assert committed.split("---\n", 2)[2] == made.split("---\n", 2)[2]
+    assert front_matter(committed) == front_matter(made)  # whose layout is another library's
+
+
+@pytest.mark.parametrize("tag", ["scott_3_16.mimjepa_flowers102"])
+def test_a_card_says_what_was_measured(tag):
+    entry = manifest()[tag]
+    text = card(tag, entry)
+    assert all(f"{score}" in text for score in entry["scores"].values())
+    assert entry["protocol"] in text
+    results = front_matter(text)["model-index"][0]["results"]
+    values = [metric["value"] for result in results for metric in result["metrics"]]
+    assert values == [entry["scores"]["knn"], entry["scores"]["ridge"]]
+    assert front_matter(text)["license"] == entry["license"]
+
+
+def test_a_card_without_scores():
+    entry = {**next(iter(manifest().values())), "scores": {}, "protocol": "not measured"}
+    text = card("scott_3_16.x", entry)
+    assert "have not been scored" in text
+    assert "model-index" not in text
+
+
+def test_an_entry_of_a_run(run, photos):
+    entry = entry_of_run(run, license="cc-by-4.0", data_terms="mine")
+    steps = 6  # 2 epochs of 12 images in batches of 4
+    assert (entry["epochs"], entry["images_seen"], entry["seed"]) == (2, 4 * steps, 3)
+    assert entry["data"] == "12 images of photos"  # never where they are
+    assert (entry["datasets"], entry["recipe"], entry["encoder"]) == (["photos"], "recipe.toml", "target")
+    assert (entry["license"], entry["data_terms"], entry["dtype"]) == ("cc-by-4.0", "mine", "bfloat16")
+    assert str(photos.parent) not in json.dumps(entry) + card("scott_3_16.photos", entry)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    looks = [line["monitor"] for line in lines if "monitor" in line]
+    assert entry["scores"]["knn"] == round(looks[-1]["knn"], 1)
+    assert entry["scores"]["ridge_random"] == round(looks[0]["ridge"], 1)
+
+
+def test_scores_of_a_probe(run, tmp_path):
+    def entry(content):
+        (tmp_path / "scores.json").write_text(json.dumps(content))
+        return entry_of_run(run, license="mit", scores=tmp_path / "scores.json")
+
+    def report(model, size):
+        row = {"model": str(model), "img_size": size, "probe": "linear", "top1": 61.04, "seeds": 1}
+        control = {**row, "model": f"{model} (random weights)", "top1": 9}
+        return {"scores": [row, control], "protocol": "fast", "train": 2040, "test": 6149}
+
+    made = entry(report(run, 32))
+    assert made["scores"] == {"linear": 61.0, "linear_random": 9}
+    assert made["protocol"].startswith("scott probe, protocol fast, 32 px, 2,040 images to train, 6,149 to test")
+    made = entry(report(f"local-dir:{run / 'export'}", 224))
+    assert made["scores"] == {"linear_224": 61.0, "linear_224_random": 9}
+    assert "| **these weights, 224 px** | **61.0** |" in card("scott_3_16.x", made)
+    with pytest.raises(WeightsError, match="expected scores of .*run, found those of vit_small"):
+        entry(report("vit_small", 32))
+    with pytest.raises(WeightsError, match="expected scores at 32 or 224 px, found 64"):
+        entry(report(run, 64))
+    with pytest.raises(WeightsError, match="expected what `scott probe --json` prints"):
+        entry([])
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/data/photos", "photos"),
+        ("photos/", "photos"),
+        ("/data/photos/train", "photos"),
+        ("flowers102:/data/downloads", "flowers102"),
+        ("hf:org/birds", "org/birds"),
+        ("hf:/data/saved", "saved"),
+        ("train", "images"),
+        (".", "images"),
+    ],
+)
+def test_sources_are_named_without_their_place(source, name):
+    assert source_name(source) == name
+
+
+def test_which_folders_are_runs(run, tmp_path):
+    assert is_pretraining(run)
+    assert not is_pretraining(tmp_path)
+    (run / "export" / "model.safetensors").rename(tmp_path / "x")
+    with pytest.raises(WeightsError, match="expected a run that has ended, found no"):
+        entry_of_run(run, license="mit")
+    (tmp_path / "x").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="expected a whole safetensors file"):
+        dtype_of(tmp_path / "x")
