@@ -17,7 +17,7 @@ from .sheet import Look, draw_sheet, drawable, from_map
 def draw_attention(
     images: Sequence[str | Path],
     out: str | Path,
-    name: str,
+    name: str | nn.Module,
     *,
     img_size: int | None = None,
     block: int = -1,
@@ -34,7 +34,7 @@ def draw_attention(
         WeightsError: a model or an image size that cannot be had.
     """
     out, paths = drawable(out), find_images(images)
-    model = on_device(load_model(name, img_size=img_size))
+    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     maps = attention_maps(model, seen.inputs, block)
     side = (seen.inputs.shape[-2], seen.inputs.shape[-1])

@@ -45,6 +45,15 @@ class Accuracy:
         return cls(100 * right.double().mean().item(), top5, 100 * shares.mean().item())
 
 
+def confusion(scores: Tensor, labels: Tensor) -> Tensor:
+    """How often each class is taken for which: scores (n, classes), labels int64 (n,) -> int64 (classes, classes).
+
+    Rows are the true classes, columns the likeliest ones.
+    """
+    classes = scores.shape[1]
+    return torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
+
+
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, neighbours: int = NEIGHBOURS) -> Tensor:
     """Votes of the nearest training images by cosine; a class without a vote scores minus infinity."""
     votes = []

@@ -1,22 +1,28 @@
 """The `scott` command: each subcommand calls one function of the package."""
 
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
-from json import dumps
+from functools import reduce
+from json import dumps, loads
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
 from .errors import UserError, told_in_a_sentence
 
-PIPED_WIDTH = 160  # characters of a table that no terminal shows
+NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(,\s+[-+.\deE]+)*\s+\]")  # a list of them, which goes on one line
+NO_LIMIT = 100_000  # characters of a line that no terminal shows
 Sources = Annotated[list[str], UseAppendAction]
 # As in probe.py and curve.py, whose import takes seconds that --help should not.
 Probe = Literal["knn", "ridge", "linear", "attentive"]
@@ -37,11 +43,13 @@ def pretrain(
     images_seen: int | None = None,
     bad_images: Literal["error", "skip"] = "error",
     export: Literal["target", "context"] = "target",
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Pretrain a model on your own images with MIM-JEPA, no labels needed.
+    """Pretrain a model on your own images, no labels needed.
+
+    The method is MIM-JEPA (docs/pretraining.md).
 
     For example:
-
         scott pretrain --data photos --out runs/photos --recipe flowers102
         scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
         scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
@@ -63,18 +71,24 @@ def pretrain(
         images_seen: fit epochs and schedules to this many images instead.
         bad_images: what to do with images that cannot be used; either way all of them are listed.
         export: which encoder is exported at the end.
+        json: print JSON instead of a sentence.
     """
     from . import pretrain as training
 
-    training.pretrain(
-        training.Recipe.load(recipe, (*changes, f"model.init={dumps(init)}") if init else changes),
-        data,
-        out,
-        resume,
-        budget=training.Budget.of(minutes, images_seen),
-        skip_bad=bad_images == "skip",
-        export=export,
-    )
+    with redirect_stdout(sys.stderr if json else sys.stdout):
+        exported = training.pretrain(
+            training.Recipe.load(recipe, (*changes, f"model.init={dumps(init)}") if init else changes),
+            data,
+            out,
+            resume,
+            budget=training.Budget.of(minutes, images_seen),
+            skip_bad=bad_images == "skip",
+            export=export,
+        )
+    if json:
+        lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())
+        looks = [line["monitor"] for line in lines if "monitor" in line]
+        _print_json({"export": exported, "health": looks[-1] if looks else None})
 
 
 def embed(
@@ -85,11 +99,13 @@ def embed(
     model: str = "scott_3_16",
     tokens: FlagCreatePairsOff[bool] = False,
     batch_size: int = 32,
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Write the features of images to an .npz file: `names`, `features` (images, D) and, if asked, `tokens`.
+    """Write the features of images to an .npz file.
+
+    It holds `names`, `features` (images, D) and, if asked, `tokens`.
 
     For example:
-
         scott embed photos --out features.npz
         scott embed a.jpg b.jpg --out two.npz --tokens
         scott embed photos --out features.npz --model local-dir:runs/photos/export
@@ -100,11 +116,13 @@ def embed(
         model: any timm model with weights; SCOTT's are listed by `scott list`.
         tokens: also write the features of the patches, `tokens` (images, patches, D), row by row.
         batch_size: images a forward pass takes.
+        json: print JSON instead of a sentence.
     """
     from .features import embed
 
     count, dim = embed(images, out, model, tokens=tokens, batch_size=batch_size)
-    print(f"{out}: {count} images, {dim} features each, by {model}")
+    facts = {"out": out, "images": count, "features": dim, "model": model}
+    _tell(f"{out}: {count} images, {dim} features each, by {model}", facts, json)
 
 
 def pca(
@@ -116,11 +134,13 @@ def pca(
     img_size: int | None = None,
     look: Literal["smooth", "blocky"] = "smooth",
     token_map: Path | None = None,
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Draw what patches have in common: principal components of their features over all images, as colours.
+    """Draw what patches have in common, as colours.
+
+    These are principal components of their features over all images.
 
     For example:
-
         scott pca a.jpg b.jpg c.jpg --out picture.png --img-size 448
         scott pca photos --out picture.png --model runs/photos --look blocky
         scott pca photos --out picture.png --model vit_small_patch14_reg4_dinov2.lvd142m --img-size 448
@@ -135,11 +155,13 @@ def pca(
         img_size: pixels, in whole patches; more of them make finer maps; by default what the weights were trained at.
         look: smooth goes from patch to patch bit by bit; blocky shows the patches.
         token_map: an .npz file for names, features, first component, foreground and colours of the patches.
+        json: print JSON instead of a sentence.
     """
     from .pca import draw_pca
 
-    draw_pca(images, out, model, img_size=img_size, look=look, token_map=token_map)
-    print(out)
+    drawn = draw_pca(images, out, model, img_size=img_size, look=look, token_map=token_map).first
+    count, *patches = drawn.shape
+    _tell(str(out), {"out": out, "token_map": token_map, "images": count, "patches": patches, "model": model}, json)
 
 
 def attention(
@@ -151,11 +173,11 @@ def attention(
     img_size: int | None = None,
     block: int = -1,
     look: Literal["smooth", "blocky"] = "smooth",
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Draw how much attention each patch gets, head by head.
 
     For example:
-
         scott attention a.jpg b.jpg --out attention.png --img-size 448
         scott attention photos --out attention.png --model runs/photos --block 0
 
@@ -166,11 +188,13 @@ def attention(
         img_size: pixels, in whole patches; by default what the weights were trained at.
         block: which transformer block; negative ones count from the last.
         look: smooth goes from patch to patch bit by bit; blocky shows the patches.
+        json: print JSON instead of a sentence.
     """
     from .attend import draw_attention
 
-    draw_attention(images, out, model, img_size=img_size, block=block, look=look)
-    print(out)
+    count, heads, *patches = draw_attention(images, out, model, img_size=img_size, block=block, look=look).shape
+    facts = {"out": out, "images": count, "heads": heads, "patches": patches, "block": block, "model": model}
+    _tell(str(out), facts, json)
 
 
 def neighbours(
@@ -184,10 +208,11 @@ def neighbours(
     img_size: int | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Find the images of a gallery that a model finds most like yours, by the cosine of pooled features.
+    """Find the images of a gallery that are most like yours.
+
+    Likeness is the cosine of what a model pools two images to.
 
     For example:
-
         scott neighbours a.jpg b.jpg --gallery photos --out neighbours.png
         scott neighbours a.jpg --gallery photos --gallery more --count 3 --json
 
@@ -226,10 +251,9 @@ def probe(
     zero_shot_neighbours: FlagCreatePairsOff[bool] = False,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Score a model's frozen features beside the same model with random weights.
+    """Score frozen features, beside those of random weights.
 
     For example:
-
         scott probe --train flowers102/train --train flowers102/val --test flowers102/test
         scott probe --train flowers102:downloads --test flowers102:downloads --seeds 3
         scott probe --model runs/photos --train mine/train --test mine/test --probes knn linear
@@ -304,6 +328,37 @@ def _refuse(command: str, *options: Mapping[str, object]) -> None:
         raise UserError(f"{command} has no use for {', '.join(given)}; leave that out")
 
 
+def report(
+    sources: Positional[list[Path]],
+    /,
+    *,
+    out: Path | None = None,
+    neighbours: bool = True,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Show a run, or a probe's results, as one HTML page.
+
+    The verdict comes first, then curves, what the run sees, and where its recipe differs from the paper's. The file
+    needs no network and no other file; it may show images of yours.
+
+    For example:
+        scott report runs/photos
+        scott probe --model runs/photos --train mine/train --test mine/test --json > scores.json
+        scott probe --curve curve.png --model runs/photos --train mine/train --test mine/test --json > curve.json
+        scott report runs/photos scores.json curve.json --out page.html
+
+    Args:
+        sources: the folder of a run, under way too, and files that `scott probe --json` printed; at least one of them.
+        out: the page; by default report.html in the run's folder, or beside the first file.
+        neighbours: also show which of the run's images its model finds alike.
+        json: print JSON instead of a sentence.
+    """
+    from .report import write_report
+
+    page = write_report(sources, out, neighbours=neighbours)
+    _tell(str(page), {"out": page}, json)
+
+
 def finetune(
     changes: Positional[tuple[str, ...]] = (),
     /,
@@ -315,11 +370,13 @@ def finetune(
     resume: FlagCreatePairsOff[bool] = False,
     minutes: float | None = None,
     bad_images: Literal["error", "skip"] = "error",
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Train a classifier of your own classes, from weights or from scratch.
+    """Train a classifier of your own classes.
+
+    It starts from weights, or from scratch.
 
     For example:
-
         scott finetune --train mine/train --test mine/test --out runs/mine
         scott finetune --train mine/train --test mine/test --out runs/mine model.name=local-dir:runs/photos/export
         scott finetune --train mine/train --test mine/test --out runs/mine optim.layer_decay=0.75 optim.mixup=0.2
@@ -335,27 +392,28 @@ def finetune(
         resume: go on with the run in --out from its last checkpoint.
         minutes: measure the speed first, then fit epochs and schedules into this time.
         bad_images: what to do with images that cannot be used; either way all of them are listed.
+        json: print JSON instead of a sentence.
     """
     from . import finetune as finetuning
     from .pretrain import Budget
 
-    accuracy = finetuning.finetune(
-        finetuning.FinetuneRecipe.load(recipe, changes),
-        train,
-        test,
-        out,
-        resume,
-        budget=Budget.of(minutes, None),
-        skip_bad=bad_images == "skip",
-    )
-    print(accuracy)
+    with redirect_stdout(sys.stderr if json else sys.stdout):
+        accuracy = finetuning.finetune(
+            finetuning.FinetuneRecipe.load(recipe, changes),
+            train,
+            test,
+            out,
+            resume,
+            budget=Budget.of(minutes, None),
+            skip_bad=bad_images == "skip",
+        )
+    _tell(str(accuracy), {"export": out / "export", **asdict(accuracy)}, json)
 
 
 def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
-    """List models and their weights: parameters, data, measured accuracy, and where the weights would come from.
+    """List models and weights, what they score and where they are.
 
     For example:
-
         scott list
         scott list --json
 
@@ -372,11 +430,11 @@ def download(
     /,
     *,
     dir: Path | None = None,
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Fetch weights ahead, for a machine without a network, and verify them.
+    """Fetch and verify weights, for a machine without a network.
 
     For example:
-
         scott download
         scott download scott_3_16 --dir weights
         SCOTT_MODELS_DIR=weights HF_HUB_OFFLINE=1 python train.py
@@ -384,14 +442,21 @@ def download(
     Args:
         names: models or tags, as `scott list` shows them; all if none is given.
         dir: a folder for SCOTT_MODELS_DIR, here or on another machine; by default the Hub's cache, where it is needed.
+        json: print JSON instead of a sentence.
     """
     from . import download as downloading
-    from .manifest import manifest
+    from .manifest import entry_of, manifest
 
+    found = []
     for tag in dict.fromkeys(downloading.tag_of(name) for name in names or manifest()):
-        print(f"{tag}: verified, {downloading.download(tag, dir)}")
-    if dir:
-        print(f"use it with SCOTT_MODELS_DIR={shlex.quote(str(dir.resolve()))}")
+        file = downloading.download(tag, dir)
+        found.append({"tag": tag, "file": file, "sha256": entry_of(tag)["sha256"]})
+        if not json:
+            _print(f"{tag}: verified, {file}")
+    if json:
+        _print_json(found)
+    elif dir:
+        _print(f"use it with SCOTT_MODELS_DIR={shlex.quote(str(dir.resolve()))}")
 
 
 def publish(
@@ -407,11 +472,13 @@ def publish(
     manifest: Path | None = None,
     private: FlagCreatePairsOff[bool] = False,
     dry_run: FlagCreatePairsOff[bool] = False,
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Upload a run, or a model's folder, to the Hugging Face Hub, with a model card, and read it back.
+    """Upload a run to the Hugging Face Hub, with a model card.
+
+    A model's folder will do too; what was uploaded is read back and compared.
 
     For example:
-
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
         scott probe --model runs/photos --train mine/train --test mine/test --json > scores.json
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --scores scores.json
@@ -430,11 +497,14 @@ def publish(
         manifest: a file the entry is written into; by default the checkout's weights_manifest.json, if this is one.
         private: whether a new repository is.
         dry_run: show everything, upload nothing.
+        json: print JSON instead of sentences.
     """
     from .publish import publish as publish_release
 
     facts: dict[str, Any] = {"license": license, "data": data, "data_terms": data_terms, "scores": scores}
-    print(publish_release(source, repo_id, tag=tag, manifest_file=manifest, private=private, dry_run=dry_run, **facts))
+    options: dict[str, Any] = {"tag": tag, "manifest_file": manifest, "private": private, "dry_run": dry_run}
+    done = publish_release(source, repo_id, **options, **facts)
+    _tell(str(done), done.facts(), json)
 
 
 def convert(
@@ -443,11 +513,11 @@ def convert(
     *,
     out: Path,
     num_heads: int | None = None,
+    json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Turn a checkpoint of the original implementation into a folder that timm reads.
+    """Turn a checkpoint of the authors' code into a timm folder.
 
     For example:
-
         scott convert logs/target-encoder_checkpoint.pth --out scott_12_16
         scott convert target-encoder_checkpoint.pth --num-heads 4 --out scott_12_16
         scott embed photos --out features.npz --model local-dir:scott_12_16
@@ -457,10 +527,12 @@ def convert(
         checkpoint: context-encoder, target-encoder or predictor, .pth; only tensors are read of it.
         out: a new folder, or that of an earlier conversion.
         num_heads: of attention; by default what config.yaml beside the checkpoint says.
+        json: print JSON instead of a sentence.
     """
     from .convert import convert as convert_checkpoint
 
-    print(f"{convert_checkpoint(checkpoint, out, num_heads=num_heads)}: converted")
+    folder = convert_checkpoint(checkpoint, out, num_heads=num_heads)
+    _tell(f"{folder}: converted", {"checkpoint": checkpoint, "out": folder}, json)
 
 
 def bench(
@@ -477,10 +549,11 @@ def bench(
     rounds: int = 5,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Measure images a second and memory on this machine, each as a share of what its matrix products reach.
+    """Measure images a second and memory on this machine.
+
+    Speeds stand beside what the machine's matrix products reach.
 
     For example:
-
         scott bench
         scott bench scott_3_16 scott_12_16 resnet50 --batch-size 1 64
         scott bench scott_12_16 --task step --precision bf16 --compiled
@@ -506,10 +579,11 @@ def bench(
 
 
 def doctor(*, speed: bool = True, json: FlagCreatePairsOff[bool] = False) -> None:
-    """Show what this machine can do: versions, GPU, bf16, caches, weights, and ten seconds of speed.
+    """Show what this machine can do, and what is wrong with it.
+
+    Versions, GPU, bf16, caches, weights, and ten seconds of speed.
 
     For example:
-
         scott doctor
         scott doctor --no-speed --json
 
@@ -537,22 +611,41 @@ def _show(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    table = Table()
+    terminal = sys.stdout.isatty()
+    table = Table() if terminal else Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, overflow="fold")  # never cut a name short
+        table.add_column(name, overflow="fold", no_wrap=not terminal)  # never cut a name short
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    console = Console(width=None if terminal else NO_LIMIT)
+    with console.capture() as text:
+        console.print(table)
+    _print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def _cell(value: object) -> Text:
+    """As it is: of a bare string rich would take "[...]" and ":...:" for its own. Plain text has a row on each line."""
+    text = f"{value:.1f}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
+    return Text(text if sys.stdout.isatty() else " ".join(text.splitlines()))
+
+
+def _tell(sentence: str, facts: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        _print(sentence)
 
 
 def _print_json(value: object) -> None:
-    print(dumps(value, indent=2))
+    text = dumps(value, indent=2, default=str)  # of what we print only paths are foreign to JSON
+    _print(NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if isinstance(value, float) else escape(str(value))  # or rich would take "[...]" for its own
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -563,6 +656,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attention": attention,
     "neighbours": neighbours,
     "probe": probe,
+    "report": report,
     "pretrain": pretrain,
     "finetune": finetune,
     "publish": publish,
@@ -572,9 +666,43 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+DESCRIPTION = """Small vision transformers for people who have few images.
+
+For example:
+    scott list
+    scott embed photos --out features.npz
+    scott pca photos --out picture.png --img-size 448
+    scott probe --train mine/train --test mine/test
+    scott pretrain --data photos --out runs/photos --minutes 90
+    scott finetune --train mine/train --test mine/test --out runs/mine
+    scott COMMAND --help
+
+Exit status:
+    0    done
+    1    something is wrong, or went wrong
+    2    a mistake that you can put right, told in a sentence
+    130  stopped, by Ctrl-C or SIGTERM
+
+Shell completion, exit statuses, JSON: docs/commands.md
+"""
+
+
 def main() -> None:
     """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2."""
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    for decoration in ("utf8_boxes", "ansi_codes"):  # tyro asks of neither whether its errors go to a terminal
+        tyro._experimental_options[decoration] = terminal
+    commands: Any = reduce(
+        or_,
+        (
+            Annotated[Any, tyro.conf.subcommand(name, constructor=command, description=_described(name, command))]
+            for name, command in COMMANDS.items()
+        ),
+    )
     with told_in_a_sentence():
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="scott", description="Small vision transformers for people who have few images."
-        )
+        tyro.cli(commands, prog="scott", description=DESCRIPTION)
+
+
+def _described(name: str, command: Callable[..., None]) -> str | None:
+    """What a command does, in a line where all are listed; None, which is all its docstring says, where it is asked."""
+    return None if sys.argv[1:2] == [name] else str(command.__doc__).split("\n", maxsplit=1)[0]

@@ -78,6 +78,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise WeightsError(f"{path}: expected a state_dict, names and tensors, found {type(state).__name__}")
+    if names := weights.infinite(state):
+        raise WeightsError(f"{path}: expected finite numbers, found others in {names[:3]}; the training failed")
     return dict(state)
 
 

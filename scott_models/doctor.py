@@ -17,6 +17,7 @@ from .errors import WeightsError
 from .manifest import manifest
 from .on_cpu import MULTIPLIES_BFLOAT16
 from .pretrain.store import cache_folder
+from .progress import track
 from .weights import find, place, resolve
 
 State = Literal["ok", "note", "wrong"]
@@ -119,7 +120,7 @@ def _speeds() -> list[Finding]:
         Finding(
             what, "ok", f"{_speed(task, precision):.0f} images/s, {MODEL}, {PIXELS} px, {precision}, batches of {BATCH}"
         )
-        for task, what in words.items()
+        for task, what in track(words.items(), "measuring", total=len(words), unit="tests")
     ]
 
 

@@ -34,7 +34,7 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
     if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
         raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found one of {model}; update scott_models")
     target = Path(folder).expanduser() / tag / entry["file"]
-    if not (target.is_file() and weights.sha256(target) == entry["sha256"]):
+    if not weights.is_released(target, entry):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
             _obtain(tag, entry, Path(partial)).replace(target)
@@ -48,7 +48,7 @@ def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
     here = [folder / tag / entry["file"] for folder in weights.folders()]
     here += [path] if (path := hub.cached(entry)) else []
     for path in here:
-        if path.is_file() and weights.sha256(path) == entry["sha256"]:
+        if weights.is_released(path, entry):
             copy = Path(shutil.copyfile(path, partial / entry["file"]))
             return weights.verified(copy, tag, entry, "try again")
     if entry["repository"] is None:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 class UserError(ValueError):
     """Something the caller can put right, told in one sentence: expected, found, what to do.
 
-    The command line prints it and exits with status 2; anything else is our mistake and shows its traceback.
+    The command line prints it and exits with its status; anything else is our mistake and shows its traceback.
     """
+
+    status = 2
 
 
 class DataError(UserError):
@@ -28,6 +30,8 @@ class WeightsError(UserError):
 class TrainingError(UserError):
     """A run that went wrong: its loss or gradients are no numbers any more."""
 
+    status = 1
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and saved itself."""
@@ -35,7 +39,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Around a command: what the user can mend is one sentence and exit status 2, a stop 130; no traceback.
+    """Around a command: what the user can mend is one sentence and its exit status, mostly 2, a stop 130; no traceback.
 
     SIGTERM stops as Ctrl-C does, so that whatever is half-written is removed.
     """
@@ -44,7 +48,7 @@ def told_in_a_sentence() -> Iterator[None]:
         yield
     except (UserError, OSError) as error:
         print(f"scott: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status if isinstance(error, UserError) else 2)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)

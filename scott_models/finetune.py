@@ -234,6 +234,9 @@ class FineTuning(Run):
         engine.objective.labels = Labelled.of(images.samples, self.trained.names).labels
         return Tested(self.tested, recipe.model.img_size, engine.device, engine.accelerator.autocast)
 
+    def build_album(self, recipe: Any, images: Images) -> None:
+        """None: its model may be of any kind."""
+
     def verdict(self, now: Any, control: Any) -> str:
         return str(now)
 

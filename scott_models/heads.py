@@ -95,7 +95,7 @@ def taken(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
     return features.to(head[1].weight.device)
 
 
-def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int) -> float:
+def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: str = "") -> float:
     """Fill a head with the logistic regression of some views of every image: features (views, M, D), labels (M,).
 
     Its strength is the one of INVERSE_STRENGTHS that is best on the first view of a fifth of the images, of each class
@@ -103,6 +103,7 @@ def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int) -> floa
 
     Args:
         seed: of the choice of those images.
+        what: name of a progress bar; without one there is none.
 
     Returns:
         the inverse strength chosen.
@@ -122,7 +123,10 @@ def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int) -> floa
         scores = F.linear(features[0, held_out].double(), weight, bias)
         return Accuracy.of(scores, labels[held_out]).top1
 
-    best = max(INVERSE_STRENGTHS, key=top1) if held_out.any() else 1.0
+    strengths: Iterable[float] = INVERSE_STRENGTHS
+    if what:
+        strengths = track(strengths, what, total=len(INVERSE_STRENGTHS), unit="fits")
+    best = max(strengths, key=top1) if held_out.any() else 1.0
     weight, bias = fit(torch.ones_like(held_out), best)
     with torch.no_grad():
         head[1].weight.copy_(weight)

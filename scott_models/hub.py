@@ -4,12 +4,25 @@ Downloading, caching, retries, resuming and tokens are huggingface_hub's. It che
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .errors import WeightsError
 from .manifest import Entry
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def usable_token(token: str | None) -> str | None:
+    """A token as it is sent, without the line end of a file it came from; None for the one that is stored.
+
+    Raises:
+        WeightsError: one that no request could carry; it is not shown, as the error of the client's would.
+    """
+    token = token.strip() if token else None
+    if token and not all("!" <= character <= "~" for character in token):
+        raise WeightsError("token: expected letters, digits and signs alone, found others inside; copy it again")
+    return token
 
 
 def fetch(
@@ -36,22 +49,28 @@ def fetch(
 
     repository = entry["repository"]
     assert repository is not None
+    download = partial(
+        huggingface_hub.hf_hub_download,
+        repository,
+        entry["file"],
+        revision=entry["revision"],
+        cache_dir=cache_dir,
+        token=usable_token(token),
+        library_name="scott_models",
+        library_version=__version__,
+    )
     try:
-        path = huggingface_hub.hf_hub_download(
-            repository,
-            entry["file"],
-            revision=entry["revision"],
-            cache_dir=cache_dir,
-            token=token.strip() if token else None,  # or the client's error would show it
-            force_download=fresh,
-            library_name="scott_models",
-            library_version=__version__,
-        )
+        path = Path(download(force_download=fresh))
+        if fresh and path.is_file() and not path.is_symlink():  # a copy, where no links are, which the client leaves
+            path.unlink(missing_ok=True)
+            path = Path(download())
     except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
         source = f"{tag}: {entry['file']} of {repository} at {entry['revision']}"
         cache = cache_dir or huggingface_hub.constants.HF_HUB_CACHE
         raise WeightsError(f"{source} {why(error, tag, cache)}") from error
-    return Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: expected the weight file of {tag}, found a folder; remove it")
+    return path
 
 
 def cached(entry: Entry) -> Path | None:

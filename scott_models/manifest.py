@@ -5,10 +5,16 @@ same in weights_manifest.schema.json.
 """
 
 import json
+import math
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from types import NoneType
+from typing import Any, TypedDict
+from uuid import uuid4
 
 from .errors import WeightsError
 
@@ -57,20 +63,131 @@ class Entry(TypedDict):
 
 
 TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
-# What an entry may not say, whoever wrote it: files outside the tag's own folder, and bytes or commits nobody pinned.
-RULES = {
-    "file": (r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", "the plain name of a .safetensors file"),
-    "sha256": (r"[0-9a-f]{64}", "64 hexadecimal digits"),
-    "repository": (r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", "organisation/name, or null"),
-    "revision": (r"[0-9a-f]{40}", "a commit of 40 hexadecimal digits, or null"),
-    "license": (r"[a-z0-9][a-z0-9.-]*", "an SPDX identifier in lower case"),
+_WORDS = {"type": "string", "minLength": 1}
+_COUNT = {"type": "integer", "minimum": 1}
+_PIXELS = {**_COUNT, "multipleOf": 16}
+# What an entry may say, whoever wrote it, in the words of JSON Schema: `properties` of weights_manifest.schema.json.
+# An error reads "expected <description>".
+RULES: dict[str, dict[str, Any]] = {
+    "repository": {
+        "description": "organisation/name on the Hugging Face Hub, or null while unpublished",
+        "type": ["string", "null"],
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$",
+    },
+    "revision": {
+        "description": "a commit of 40 hexadecimal digits, or null while unpublished",
+        "type": ["string", "null"],
+        "pattern": "^[0-9a-f]{40}$",
+    },
+    "file": {
+        "description": "the plain name of a .safetensors file, in the tag's own folder",
+        "type": "string",
+        "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*\\.safetensors$",
+    },
+    "sha256": {"description": "64 hexadecimal digits", "type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "bytes": {"description": "the size of the weight file", **_COUNT},
+    "dtype": {
+        "description": "the type of all tensors in the file, bfloat16, float16 or float32",
+        "type": "string",
+        "enum": ["bfloat16", "float16", "float32"],
+    },
+    "encoder": {
+        "description": "which of MIM-JEPA's two is in the file, target or context",
+        "type": "string",
+        "enum": ["target", "context"],
+    },
+    "input_size": {
+        "description": "channels, height and width it was trained at, in multiples of 16 pixels",
+        "type": "array",
+        "prefixItems": [_COUNT, _PIXELS, _PIXELS],
+        "minItems": 3,
+        "maxItems": 3,
+    },
+    "data": {"description": "what it was trained on, in words", **_WORDS},
+    "datasets": {
+        "description": "short names of the data sets, at least one",
+        "type": "array",
+        "items": _WORDS,
+        "minItems": 1,
+    },
+    "data_terms": {"description": "what the data allow, in words", **_WORDS},
+    "license": {
+        "description": "an SPDX identifier in lower case, of the weights",
+        "type": "string",
+        "pattern": "^[a-z0-9][a-z0-9.-]*$",
+    },
+    "recipe": {"description": "a recipe of the package, or recipe.toml in the repository", **_WORDS},
+    "epochs": {"description": "a number above 0", "type": "number", "exclusiveMinimum": 0},
+    "images_seen": {"description": "updates times batch size", **_COUNT},
+    "seed": {"description": "a whole number from 0", "type": "integer", "minimum": 0},
+    "hardware": {"description": "what it was trained on, in words", **_WORDS},
+    "minutes": {"description": "whole minutes of training", "type": "integer", "minimum": 0},
+    "versions": {
+        "description": "the versions of libraries it was trained with, torch, timm and scott_models at least",
+        "type": "object",
+        "required": ["torch", "timm", "scott_models"],
+        "additionalProperties": {"type": "string"},
+    },
+    "scores": {
+        "description": "top-1 % by probe (knn, ridge, linear, attentive); after the name what it is compared with: "
+        "random (weights), 224 (px), start (the weights training started from), context (encoder)",
+        "type": "object",
+        "propertyNames": {"pattern": "^(knn|ridge|linear|attentive)((_224)?(_random)?|_start|_context)$"},
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
+    },
+    "protocol": {"description": "how the scores were measured, in words", **_WORDS},
 }
+KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
+
+
+def fits(value: Any, rule: dict[str, Any]) -> bool:
+    """Whether a value is as a rule says, of those words of JSON Schema that `RULES` use."""
+    kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    if isinstance(value, bool) or not any(isinstance(value, KINDS[kind]) for kind in kinds):
+        return False
+    match value:
+        case str():
+            matches = re.fullmatch(rule.get("pattern", r"[\s\S]*"), value) is not None
+            return matches and len(value) >= rule.get("minLength", 0) and value in rule.get("enum", [value])
+        case int() | float():  # infinity is none, and what is no number compares with none
+            low, high = rule.get("minimum", -math.inf), rule.get("maximum", math.inf)
+            within = low <= value <= high and rule.get("exclusiveMinimum", -math.inf) < value < math.inf
+            return within and ("multipleOf" not in rule or value % rule["multipleOf"] == 0)
+        case list():
+            rules = rule.get("prefixItems") or [rule["items"]] * len(value)
+            enough = rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", math.inf)
+            return enough and all(map(fits, value, rules))
+        case dict():
+            names = rule.get("propertyNames", {}).get("pattern", r"[\s\S]*")
+            known = value.keys() >= set(rule.get("required", [])) and all(re.fullmatch(names, name) for name in value)
+            return known and all(fits(item, rule["additionalProperties"]) for item in value.values())
+    return True
 
 
 @cache
 def manifest() -> dict[str, Entry]:
-    """The entries by tag, e.g. "scott_3_16.mimjepa_flowers102", as they are written."""
-    return json.loads(PATH.read_text())["weights"]
+    """The entries by tag, e.g. "scott_3_16.mimjepa_flowers102", as they are written.
+
+    Raises:
+        WeightsError: the package's file is none.
+    """
+    return read(PATH)["weights"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A manifest's whole content.
+
+    Raises:
+        WeightsError: a file that is no manifest, or cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text())
+        dict.keys(content["weights"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WeightsError(
+            f"{path}: expected a manifest like weights_manifest.json, found something else ({error}); restore it"
+        ) from error
+    return content
 
 
 def entry_of(tag: str) -> Entry:
@@ -88,7 +205,7 @@ def entry_of(tag: str) -> Entry:
 
 
 def checked(tag: str, entry: Entry) -> Entry:
-    """The same entry, if what it names is a file of its own folder and one commit.
+    """The same entry, if it is as the schema says: what it names is a file of its own folder and one commit.
 
     Raises:
         WeightsError: the first field that is not as it must be.
@@ -97,16 +214,14 @@ def checked(tag: str, entry: Entry) -> Entry:
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
         raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102', found {tag!r}")
-    if missing := sorted(Entry.__annotations__.keys() - entry.keys()):
+    if missing := sorted(RULES.keys() - entry.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry of all fields, found none of {missing}")
-    for name, (pattern, expected) in RULES.items():
-        value = entry.get(name)
-        unpublished = value is None and name in ("repository", "revision")
-        if not unpublished and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            raise WeightsError(f"{PATH.name}: {tag}: {name}: expected {expected}, found {value!r}")
-    size = entry.get("input_size")
-    if not (isinstance(size, list) and len(size) == 3 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise WeightsError(f"{PATH.name}: {tag}: input_size: expected channels, height and width, found {size!r}")
+    if unknown := sorted(entry.keys() - RULES.keys()):
+        raise WeightsError(f"{PATH.name}: {tag}: unknown {unknown}; known are {list(RULES)}")
+    fields: dict[str, Any] = {**entry}
+    for name, rule in RULES.items():
+        if not fits(fields[name], rule):
+            raise WeightsError(f"{PATH.name}: {tag}: {name}: expected {rule['description']}, found {fields[name]!r}")
     if (entry["repository"] is None) != (entry["revision"] is None):
         raise WeightsError(
             f"{PATH.name}: {tag}: expected repository and revision both or neither, found {entry['repository']!r} and "
@@ -123,12 +238,31 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
     """
     checked(tag, entry)
     path = path.resolve()  # or a link would become a file
-    content = {"weights": {**entries_in(path), tag: entry}}
-    if path.exists():
-        content = json.loads(path.read_text()) | content
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    with alone_in(path.parent):
+        content = {**(read(path) if path.exists() else {}), "weights": {**entries_in(path), tag: entry}}
+        try:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in here for the same folder, where the system can lock one."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def entries_in(path: Path) -> dict[str, Entry]:
@@ -139,9 +273,4 @@ def entries_in(path: Path) -> dict[str, Entry]:
     """
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: expected a manifest in a folder that exists")
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text())["weights"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise WeightsError(f"{path}: expected a manifest like weights_manifest.json, found something else") from error
+    return dict(read(path)["weights"]) if path.exists() else {}

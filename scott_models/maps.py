@@ -45,7 +45,7 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
     config = {**transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
     transform = create_transform(**config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    inputs = torch.stack([transform(load_image(image)) for image in images])
+    inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
     pixels = ((inputs * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return Seen([Image.fromarray(each.numpy()) for each in pixels], inputs)
 

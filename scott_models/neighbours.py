@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from .data import find_images, load_image
 from .errors import DataError
 from .features import extract, load_model, on_device
+from .progress import track
 from .sheet import draw_sheet, drawable
 
 CELL = 160  # pixels
@@ -28,7 +30,7 @@ def draw_neighbours(
     queries: Sequence[str | Path],
     gallery: Sequence[str | Path],
     out: str | Path | None,
-    name: str,
+    name: str | nn.Module,
     *,
     count: int = 8,
     img_size: int | None = None,
@@ -38,7 +40,8 @@ def draw_neighbours(
     Args:
         queries, gallery: files, or folders, searched below too.
         out: a picture to write, a row for each query; None: none.
-        name: any timm model, "local-dir:FOLDER", or the folder of a run.
+        name: any timm model, "local-dir:FOLDER", or the folder of a run; or what `load_model` made of it with the
+            same `img_size`.
         img_size: pixels; by default the size the weights were trained at.
 
     Raises:
@@ -49,7 +52,7 @@ def draw_neighbours(
     if count < 1:
         raise DataError(f"count: expected at least 1 neighbour, got {count}")
     asked, held = find_images(queries), find_images(gallery)
-    model = on_device(load_model(name, img_size=img_size))
+    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     features = [
         torch.nn.functional.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)
         for paths, what in ((asked, "queries"), (held, "gallery"))
@@ -62,7 +65,8 @@ def draw_neighbours(
             raise DataError(f"{path}: expected another image in the gallery, found only itself")
         found.append([Neighbour(str(path), str(held[i]), row[i].item()) for i in order[:count]])
     if out:
-        rows = [[(_thumbnail(path), path.name), *map(_captioned, near)] for path, near in zip(asked, found)]
+        shown = track(zip(asked, found), "reading", total=len(asked), unit="rows")
+        rows = [[(_thumbnail(path), path.name), *map(_captioned, near)] for path, near in shown]
         draw_sheet(rows, out, cell=CELL)
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import find_images
 from .features import load_model, npz, on_device, save
@@ -37,7 +37,7 @@ class Components:
 def draw_pca(
     images: Sequence[str | Path],
     out: str | Path,
-    name: str,
+    name: str | nn.Module,
     *,
     img_size: int | None = None,
     look: Look = "smooth",
@@ -48,7 +48,8 @@ def draw_pca(
     Args:
         images: files, or folders, searched below too.
         out: the picture to write.
-        name: any timm model with patch tokens, "local-dir:FOLDER", or the folder of a run.
+        name: any timm model with patch tokens, "local-dir:FOLDER", or the folder of a run; or what `load_model` made
+            of it with the same `img_size`.
         img_size: pixels, in whole patches; more of them make finer maps; by default the size the weights were
             trained at.
         token_map: an .npz file for `names`, `features` (I, h, w, D), `first`, `foreground` and `colours`.
@@ -59,7 +60,7 @@ def draw_pca(
     """
     out, kept = drawable(out), npz(token_map) if token_map else None
     paths = find_images(images)
-    model = on_device(load_model(name, img_size=img_size))
+    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     tokens = patch_maps(model, seen.inputs)
     found = components(tokens)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .classifiers import Accuracy, knn, retrieval, ridge
+from .classifiers import Accuracy, confusion, knn, retrieval, ridge
 from .duplicates import Duplicates, find_duplicates
 from .errors import DataError
 from .features import load_model, npz, save
@@ -74,8 +74,35 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Confusions:
+    """What a probe of the model, not of its control, takes test images for; of the first seed.
+
+    Attributes:
+        of_classes: top-1 % of each class; None of one without test images.
+        mistaken: [true class, likeliest class, images] of each wrong pair, by the classes' numbers.
+    """
+
+    probe: str
+    of_classes: list[float | None]
+    mistaken: list[list[int]]
+
+    @classmethod
+    def of(cls, probe: str, matrix: Tensor) -> "Confusions":
+        """Of a matrix (classes, classes), as `confusion` counts it."""
+        totals, right = matrix.sum(dim=1).tolist(), matrix.diag().tolist()
+        wrong = matrix - matrix.diag().diag()
+        pairs = [[i, j, int(wrong[i, j])] for i, j in wrong.nonzero().tolist()]
+        return cls(probe, [100 * hits / total if total else None for hits, total in zip(right, totals)], pairs)
+
+
+@dataclass(frozen=True)
 class Report:
-    """All scores, and what they rest on."""
+    """All scores, and what they rest on.
+
+    Attributes:
+        names: of the classes, by number.
+        test_images: of each class.
+    """
 
     scores: list[Score]
     protocol: Protocol
@@ -83,6 +110,9 @@ class Report:
     test: int
     classes: int
     duplicates: Duplicates | None
+    names: list[str]
+    test_images: list[int]
+    confusions: list[Confusions]
 
 
 @dataclass(frozen=True)
@@ -148,7 +178,7 @@ def probe(
     copies = find_duplicates(trained.images, tested.images) if duplicates else None
     if copies is not None:
         print(f"duplicates: {copies}", file=sys.stderr)
-    scores = []
+    scores, confusions = [], []
     for label, models in _with_control(name, img_size, seeds, control):
         results: dict[Kind, list[Accuracy]] = {}
         for model, its_seeds in models:
@@ -161,11 +191,13 @@ def probe(
             heads, pooled = setup.heads(frozen, its_seeds)
             if pooled is None:
                 pooled = frozen.pooled(trained.images, "train")[None]
-            accuracies, of_test = setup.accuracies(frozen, heads, pooled[0], its_seeds)
-            for kind, found in accuracies.items():
+            outcome = setup.outcome(frozen, heads, pooled[0], its_seeds)
+            for kind, found in outcome.accuracies.items():
                 results.setdefault(kind, []).extend(found)
+            if label == name:
+                confusions += [Confusions.of(kind, matrix) for kind, matrix in outcome.confusions.items()]
             if features and label == name:
-                save(features, **setup.arrays(pooled, of_test))
+                save(features, **setup.arrays(pooled, outcome.features))
             if export and label == name:
                 best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
                 size = frozen.config["input_size"]
@@ -173,7 +205,9 @@ def probe(
                 usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
                 print(f"exported with the {best} head: {usage}", file=sys.stderr)
         scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
-    return Report(scores, protocol, len(trained), len(tested), len(trained.names), copies)
+    counts = torch.bincount(tested.labels, minlength=len(trained.names)).tolist()
+    names = trained.names
+    return Report(scores, protocol, len(trained), len(tested), len(names), copies, [*names], counts, confusions)
 
 
 def retrieve(
@@ -239,6 +273,21 @@ def _possible(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Of a model's probes on the test images.
+
+    Attributes:
+        accuracies: of each kind, for every seed.
+        confusions: of each kind, for the first seed, (classes, classes).
+        features: pooled, of the test images (n, D).
+    """
+
+    accuracies: dict[Kind, list[Accuracy]]
+    confusions: dict[Kind, Tensor]
+    features: Tensor
+
+
+@dataclass(frozen=True)
 class Setup:
     """What all models of a comparison are probed with.
 
@@ -271,7 +320,7 @@ class Setup:
                 torch.manual_seed(seed)
                 made = {kind: self._fresh(kind, frozen) for kind in kinds}
                 if cache and "linear" in made:
-                    solve(made["linear"], cache.pooled, labels, seed)
+                    solve(made["linear"], cache.pooled, labels, seed, f"{frozen.label}, linear")
                 by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
                 if by_gradient:
                     views = cache.views if cache else partial(frozen.views, images, seed=seed)
@@ -287,10 +336,10 @@ class Setup:
         return head.to(frozen.device)
 
     @torch.no_grad()
-    def accuracies(
+    def outcome(
         self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor, seeds: Sequence[int]
-    ) -> tuple[dict[Kind, list[Accuracy]], Tensor]:
-        """Of each kind of probe, for every seed; and the pooled features of the test images (n, D).
+    ) -> Outcome:
+        """What each kind of probe makes of the test images.
 
         Args:
             train: pooled features of the training images (M, D).
@@ -301,14 +350,17 @@ class Setup:
             pooled.append(features[0].cpu())
             for place, head in heads.items():
                 logits[place].append(head(taken(head, *features)).cpu())
-        labels = self.tested.labels
-        found = {place: Accuracy.of(torch.cat(batches), labels) for place, batches in logits.items()}
-        test = torch.cat(pooled)
+        test, labels = torch.cat(pooled), self.tested.labels
+        scores = {place: torch.cat(batches) for place, batches in logits.items()}
         for kind in self.kinds:
             if kind in CLASSIFIERS:
-                scores = CLASSIFIERS[kind](train, self.trained.labels, test, len(self.trained.names))
-                found |= dict.fromkeys(((kind, seed) for seed in seeds), Accuracy.of(scores, labels))
-        return {kind: [found[kind, seed] for seed in seeds] for kind in self.kinds}, test
+                solved = CLASSIFIERS[kind](train, self.trained.labels, test, len(self.trained.names))
+                scores |= {(kind, seed): solved for seed in seeds}
+        return Outcome(
+            {kind: [Accuracy.of(scores[kind, seed], labels) for seed in seeds] for kind in self.kinds},
+            {kind: confusion(scores[kind, seeds[0]], labels) for kind in self.kinds},
+            test,
+        )
 
     def arrays(self, train: Tensor, test: Tensor) -> dict[str, np.ndarray]:
         """Features with what is known of their images, for a file."""

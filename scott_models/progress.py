@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 30
@@ -23,7 +24,6 @@ def track(
 
 
 def _bar(items: Iterator[T], what: str, total: int, size: int, done: int, unit: str) -> Iterator[T]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -33,13 +33,21 @@ def _bar(items: Iterator[T], what: str, total: int, size: int, done: int, unit: 
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
+    with Progress(*columns, console=_console(), speed_estimate_period=120) as progress:
         task = progress.add_task(what, total=total, completed=done, speed="")
         for item in items:
             yield item
             speed = progress.tasks[task].speed
             done = min(done + size, total)
             progress.update(task, completed=done, speed=f"{speed:.1f} {unit}/s" if speed else "")
+
+
+@cache
+def _console() -> Any:
+    """One for all bars: those of one console stand below each other, those of two overwrite each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def _lines(items: Iterator[T], what: str, total: int, size: int, done: int, unit: str) -> Iterator[T]:

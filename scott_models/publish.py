@@ -12,7 +12,7 @@ from . import hub, weights
 from .errors import UserError, WeightsError
 from .manifest import PACKAGE, PATH, RULES, TAG, Entry, checked, entries_in, entry_of, manifest, write_entry
 from .pretrain.recipe import Recipe
-from .release import card, dtype_of, entry_of_run, is_pretraining, start_of
+from .release import card, check_told, entry_of_run, is_pretraining, start_of, tensors_of
 
 LAYOUT = ("config.json", "model.safetensors")  # what timm and transformers read
 CHECKOUTS = PATH if PATH.parent != PACKAGE else None  # the manifest of an installed package is nobody's to change
@@ -48,7 +48,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
     Raises:
         WeightsError: a source that is none of these, or damaged; facts that are missing or have no use.
     """
-    if not re.fullmatch(RULES["repository"][0], repository):
+    if not re.fullmatch(RULES["repository"]["pattern"], repository):
         raise WeightsError(f"--repo-id: expected organisation/name, got {repository!r}")
     folder = Path(source)
     run = folder.resolve().parent if folder.resolve().name == "export" else folder
@@ -60,21 +60,21 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
     files: dict[str, Path | bytes] = {name: folder / name for name in LAYOUT}
     entry: Entry | None = None
     if is_pretraining(run):
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
-        tag = tag or tag_for(architecture, repository)
-        if tag.split(".")[0] != architecture:
-            raise WeightsError(f"tag: expected one of {architecture}, whose weights these are, got {tag}")
+        recipe = Recipe.load(run / "recipe.toml")
+        tag = tag or tag_for(recipe.model.name, repository)
+        if tag.split(".")[0] != recipe.model.name:
+            raise WeightsError(f"tag: expected one of {recipe.model.name}, whose weights these are, got {tag}")
         if not facts.get("license"):
             raise WeightsError(f"{source}: expected the license of the weights, e.g. --license apache-2.0, got none")
         entry = checked(tag, entry_of_run(run, **{name: value for name, value in facts.items() if value}))
-        recipe = Recipe.load(run / "recipe.toml")
         files["recipe.toml"] = recipe.changed("model", init=start_of(recipe)).to_toml().encode()
         files["README.md"] = card(tag, entry, f"hf-hub:{repository}").encode()
     elif folder.resolve().name in manifest():
         tag = _only(tag, folder.resolve().name)
         _refuse(facts, "a released tag, whose entry has them")
         entry = entry_of(tag)
-        _check_told_of(folder, tag, entry)
+        weights.verified(folder / entry["file"], tag, entry, "a release is published as it was measured")
+        check_told(folder, tag.split(".")[0], entry)
         files["README.md"] = card(tag, entry).encode()
     if entry:
         return Release(files, tag, entry)
@@ -91,6 +91,7 @@ class Published:
 
     Attributes:
         revision: the commit, 40 hexadecimal digits; None of a dry run.
+        existed: whether the repository was there before; a dry run does not ask.
         manifest: the file that has the entry now, or would have it.
     """
 
@@ -98,11 +99,20 @@ class Published:
     repository: str
     revision: str | None
     manifest: Path | None
+    existed: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """For other programs."""
+        sizes = {name: len(self.release.content(name)) for name in self.release.files}
+        facts = {"repository": self.repository, "revision": self.revision, "existed": self.existed, "bytes": sizes}
+        return {**facts, "tag": self.release.tag, "entry": self.release.entry, "manifest": self.manifest}
 
     def __str__(self) -> str:
         release = self.release
         if self.revision:
             lines = [f"{self.repository}: published and read back, commit {self.revision}"]
+            if self.existed:
+                lines += ["the repository existed already: its files of these names are replaced, others stay"]
         else:
             sizes = [f"  {name}: {len(release.content(name)):,} bytes" for name in release.files]
             lines = [f"{self.repository} would hold, in one commit:", *sizes, ""]
@@ -142,13 +152,13 @@ def publish(
     file = Path(manifest_file) if manifest_file else CHECKOUTS
     if release.entry and release.tag and file:
         known = entries_in(file).get(release.tag)
-        if known and known["sha256"] != release.entry["sha256"]:
+        if known is not None and checked(release.tag, known)["sha256"] != release.entry["sha256"]:
             raise WeightsError(
                 f"{file}: has other weights of the name {release.tag} already; choose another --tag, or take them out"
             )
     if dry_run:
         return Published(release, repository, None, file)
-    revision = upload(release, repository, private=private, token=token)
+    revision, existed = upload(release, repository, private=private, token=token)
     if (entry := release.entry) and (tag := release.tag):
         entry = {**entry, "repository": repository, "revision": revision}
         release = replace(release, entry=entry)
@@ -159,23 +169,27 @@ def publish(
             raise WeightsError(
                 f"{repository}: published as commit {revision}, but {file} cannot be written ({error})"
             ) from error
-    return Published(release, repository, revision, file)
+    return Published(release, repository, revision, file, existed)
 
 
-def upload(release: Release, repository: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload in one commit, download that commit again, compare, and return its 40 hexadecimal digits.
+def upload(release: Release, repository: str, *, private: bool = False, token: str | None = None) -> tuple[str, bool]:
+    """Upload in one commit, download that commit again and compare.
+
+    Returns:
+        The commit's 40 hexadecimal digits, and whether the repository was there before.
 
     Raises:
         WeightsError: the Hub refuses, cannot be reached, or gives back other bytes.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(token=token.strip() if token else None, library_name="scott_models")
+    api = HfApi(token=hub.usable_token(token), library_name="scott_models")
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file) if isinstance(file, Path) else file)
         for name, file in release.files.items()
     ]
     try:
+        existed = api.repo_exists(repository)
         api.create_repo(repository, private=private or None, exist_ok=True)  # None: as the organisation has it
         if private and not api.model_info(repository).private:
             raise WeightsError(
@@ -193,7 +207,7 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
         raise
     except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
         raise WeightsError(f"{repository}: cannot be published: {_why(error)}") from error
-    return revision
+    return revision, existed
 
 
 def tag_for(architecture: str, repository: str) -> str:
@@ -208,27 +222,11 @@ def _check_loads(folder: Path) -> None:
     """timm finds every weight it needs in the folder, and nothing else."""
     import timm
 
-    dtype_of(folder / "model.safetensors")
+    tensors_of(folder / "model.safetensors")
     try:
         timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
         raise WeightsError(f"{folder}: cannot be loaded by timm: {error}") from error
-
-
-def _check_told_of(folder: Path, tag: str, entry: Entry) -> None:
-    """A release is published as it was measured: what its entry says of the file and its configuration is so."""
-    file = weights.verified(folder / entry["file"], tag, entry, "a release is published as it was measured")
-    config = json.loads((folder / "config.json").read_text())
-    says = {"architecture": tag.split(".", maxsplit=1)[0], "dtype": entry["dtype"], "input_size": entry["input_size"]}
-    found = {
-        "architecture": config["architecture"],
-        "dtype": dtype_of(file),
-        "input_size": config["pretrained_cfg"]["input_size"],
-    }
-    if wrong := {name: value for name, value in says.items() if value != found[name]}:
-        raise WeightsError(
-            f"{folder}: expected what the manifest says, {wrong}, found { ({n: found[n] for n in wrong}) }"
-        )
 
 
 def _only(given: str | None, tag: str) -> str:

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from . import weights
 from .errors import WeightsError
-from .manifest import Entry
+from .manifest import RULES, Entry
 from .pretrain.recipe import Recipe
 
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' names
+DTYPES = RULES["dtype"]["enum"]
+OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # of weights, which a tag's entry and file tell of
 # How the name of a score ends -> what was scored; the model's own have no ending.
 SCORED = {
     "": "these weights, {size} px",
@@ -60,18 +62,28 @@ def entry_of_run(
         scores: what `scott probe --json` printed of this run; by default what the run's monitor measured.
 
     Raises:
-        WeightsError: a run without an export, or `scores` that are not the probe's.
+        WeightsError: a run without an export, or with one that is not its recipe's; damaged records; `scores` that are
+            not the probe's.
     """
     recipe = Recipe.load(run / "recipe.toml")
     file = run / "export" / "model.safetensors"
     if not file.is_file():
         raise WeightsError(f"{run}: expected a run that has ended, found no {file}; go on with it by --resume")
-    start = json.loads((run / "environment.json").read_text())[-1]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
-    measured, protocol = probed(scores, run, recipe.model.img_size) if scores else watched(lines, recipe)
-    export = start.get("export") or ("context" if "context" in str(start["command"]) else "target")  # older runs
-    return {
+    with weights.reading(run / "environment.json", "what pretraining wrote") as path:
+        start = json.loads(path.read_text())[-1]
+        names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
+        data = data or f"{start['images']:,} images of {', '.join(names)}"
+        export = start.get("export") or ("context" if "context" in str(start["command"]) else "target")  # older runs
+        hardware = start["gpu"] or f"{start['cpus']} CPU cores"
+        versions = {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")}
+    with weights.reading(run / "metrics.jsonl", "what pretraining wrote") as path:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [line["step"] for line in lines if "loss" in line][-1]
+        minutes = minutes_of(lines, recipe.optim.batch_size)
+        measured, protocol = watched(lines, recipe)
+    if scores:
+        measured, protocol = probed(scores, run, recipe.model.img_size)
+    entry: Entry = {
         "repository": None,
         "revision": None,
         "file": file.name,
@@ -80,20 +92,46 @@ def entry_of_run(
         "dtype": dtype_of(file),
         "encoder": export,
         "input_size": [3, recipe.model.img_size, recipe.model.img_size],
-        "data": data or f"{start['images']:,} images of {', '.join(names)}",
+        "data": data,
         "datasets": sorted({name.lower() for name in names}),
         "data_terms": data_terms,
         "license": license,
         "recipe": name_of(recipe) + (f", from {start_of(recipe)}" if recipe.model.init else ""),
         "epochs": recipe.optim.epochs,
-        "images_seen": [line["step"] for line in lines if "loss" in line][-1] * recipe.optim.batch_size,
+        "images_seen": steps * recipe.optim.batch_size,
         "seed": recipe.run.seed,
-        "hardware": start["gpu"] or f"{start['cpus']} CPU cores",
-        "minutes": minutes_of(lines, recipe.optim.batch_size),
-        "versions": {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")},
+        "hardware": hardware,
+        "minutes": minutes,
+        "versions": versions,
         "scores": measured,
         "protocol": protocol,
     }
+    check_told(file.parent, recipe.model.name, entry)
+    return entry
+
+
+def check_told(folder: Path, model: str, entry: Entry) -> None:
+    """What an entry says of a model's weights is so by their configuration, and the model's name alone builds it.
+
+    Raises:
+        WeightsError: another architecture, type or size; settings that no entry holds, such as the number of heads.
+    """
+    with weights.reading(folder / "config.json", "the configuration of an export") as path:
+        config = json.loads(path.read_text())
+        found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
+        found["dtype"] = dtype_of(folder / entry["file"])
+        says = {"architecture": model, "input_size": entry["input_size"], "dtype": entry["dtype"]}
+        if wrong := {name: value for name, value in says.items() if value != found[name]}:
+            raise WeightsError(
+                f"{folder}: expected what its entry says, {wrong}, found { ({n: found[n] for n in wrong}) }"
+            )
+        own = weights.registered_args(model)
+        args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_ARGS}
+        if other := {name: value for name, value in args.items() if value != own.get(name)}:
+            raise WeightsError(
+                f"{folder}: expected the settings of {model}, { ({n: own.get(n) for n in other}) }, which a tag means, "
+                f"found {other}; copy this folder elsewhere, add a README.md, and publish that, for hf-hub:"
+            )
 
 
 def source_name(source: str) -> str:
@@ -146,7 +184,7 @@ def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]
     Raises:
         WeightsError: another file, or a report of another model or size.
     """
-    try:
+    with weights.reading(path, "what `scott probe --json` prints"):
         report = json.loads(path.read_text())
         rows = report["scores"]
         model, size, seeds = (rows[0][name] for name in ("model", "img_size", "seeds"))
@@ -160,26 +198,33 @@ def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]
         }
         counts = f"{report['train']:,} images to train, {report['test']:,} to test"
         return scores, f"scott probe, protocol {report['protocol']}, {size} px, {counts}, seeds: {seeds}; top-1 %"
-    except WeightsError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: expected what `scott probe --json` prints, found something else") from error
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        WeightsError: a file that is none, or has numbers that are none.
+    """
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # safetensors has one class of error, which its stubs do not name
+        raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
+    if names := weights.infinite(tensors):
+        raise WeightsError(f"{file}: expected finite numbers, found others in {names[:3]}; the training failed")
+    return tensors
 
 
 def dtype_of(file: Path) -> str:
     """The type of all tensors of a safetensors file, in torch's words.
 
     Raises:
-        WeightsError: a file that is none, or one of several types.
+        WeightsError: as `tensors_of`, or several types.
     """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            found = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 -- no dictionary
-    except Exception as error:  # safetensors has one class of error, which its stubs do not name
-        raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
-    if len(found) != 1 or not found <= DTYPES.keys():
-        raise WeightsError(f"{file}: expected tensors of one type, of {sorted(DTYPES)}, found {sorted(found)}")
-    return DTYPES[found.pop()]
+    found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors_of(file).values()})
+    if len(found) != 1 or found[0] not in DTYPES:
+        raise WeightsError(f"{file}: expected tensors of one type, of {DTYPES}, found {found}")
+    return found[0]
 
 
 def card(tag: str, entry: Entry, name: str | None = None) -> str:

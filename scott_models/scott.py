@@ -278,14 +278,14 @@ default_cfgs = generate_default_cfgs(
 
 def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
     pretrained_cfg = kwargs.get("pretrained_cfg")
-    own = default_cfgs[variant]
     if pretrained_cfg is None or isinstance(pretrained_cfg, str):
-        tag = pretrained_cfg or next(filter(None, own.tags), "")
+        tag = pretrained_cfg or next(filter(None, default_cfgs[variant].tags), "")
+        name: str | None = f"{variant}.{tag}".rstrip(".")
     else:  # a whole config, one of ours or the caller's own
-        tag = next((tag for tag, cfg in own.cfgs.items() if tag and weights.same_source(pretrained_cfg, cfg)), None)
-    if pretrained and tag is not None:
+        name = weights.tag_in(pretrained_cfg, variant)
+    if pretrained and name:
         kwargs["pretrained_cfg_overlay"] = weights.pretrained_cfg_overlay(
-            f"{variant}.{tag}".rstrip("."), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
+            name, kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
         )
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .errors import DataError
+from .progress import track
 
 Look = Literal["smooth", "blocky"]
 GAP, CAPTION = 6, 18  # pixels
@@ -70,7 +71,7 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
     step_x, step_y = cell + GAP, cell + CAPTION + GAP
     sheet = Image.new("RGB", (max(map(len, rows)) * step_x + GAP, len(rows) * step_y + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(track(rows, "drawing", total=len(rows), unit="rows")):
         for j, (picture, caption) in enumerate(row):
             scale = cell / max(picture.size)
             how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
@@ -84,6 +85,14 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def strip(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
+    """Pictures side by side, each in a square of `cell` pixels."""
+    row = Image.new("RGB", (len(pictures) * (cell + GAP) - GAP, cell), PAPER)
+    for i, picture in enumerate(pictures):
+        row.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (i * (cell + GAP), 0))
+    return row
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -8,21 +8,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from . import hub
-from .errors import WeightsError
+from .errors import UserError, WeightsError
 from .manifest import PACKAGE, Entry, entry_of, manifest
 from .reference import convert_reference, convert_reference_predictor
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def tags_of(model: str) -> list[str]:
     """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102"]."""
-    return [tag for tag in manifest() if tag.split(".")[0] == model and usable(tag)]
+    return [tag for tag in usable() if tag.split(".")[0] == model]
 
 
 def folders() -> list[Path]:
@@ -51,6 +52,11 @@ def find(tag: str) -> Path | None:
     return next((path for path in places if os.path.isfile(path)), None)  # Path's own raises where it may not look
 
 
+def is_released(path: Path, entry: Entry) -> bool:
+    """Whether a file is there, where one may look, and its bytes are an entry's."""
+    return os.path.isfile(path) and (sha256(path), path.stat().st_size) == (entry["sha256"], entry["bytes"])
+
+
 def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
     """The verified weight file of a tag: of the first folder that has it, or else of the Hub at the pinned commit.
 
@@ -64,7 +70,9 @@ def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None 
     """
     entry = entry_of(tag)
     if path := find(tag):
-        return verified(path, tag, entry, f"replace it: scott download {tag} --dir '{path.parents[1]}'")
+        again = f"replace it: scott download {tag} --dir '{path.parents[1]}'"
+        restore = "take it from the release again, or reinstall the package"  # there is nothing to download
+        return verified(path, tag, entry, again if entry["repository"] else restore)
     if entry["repository"] is None:
         looked = ", ".join(str(folder / tag) for folder in folders())
         raise WeightsError(f"{tag}: no weight file in any of {looked}; put the released folder into one of them")
@@ -95,11 +103,10 @@ def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
     Raises:
         WeightsError: other bytes; both hashes are named, and what to do.
     """
-    found, size = sha256(path), path.stat().st_size
-    if (found, size) != (entry["sha256"], entry["bytes"]):
+    if not is_released(path, entry):
         raise WeightsError(
-            f"{path}: damaged or not the released weights of {tag}: expected sha256 {entry['sha256']}, found {found} "
-            f"({size} bytes, expected {entry['bytes']}); {advice}"
+            f"{path}: damaged or not the released weights of {tag}: expected sha256 {entry['sha256']}, found "
+            f"{sha256(path)} ({path.stat().st_size} bytes, expected {entry['bytes']}); {advice}"
         )
     return path
 
@@ -120,31 +127,47 @@ def pretrained_cfgs() -> dict[str, dict[str, Any]]:
     """What timm needs to know of each tag. A tag counts as pretrained for timm only if its weights can be had."""
     return {
         tag: {"input_size": tuple(entry["input_size"]), "license": entry["license"], **source(tag)}
-        for tag in manifest()
-        if (entry := usable(tag))
+        for tag, entry in usable().items()
     }
 
 
-def usable(tag: str) -> Entry | None:
-    """The entry, unless it would lead astray: that is told when its weights are asked for, and spoils no others."""
-    try:
-        return entry_of(tag)
-    except WeightsError:
-        return None
+def usable() -> dict[str, Entry]:
+    """The entries by tag that lead nowhere astray; what is wrong with one is told when its weights are asked for."""
+    entries = {}
+    with suppress(WeightsError):  # of a whole manifest
+        for tag in manifest():
+            with suppress(WeightsError):
+                entries[tag] = entry_of(tag)
+    return entries
 
 
 def source(tag: str) -> dict[str, str]:
     """Where a tag's weights are, in timm's words."""
     entry = entry_of(tag)
     if entry["repository"]:
-        return {"hf_hub_id": f"{entry['repository']}@{entry['revision']}"}
+        return {"hf_hub_id": f"{entry['repository']}@{entry['revision']}", "hf_hub_filename": entry["file"]}
     return {"file": str(path)} if (path := find(tag)) else {}
 
 
-def same_source(config: Any, own: Any) -> bool:
-    """Whether a timm configuration (PretrainedCfg or dict) would load the weights that one of ours would."""
+def tag_in(config: Any, model: str) -> str | None:
+    """Which of a model's tags a whole timm configuration (PretrainedCfg or dict) is of; None of other weights."""
     fields = config if isinstance(config, dict) else vars(config)
-    return own is not None and all(fields.get(name) == getattr(own, name) for name in WEIGHT_SOURCES)
+    named = f"{model}.{fields.get('tag')}"
+    tags = sorted(tags_of(model), key=lambda tag: tag != named)
+    return next((tag for tag in tags if _is_source_of(fields, tag, tag == named)), None)
+
+
+def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
+    """Whether the weights of a timm configuration, which may be what one of our models ended with, are a tag's."""
+    entry = entry_of(tag)
+    if any(fields.get(name) for name in ("source", "url", "state_dict")):
+        return False
+    if file := fields.get("file"):
+        *_, repository, _, folder, name = ("", "", "", *Path(file).parts)
+        cached = (f"models--{entry['repository']}".replace("/", "--"), entry["revision"])
+        return name == entry["file"] and (folder == tag or (repository, folder) == cached)
+    hub_id, name = fields.get("hf_hub_id"), fields.get("hf_hub_filename") or entry["file"]
+    return (hub_id, name) == (source(tag).get("hf_hub_id"), entry["file"]) and (named or hub_id is not None)
 
 
 def pretrained_cfg_overlay(
@@ -158,6 +181,7 @@ def pretrained_cfg_overlay(
 
 def zoo() -> list[dict[str, Any]]:
     """A row for each model without weights and for each tag: what it is, what it scored, where it would load from."""
+    manifest()  # or one that is damaged would look like one without weights
     rows = []
     for model in timm.list_models(module="scott"):
         parameters = sum(p.numel() for p in timm.create_model(model, device="meta").parameters())
@@ -214,6 +238,33 @@ def model_args(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def registered_args(model: str) -> dict[str, Any]:
+    """`model_args` of a model of this package, as its name alone makes it."""
+    return model_args(timm.create_model(model, device="meta"))
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[Path]:
+    """Around the use of what a file says: whatever is damaged or foreign in it is told in a sentence.
+
+    Raises:
+        WeightsError: expected what, found something else.
+    """
+    try:
+        yield path
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise WeightsError(
+            f"{path}: expected {expected}, found something else ({type(error).__name__}: {error})"
+        ) from error
+
+
+def infinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those in which a number is none, or infinite."""
+    return [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+
+
 def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label_names: Sequence[str]) -> Path:
     """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
     model = model.to("cpu", memory_format=torch.contiguous_format)
@@ -226,12 +277,14 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place once it is full."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    yield partial
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        partial = Path(beside) / folder.name  # with everyone's permissions, which that one has not
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
 
 
 def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label_names: Sequence[str] = ()) -> None:

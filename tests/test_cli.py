@@ -1,13 +1,21 @@
 """The command as a user types it: messages, exit statuses, and nothing half-written."""
 
+import inspect
 import json
+import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from scott_models import cli
+from scott_models.errors import TrainingError, UserError, told_in_a_sentence
 
 COMMANDS = ("list", "download", "embed", "pca", "attention", "neighbours", "probe", "pretrain", "finetune", "publish")
 COMMANDS += ("convert", "bench", "doctor")
@@ -21,9 +29,28 @@ def scott(*arguments, status=0):
     return result.stdout if status == 0 else result.stderr
 
 
-def test_help_shows_examples():
-    assert all(command in scott("--help") for command in COMMANDS)
+def test_help_shows_commands_examples_and_exit_statuses(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = scott("--help")
+    for name, command in cli.COMMANDS.items():
+        assert re.search(rf"{name} +{re.escape(summary(command))}", shown)
+    assert "    scott pretrain --data photos --out runs/photos --minutes 90\n" in shown
+    assert re.search(r"Exit status:\n +0 +done\n +1 .*\n +2 .*\n +130 +stopped", shown)
+    assert max(map(len, shown.splitlines()[1:])) <= 80  # after the usage
+    assert not re.search("[\u2500-\u257f]", shown)  # lines and corners of boxes
     assert "scott pretrain --data photos --out runs/photos" in scott("pretrain", "--help")
+
+
+def test_every_command_has_a_summary_examples_and_json():
+    assert {*COMMANDS} <= {*cli.COMMANDS}
+    for name, command in cli.COMMANDS.items():
+        assert len(summary(command)) <= 61, name  # what fits beside the names in 80 columns
+        assert f"    For example:\n        scott {name}" in command.__doc__
+        assert "json" in inspect.signature(command).parameters, name
+
+
+def summary(command):
+    return command.__doc__.split("\n")[0]
 
 
 def test_list():
@@ -31,25 +58,93 @@ def test_list():
     assert {row["model"] for row in json.loads(scott("list", "--json"))} >= {"scott_3_16", "scott_12_16"}
 
 
+def test_a_piped_table_is_plain():
+    """A row a line, however long, and two spaces between columns, for awk and its like."""
+    lines = scott("list").splitlines()
+    rows = [re.split(r"  +", line) for line in lines]
+    assert {len(row) for row in rows} == {8}
+    assert (rows[0][0], rows[1][:2]) == ("model", ["scott_3_16", "6.5"])
+    assert not any(re.search("[^ -~]", line) for line in lines)
+
+
+def test_a_table_on_a_terminal_has_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*SCOTT, "list"], stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # how Linux tells that the other side has closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    assert "│ scott" in shown.decode()
+
+
+def test_a_reader_that_leaves_is_no_error():
+    with subprocess.Popen([*SCOTT, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_completion(tmp_path):
+    scott("--tyro-write-completion", "bash", tmp_path / "scott")
+    script = 'source "$1"; COMP_WORDS=(scott p); COMP_CWORD=1; _tyro_scott; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", tmp_path / "scott"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["pca", "pretrain", "probe", "publish"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UserError("why"), 2), (OSError("why"), 2), (TrainingError("why"), 1), (KeyboardInterrupt("why"), 130)],
+)
+def test_exit_statuses(error, status, capsys):
+    with pytest.raises(SystemExit) as exited, told_in_a_sentence():
+        raise error
+    assert (exited.value.code, capsys.readouterr().err) == (status, "scott: why\n")
+
+
+def test_doctor_finds_damage(tmp_path, monkeypatch):
+    damaged = tmp_path / "scott_3_16.mimjepa_flowers102" / "model.safetensors"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))
+    assert scott("doctor", "--no-speed", status=1) == ""
+
+
 def test_download_convert_and_publish_dry(photos, tmp_path, recording):
     tensors, _ = recording
     assert "verified" in scott("download", "scott_3_16", "--dir", tmp_path / "models")
+    (row,) = json.loads(scott("download", "scott_3_16", "--dir", tmp_path / "models", "--json"))
+    assert (row["tag"], Path(row["file"]).parents[1]) == ("scott_3_16.mimjepa_flowers102", tmp_path / "models")
     state = {name.removeprefix("target."): t for name, t in tensors.items() if name.startswith("target.")}
     torch.save(state, tmp_path / "target-encoder_checkpoint.pth")
     given = [tmp_path / "target-encoder_checkpoint.pth", "--num-heads", 4, "--out", tmp_path / "converted"]
     assert "converted" in scott("convert", *given)
+    assert json.loads(scott("convert", *given, "--json"))["out"] == str(tmp_path / "converted")
     model = f"local-dir:{tmp_path / 'converted'}"
     assert "12 images, 96 features each" in scott("embed", photos, "--out", tmp_path / "f.npz", "--model", model)
     folder = tmp_path / "models" / "scott_3_16.mimjepa_flowers102"
     out = scott("publish", folder, "--repo-id", "org/name", "--dry-run")
     assert "org/name would hold, in one commit:" in out
     assert "kNN of frozen features, top-1 %" in out
+    facts = json.loads(scott("publish", folder, "--repo-id", "org/name", "--dry-run", "--json"))
+    assert (facts["revision"], facts["bytes"]["model.safetensors"]) == (None, facts["entry"]["bytes"])
 
 
 def test_pictures(photos, tmp_path):
     small = ["--img-size", 32]
     assert "p.png" in scott("pca", photos, *small, "--out", tmp_path / "p.png", "--look", "blocky")
-    assert "a.png" in scott("attention", photos, *small, "--out", tmp_path / "a.png", "--block", 0)
+    facts = json.loads(scott("pca", photos, *small, "--out", tmp_path / "p.png", "--json"))
+    assert (facts["images"], facts["patches"]) == (12, [2, 2])
+    facts = json.loads(scott("attention", photos, *small, "--out", tmp_path / "a.png", "--block", 0, "--json"))
+    assert (facts["out"], facts["heads"]) == (str(tmp_path / "a.png"), 4)
     given = [photos / "red" / "0.png", "--gallery", photos / "red", "--gallery", photos / "blue", "--count", 2]
     rows = json.loads(scott("neighbours", *given, *small, "--out", tmp_path / "n.png", "--json"))
     assert [row["query"] for row in rows] == [str(photos / "red" / "0.png")] * 2
@@ -57,17 +152,19 @@ def test_pictures(photos, tmp_path):
 
 
 def test_tables_show_names_as_they_are(photos):
-    """Brackets too, which rich would take for its own."""
-    (photos / "red" / "0.png").rename(photos / "red" / "0[train].png")
+    """Brackets and colons too, which rich would take for its own."""
+    (photos / "red" / "0.png").rename(photos / "red" / "0[train]:cat:.png")
     out = scott("neighbours", photos / "red" / "1.png", "--gallery", photos / "red", "--count", 5, "--img-size", 32)
-    assert "0[train].png" in out
-    assert re.search(r"0\.\d{3} ", out)
+    assert "0[train]:cat:.png" in out
+    assert re.search(r"  [01]\.\d{3}\n", out)
 
 
 def test_pretrain_from_weights(photos, tmp_path):
     tag = "scott_3_16.mimjepa_flowers102"
     given = ["model.img_size=32", "optim.batch_size=4", "--data", photos, "--recipe", "smoke", "--init", tag]
-    assert "local-dir:" in scott("pretrain", *given, "--out", tmp_path / "run")
+    facts = json.loads(scott("pretrain", *given, "--out", tmp_path / "run", "--json"))
+    assert facts["export"] == str(tmp_path / "run" / "export")
+    assert facts["health"]["rankme"] > 1
 
 
 def test_doctor_as_json():
@@ -80,6 +177,8 @@ def test_embed(photos, tmp_path):
     out = tmp_path / "features.npz"
     assert "12 images, 384 features each, by scott_3_16" in scott("embed", photos, "--out", out)
     assert np.load(out)["features"].shape == (12, 384)
+    facts = json.loads(scott("embed", photos, "--out", out, "--json"))
+    assert facts == {"out": str(out), "images": 12, "features": 384, "model": "scott_3_16"}
 
 
 def test_pretrain_then_embed_with_it(photos, tmp_path):
@@ -112,7 +211,9 @@ def test_a_curve_of_few_labels(photos, tmp_path):
 
 def test_finetune_then_embed_with_it(photos, tmp_path):
     given = ["--recipe", "smoke", "--train", photos, "--test", photos, "--out", tmp_path / "run"]
-    assert "on the test images" in scott("finetune", "model.img_size=32", *given)
+    facts = json.loads(scott("finetune", "model.img_size=32", *given, "--json"))
+    assert facts["export"] == str(tmp_path / "run" / "export")
+    assert 0 <= facts["top1"] <= 100
     scott("embed", photos, "--out", tmp_path / "f.npz", "--model", tmp_path / "run" / "export", status=2)
     scott("embed", photos, "--out", tmp_path / "f.npz", "--model", f"local-dir:{tmp_path / 'run' / 'export'}")
     scott("embed", photos, "--out", tmp_path / "g.npz", "--model", tmp_path / "run")

@@ -95,6 +95,15 @@ def test_half_precision(checkpoints):
     assert convert(path, checkpoints / "half").is_dir()
 
 
+def test_numbers_that_are_none(checkpoints):
+    path = checkpoints / "context-encoder_checkpoint.pth"
+    state = torch.load(path, weights_only=True)
+    state["transformer.msk_embed"][..., 0] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['transformer.msk_embed'\]"):
+        convert(path, checkpoints / "out")
+
+
 class Evil:
     """What runs a command when it is unpickled."""
 

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_what_is_there_stays_and_what_is_damaged_is_replaced(tmp_path, monkeypat
     path.write_bytes(good[:1000])
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))  # the damaged one comes first, and must not be taken
     assert download(TAG, tmp_path).read_bytes() == good
+
+
+def test_folders_that_may_not_be_looked_into(tmp_path, monkeypatch):
+    """As of another user: the next place is asked, as for any use of weights."""
+    stat, closed = os.stat, tmp_path / "closed"
+
+    def guarded(path, *arguments, **options):
+        if isinstance(path, (str, os.PathLike)) and closed in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setenv("SCOTT_MODELS_DIR", str(closed))
+    monkeypatch.setattr(os, "stat", guarded)
+    assert (
+        download(TAG, tmp_path / "models").read_bytes()
+        == (CHECKOUT / "weights" / TAG / "model.safetensors").read_bytes()
+    )
+
+
+def test_what_is_there_is_not_verified_by_its_hash_alone(tmp_path, monkeypatch):
+    download(TAG, tmp_path)
+    monkeypatch.setitem(manifest(), TAG, {**manifest()[TAG], "bytes": 1})
+    with pytest.raises(WeightsError, match=r"\(13046296 bytes, expected 1\)"):
+        download(TAG, tmp_path)
 
 
 def test_weights_that_are_nowhere(tmp_path, monkeypatch):

@@ -1,9 +1,15 @@
 """The examples run as they are written, on the pictures beside them and on folders of other images."""
 
+import base64
+import copy
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -25,3 +31,26 @@ def test_finetune(photos):
     assert [count for _, count in found] == ["4", "4"]
     assert [float(top1) for top1, _ in found] == [100, 100]  # of four flowers; by chance 25
     assert "everything: 100.0 % of 12 test images" in run("02_finetune.py", photos, photos)
+
+
+@pytest.mark.parametrize("folder", [EXAMPLES, EXAMPLES.parent], ids=["beside it", "checkout"])
+def test_quickstart(folder, tmp_path, monkeypatch):
+    """Afresh it prints what is stored; where it should not: jupyter execute --inplace examples/quickstart.ipynb."""
+    nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
+    nbclient = pytest.importorskip("nbclient", reason="needs the test extra")
+    pytest.importorskip("ipykernel", reason="needs the test extra")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # no history in the home folder
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = EXAMPLES / "quickstart.ipynb"
+    assert path.stat().st_size < 300_000
+    stored = nbformat.read(path, as_version=4)
+    fresh = nbclient.execute(copy.deepcopy(stored), cwd=str(folder), timeout=300)
+    assert printed(fresh) == printed(stored)
+    pictures = [out.data["image/webp"] for cell in fresh.cells for out in cell.get("outputs", []) if "data" in out]
+    assert [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures] == [(926, 998)]
+
+
+def printed(notebook):
+    """Of each cell that computes; stderr is left out, on which packages remark upon their surroundings."""
+    code = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(out.text for out in outputs if out.get("name") == "stdout") for outputs in code]

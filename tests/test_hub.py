@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import time
-from itertools import repeat
+import traceback
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,12 @@ import torch
 from safetensors.torch import load_file
 
 from scott_models import weights
+from scott_models.errors import WeightsError
+from scott_models.hub import fetch
+from scott_models.publish import Release, upload
 
 from .hub_server import Hub, cut, flipped, short, stalled, status
-from .hub_world import CREATE, RESOLVE, World
+from .hub_world import CREATE, RELEASED, RESOLVE, World
 
 MEGABYTE = 2**20
 
@@ -173,15 +178,27 @@ def test_no_network_says_what_to_do(world):
 
 
 def test_a_cache_that_rotted_is_mended_or_told_of(world):
-    world.release("one", b"12345" * 1000)
-    path = Path(world.resolve("one")["one"][0])
-    good = path.read_bytes()
-    path.write_bytes(b"X" + good[1:])
-    _, error = world.resolve("one", HF_HUB_OFFLINE="1")["one"]
-    assert f"{path}: damaged or not the released weights" in error
-    assert "HF_HUB_OFFLINE forbids downloads" in error
-    again, _ = world.resolve("one")["one"]
-    assert Path(again).read_bytes() == good
+    """Also one of copies instead of links, as where there are none, or as it was copied itself."""
+    cases = {"link": b"X2345", "copy": b"X2345", "empty_copy": b"", "folder": None}
+    for case in cases:
+        world.release(case, b"12345" * 1000)
+    paths = {case: Path(path) for case, (path, _) in world.resolve(*cases).items()}
+    for case, damaged in cases.items():
+        if case != "link":
+            paths[case].unlink()
+        if damaged is None:
+            paths[case].mkdir()
+        else:
+            paths[case].write_bytes(damaged)
+    offline = world.resolve(*cases, HF_HUB_OFFLINE="1")
+    for case in ("link", "copy", "empty_copy"):
+        assert f"{paths[case]}: damaged or not the released weights" in offline[case][1]
+        assert "HF_HUB_OFFLINE forbids downloads" in offline[case][1]
+        assert paths[case].read_bytes() == cases[case]  # there is nothing better yet
+    found = world.resolve(*cases)
+    assert all(world.is_whole(case, found[case][0]) for case in ("link", "copy", "empty_copy")), found
+    for error in (offline["folder"][1], found["folder"][1]):
+        assert error == f"{paths['folder']}: expected the weight file of scott_3_16.folder, found a folder; remove it"
 
 
 def test_two_processes_at_once(world):
@@ -288,6 +305,16 @@ def test_tokens_with_a_line_end_work_and_are_not_told(world):
     assert "pw9" not in errors.splitlines()[-1]
 
 
+@pytest.mark.parametrize("token", ["hf_s3c\nret", "hf_s3c ret", "hf_s3c\x1bret", "hf_s3cr\xe9t"])
+def test_tokens_that_no_request_could_carry(token):
+    """The client's own error would show them."""
+    entry = {**weights.manifest()[RELEASED], "repository": "org/name", "revision": "0" * 40}
+    for ask in (partial(fetch, RELEASED, entry), partial(upload, Release({}, None, None), "org/name")):
+        with pytest.raises(WeightsError, match="token: expected letters, digits and signs alone") as raised:
+            ask(token=token)
+        assert "s3c" not in "".join(traceback.format_exception(raised.value))
+
+
 def test_an_entry_that_leads_astray_leaves_the_others_alone(world, trained):
     world.release("good", trained)
     world.entries["scott_3_16.bad"] = {**world.entries["scott_3_16.good"], "file": "../x.safetensors"}
@@ -297,26 +324,57 @@ def test_an_entry_that_leads_astray_leaves_the_others_alone(world, trained):
     out, errors = world.run("from scott_models.cli import main; import sys; sys.argv = ['scott', 'list']; main()")
     assert "good" in out, errors
     assert world.run(CREATE, "scott_3_16", "{}")[0]
-    code = "import timm, scott_models, sys; timm.create_model(sys.argv[1], pretrained=True)"
-    for model, words in (
-        ("scott_7_16", "input_size: expected channels, height and width, found None"),
-        ("scott_9_16", "scott_9_16.bad: expected an entry, found None"),
-    ):
-        assert words in world.run(code, model)[1].splitlines()[-1]
-
-
-def test_configurations_of_ours_are_verified_too(world, trained):
-    """As timm hands them out, also where they are given back as a whole."""
-    world.release("one", trained)
-    world.hub.fail("org/one", "GET", repeat(flipped))
     code = """
-import scott_models, timm
-config = timm.get_pretrained_cfg("scott_3_16.one")
-for given in (config, config.to_dict()):
+import scott_models, sys, timm
+for model in sys.argv[1:]:
     try:
-        timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=given)
+        timm.create_model(model, pretrained=True)
     except ValueError as error:
         print(error)
 """
+    out, errors = world.run(code, "scott_7_16", "scott_9_16")
+    assert "input_size: expected channels, height and width it was trained at, " in out, errors
+    assert "scott_9_16.bad: expected an entry, found None" in out
+    manifest = world.site / "scott_models" / "weights_manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    out, errors = world.run(code, "scott_3_16")
+    assert f"{manifest}: expected a manifest like weights_manifest.json, found something else" in out, errors
+
+
+def test_configurations_of_ours_are_verified_too(world, trained):
+    """As timm hands them out or leaves them in a model, where they are given back as a whole."""
+    files = {"model.safetensors": trained, "two.safetensors": trained[:-1] + bytes([trained[-1] ^ 1])}
+    world.hub.add("org/both", files)  # in one repository, and one commit
+    (revision,) = world.hub.repositories["org/both"].commits
+    for (file, content), case in zip(files.items(), ("one", "two")):
+        world.release(case, content)
+        world.entries[f"scott_3_16.{case}"] |= {"repository": "org/both", "revision": revision, "file": file}
+    world.write_manifest()
+    world.hub.fail("org/both", "GET", chain([lambda handler, content: handler.send_file(content)] * 2, repeat(flipped)))
+    code = """
+import json, pathlib, scott_models, timm
+def load(given):
+    try:
+        model = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=given)
+        return pathlib.Path(model.pretrained_cfg["file"]).name
+    except ValueError as error:
+        return str(error)
+found = []
+tags = ("scott_3_16.one", "scott_3_16.two")
+for tag, left in {tag: timm.create_model(tag, pretrained=True).pretrained_cfg for tag in tags}.items():
+    config = timm.get_pretrained_cfg(tag)
+    configs = [config, config.to_dict(), left, {**left, "file": None}]
+    good = [load(given) for given in configs]
+    path = pathlib.Path(left["file"])
+    mine = path.with_name("mine.safetensors")
+    mine.write_bytes(path.read_bytes())
+    path.write_bytes(b"damaged")
+    found.append([good, load({**left, "file": str(mine)}), [load(given) for given in configs]])
+print(json.dumps(found))
+"""
     out, errors = world.run(code)
-    assert out.count("expected sha256") == 2, errors
+    assert out, errors
+    for (good, mine, damaged), (file, content) in zip(json.loads(out), files.items(), strict=True):
+        assert good == [file] * 4, errors
+        assert mine == "mine.safetensors"  # the caller's own
+        assert all(f"expected sha256 {hashlib.sha256(content).hexdigest()}" in error for error in damaged), damaged

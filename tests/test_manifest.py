@@ -1,4 +1,9 @@
 import json
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jsonschema
@@ -7,7 +12,9 @@ import timm
 
 from scott_models import weights
 from scott_models.errors import WeightsError
-from scott_models.manifest import Entry, checked, manifest, write_entry
+from scott_models.manifest import RULES, Entry, checked, entries_in, manifest, write_entry
+from scott_models.manifest import TAG as TAG_PATTERN
+from scott_models.release import PROBES, SCORED, card
 
 CHECKOUT = Path(__file__).parents[1]
 SCHEMA = json.loads((CHECKOUT / "weights_manifest.schema.json").read_text())
@@ -19,8 +26,32 @@ LIES = {
     "sha256": ["", "0" * 63, "Z" * 64, None],
     "repository": ["name", "a/b/c", "../org", "https://example.org/a"],
     "revision": ["main", "0" * 39, "v1.0"],
-    "license": ["MIT", "Apache 2.0", "", None],
-    "input_size": [None, [3, 224], [3, 0, 224], "224"],
+    "license": ["MIT", "Apache 2.0", "", "-", None],
+    "input_size": [
+        None,
+        [3, 224],
+        [3, 0, 224],
+        "224",
+        [3, 100, 100],
+        [3, 112, 112, 112],
+        [3, 112, True],
+        [3, 112, "112"],
+    ],
+    "bytes": [0, "1", 1.5, True],
+    "dtype": ["int64", None],
+    "encoder": ["both", 1],
+    "data": [None, "", 5],
+    "datasets": [[], [""], "flowers102", [None]],
+    "data_terms": [""],
+    "recipe": [None],
+    "epochs": ["40", 0, -1, None],
+    "images_seen": [0, None],
+    "seed": [-1, 0.5],
+    "hardware": [""],
+    "minutes": [-1, "79", None],
+    "versions": [{}, None, {"torch": "2"}, {"torch": 2, "timm": "1", "scott_models": "0"}],
+    "scores": [None, [], {"knn": 143.2}, {"knn": None}, {"best": 1}, {"knn_224_context": 1}, {"knn": True}],
+    "protocol": [None],
 }
 
 
@@ -36,8 +67,21 @@ def is_valid(entry, tag=TAG):
 def test_the_manifest_is_as_its_schema_says(entry):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads((CHECKOUT / "weights_manifest.json").read_text()), SCHEMA)
-    assert set(SCHEMA["$defs"]["entry"]["required"]) == set(SCHEMA["$defs"]["entry"]["properties"])
-    assert set(SCHEMA["$defs"]["entry"]["required"]) == set(Entry.__annotations__) == set(entry)
+    assert SCHEMA["$defs"]["entry"]["properties"] == RULES  # so what is checked here is what others check
+    assert SCHEMA["$defs"]["entry"]["required"] == list(RULES) == list(Entry.__annotations__)
+    assert SCHEMA["properties"]["weights"]["propertyNames"]["pattern"] == f"^{TAG_PATTERN}$"
+    assert set(LIES) == set(RULES)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_every_score_has_a_place_on_the_card(entry, probe):
+    """And what has none is no score."""
+    endings = ["".join(parts) for parts in product(("", "_224"), ("", "_random", "_start", "_context"))]
+    for ending in endings:
+        change = {**entry, "scores": {probe + ending: 1.5}}
+        assert is_valid(change) == (ending in SCORED)
+        if ending in SCORED:
+            assert "| **1.5** |" in card(TAG, checked(TAG, change))
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in LIES.items() for value in values])
@@ -58,6 +102,19 @@ def test_entries_are_whole(entry, field):
         checked(TAG, entry)
 
 
+def test_entries_have_nothing_else(entry):
+    assert not is_valid({**entry, "more": 1})
+    with pytest.raises(WeightsError, match=r"unknown \['more'\]; known are \['repository'"):
+        checked(TAG, {**entry, "more": 1})
+
+
+def test_numbers_that_are_none(entry):
+    """JSON Schema knows none of them, though Python's JSON does."""
+    for field, value in product(("epochs", "bytes"), (math.nan, math.inf, -math.inf)):
+        with pytest.raises(WeightsError, match=f"{field}: expected .*, found -?(nan|inf)"):
+            checked(TAG, {**entry, field: value})
+
+
 @pytest.mark.parametrize(
     "tag", ["resnet50.a1_in1k", "../../evil", "scott_3_16", "scott_3_16.a/b", "Scott.x", "scott_3_16..x"]
 )
@@ -74,22 +131,6 @@ def test_a_repository_without_a_commit(entry, half):
         checked(TAG, {**entry, **half})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"encoder": "both"},
-        {"bytes": 0},
-        {"epochs": 0},
-        {"scores": {"knn": 143.2}},
-        {"scores": {"best": 1}},
-        {"more": 1},
-    ],
-)
-def test_the_schema_refuses(entry, change):
-    assert is_valid(entry)
-    assert not is_valid({**entry, **change})
-
-
 def test_an_entry_that_leads_astray_spoils_only_its_own_weights(monkeypatch, entry, tmp_path):
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path / "models"))
     (tmp_path / "secret.safetensors").write_bytes(b"x")
@@ -97,7 +138,7 @@ def test_an_entry_that_leads_astray_spoils_only_its_own_weights(monkeypatch, ent
     monkeypatch.setitem(manifest(), TAG, {**entry, "file": "../../secret.safetensors"})
     assert TAG not in weights.pretrained_cfgs()
     with pytest.raises(
-        WeightsError, match=r"file: expected the plain name of a .safetensors file, found '../../secret"
+        WeightsError, match=r"file: expected the plain name of a .safetensors file, .*, found '../../secret"
     ):
         timm.create_model("scott_3_16", pretrained=True)
 
@@ -121,3 +162,37 @@ def test_writing_an_entry(tmp_path, entry):
     assert link.is_symlink()
     assert json.loads(path.read_text())["weights"][TAG]["seed"] == 7
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link.json", "manifest.json"]
+
+
+def test_entries_written_at_once_are_all_kept(tmp_path, entry, monkeypatch):
+    path, tags = tmp_path / "manifest.json", [f"scott_3_16.{name}" for name in "abcdef"]
+    known = entries_in
+
+    def slowly(file):
+        entries = known(file)
+        time.sleep(0.02)
+        return entries
+
+    monkeypatch.setattr("scott_models.manifest.entries_in", slowly)
+    with ThreadPoolExecutor(len(tags)) as pool:
+        list(pool.map(lambda tag: write_entry(path, tag, entry), tags))
+    assert sorted(json.loads(path.read_text())["weights"]) == tags
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ['{"weights": {', "[]", "{}", '{"weights": []}', None])
+def test_a_file_that_is_no_manifest(tmp_path, monkeypatch, content):
+    """It is named when weights are asked for, and no reason not to import the package."""
+    path = tmp_path / "weights_manifest.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("scott_models.manifest.PATH", path)
+    manifest.cache_clear()
+    try:
+        assert weights.pretrained_cfgs() == {}  # which is what importing asks for
+        assert weights.tags_of("scott_3_16") == []
+        for ask in (partial(timm.create_model, "scott_3_16", pretrained=True), weights.zoo):
+            with pytest.raises(WeightsError, match=f"{path}: expected a manifest like weights_manifest.json, found"):
+                ask()
+    finally:
+        manifest.cache_clear()

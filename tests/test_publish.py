@@ -5,8 +5,11 @@ import shutil
 from itertools import repeat
 from pathlib import Path
 
+import jsonschema
 import pytest
 import timm
+import torch
+from safetensors.torch import save_file
 
 from scott_models import weights
 from scott_models.errors import WeightsError
@@ -18,6 +21,7 @@ from .hub_server import Hub, flipped, status
 from .hub_world import CREATE, RELEASED, World
 
 CHECKOUT = Path(__file__).parents[1]
+SCHEMA = json.loads((CHECKOUT / "weights_manifest.schema.json").read_text())
 FOLDER = CHECKOUT / "weights" / RELEASED
 REPOSITORY = f"org/{RELEASED}"
 SMALL = ["model.img_size=32", "optim.batch_size=4", "run.precision=no"]
@@ -63,6 +67,8 @@ def test_a_release_goes_up_and_another_process_gets_it(world):
     (revision,) = world.hub.repositories[REPOSITORY].commits
     assert (entry["repository"], entry["revision"]) == (REPOSITORY, revision)
     assert f"published and read back, commit {revision}" in shown
+    assert "existed already" not in shown
+    jsonschema.validate(json.loads(file.read_text()), SCHEMA)
     files = world.hub.repositories[REPOSITORY].commits[revision]
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
     assert files["model.safetensors"] == (FOLDER / "model.safetensors").read_bytes()
@@ -73,6 +79,7 @@ def test_a_release_goes_up_and_another_process_gets_it(world):
     }
     again = scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY)  # changes nothing
     assert f"commit {revision}" in again
+    assert "the repository existed already: its files of these names are replaced, others stay" in again
     assert list(world.hub.repositories[REPOSITORY].commits) == [revision]
     shutil.rmtree(world.site / "weights")
     out, errors = world.run(CREATE, "scott_3_16", "{}")
@@ -109,6 +116,7 @@ def test_a_run_goes_up_with_its_own_card(world, run):
     assert str(run.parent).encode() not in b"".join(files.values())  # nobody needs to know where it was
     entries = json.loads((world.site / "weights_manifest.json").read_text())["weights"]
     assert list(entries) == [RELEASED, "scott_3_16.my_photos"]
+    jsonschema.validate({"weights": entries}, SCHEMA)
     out, errors = world.run(CREATE, "scott_3_16.my_photos", "{}")
     assert str(world.home) in out, errors
     assert '"hf-hub:me/My-Photos"' in files["README.md"].decode()
@@ -144,6 +152,7 @@ def test_a_run_without_labels(world, photos, tmp_path):
     assert f'init = "{RELEASED}"' in dry
     assert str(world.site / "weights") not in dry.replace(str(world.site / "weights_manifest.json"), "")
     scott(world, "publish", tmp_path / "flat", "--repo-id", "me/flat", "--license", "mit")
+    jsonschema.validate(json.loads((world.site / "weights_manifest.json").read_text()), SCHEMA)
     rows = json.loads(scott(world, "list", "--json"))
     assert ("flat", None) in [(row["tag"], row["kNN %"]) for row in rows]
 
@@ -169,7 +178,7 @@ def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch)
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scott_models.publish.upload", lambda *release, **options: "a" * 40)
+    monkeypatch.setattr("scott_models.publish.upload", lambda *release, **options: ("a" * 40, False))
     monkeypatch.setattr("scott_models.publish.write_entry", full)
     with pytest.raises(WeightsError, match=f"me/x: published as commit {'a' * 40}, but .*m.json cannot be written"):
         publish(run, "me/x", license="mit", manifest_file=tmp_path / "m.json")
@@ -179,7 +188,7 @@ def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch)
     ("lie", "words"),
     [
         ({"bytes": 1}, r"\(13046296 bytes, expected 1\)"),
-        ({"dtype": "float32"}, r"expected what the manifest says, {'dtype': 'float32'}, found {'dtype': 'bfloat16'}"),
+        ({"dtype": "float32"}, r"expected what its entry says, {'dtype': 'float32'}, found {'dtype': 'bfloat16'}"),
         ({"input_size": [3, 224, 224]}, r"found {'input_size': \[3, 112, 112\]}"),
         ({"license": "MIT"}, "license: expected an SPDX identifier in lower case, found 'MIT'"),
     ],
@@ -249,6 +258,34 @@ def test_what_cannot_be_published(run, tmp_path):
     (copy / "model.safetensors").write_bytes(content[:5000])
     with pytest.raises(WeightsError, match="expected a whole safetensors file"):
         prepare(copy, REPOSITORY)
+
+
+def test_other_settings_than_a_tag_means(tmp_path):
+    """No entry has them, so that who asks for the tag would get other features; the folder itself tells of them."""
+    folder = tmp_path / RELEASED
+    shutil.copytree(FOLDER, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["num_heads"] = 6
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        WeightsError, match="expected the settings of scott_3_16, {'num_heads': 4}, .* {'num_heads': 6}; copy"
+    ):
+        prepare(folder, REPOSITORY)
+    elsewhere = folder.rename(tmp_path / "six")
+    assert prepare(elsewhere, "me/six").entry is None
+    assert timm.create_model(f"local-dir:{elsewhere}", pretrained=True).blocks[0].attn.num_heads == 6
+
+
+def test_any_timm_model(tmp_path):
+    """Also one with whole numbers among its weights, but none whose numbers are no numbers."""
+    model = timm.create_model("resnet10t", num_classes=0)
+    folder = weights.save_whole(model, tmp_path / "net", {}, [])
+    (folder / "README.md").write_text("# mine\n")
+    assert sorted(prepare(folder, "me/net").files) == ["README.md", "config.json", "model.safetensors"]
+    model.bn1.running_var[3] = torch.nan
+    save_file(model.state_dict(), folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['bn1.running_var'\]"):
+        prepare(folder, "me/net")
 
 
 def test_a_models_folder_needs_a_card_of_its_own(tmp_path):

@@ -2,8 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
 from scott_models.pretrain import Recipe, pretrain
@@ -87,6 +91,46 @@ def test_scores_of_a_probe(run, tmp_path):
         entry(report(run, 64))
     with pytest.raises(WeightsError, match="expected what `scott probe --json` prints"):
         entry([])
+
+
+def test_foreign_exports_and_damaged_records(run):
+    """No entry says of weights what they are not."""
+
+    def replaced(**options):
+        return weights.export(timm.create_model("scott_3_16", use_mask_token=True, **options), run / "export")
+
+    replaced(img_size=64, in_chans=1)
+    with pytest.raises(
+        WeightsError, match=r"its entry says, {'input_size': \[3, 32, 32\]}, found {'input_size': \[1, 64"
+    ):
+        entry_of_run(run, license="mit")
+    replaced(img_size=32, num_heads=6)
+    with pytest.raises(
+        WeightsError, match="the settings of scott_3_16, {'num_heads': 4}, which a tag means, found .* 6"
+    ):
+        entry_of_run(run, license="mit")
+    file = replaced(img_size=32) / "model.safetensors"
+    state = load_file(file)
+    state["blocks.0.attn.qkv.weight"][0, 0] = torch.inf
+    save_file(state, file)
+    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['blocks.0.attn.qkv.weight'\]"):
+        entry_of_run(run, license="mit")
+    replaced(img_size=32)
+    entry_of_run(run, license="mit")
+    for name, contents in {
+        "environment.json": ("", "[]", "{}", '[{"data": ["photos"]}]', None),
+        "metrics.jsonl": ("", "{", "[]\n", '{"step": 1, "loss": 1, "images_per_second": 0}\n', None),
+        "export/config.json": ("", "[]", "{}", '{"architecture": "scott_3_16"}', None),
+    }.items():
+        whole = (run / name).read_bytes()
+        for content in contents:
+            (run / name).unlink()
+            if content is not None:
+                (run / name).write_text(content)
+            with pytest.raises(WeightsError, match=f"{run / name}: expected .*, found something else") as raised:
+                entry_of_run(run, license="mit")
+            assert "\n" not in str(raised.value)
+            (run / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,21 @@ def test_a_flipped_byte_is_refused(models_dir):
         weights.resolve(TAG)
 
 
+@pytest.mark.parametrize(
+    ("published", "advice"),
+    [
+        ({"repository": None, "revision": None}, "take it from the release again, or reinstall the package"),
+        ({"repository": "org/name", "revision": "0" * 40}, "replace it: scott download scott_3_16"),
+    ],
+)
+def test_advice_on_damaged_files_leads_somewhere(models_dir, monkeypatch, published, advice):
+    """Weights that are nowhere else cannot be downloaded again."""
+    monkeypatch.setitem(weights.manifest(), TAG, {**weights.manifest()[TAG], **published})
+    (models_dir / TAG / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=advice):
+        weights.resolve(TAG)
+
+
 def test_weights_that_are_not_there(monkeypatch):
     with pytest.raises(WeightsError, match="scott_3_16.other: no such weights are released; expected one of"):
         weights.resolve("scott_3_16.other")
@@ -132,6 +147,26 @@ def test_export_round_trip(tmp_path):
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert not {"tag", "license", "file"} & config.keys()  # ours are not the user's
     assert model.patch_embed.conv1.weight.dtype == torch.float32
+
+
+def test_an_export_takes_its_place_whole_or_not_at_all(tmp_path):
+    folder, other = tmp_path / "out", tmp_path / "out.partial"
+    other.mkdir()
+    (other / "mine").touch()
+
+    def write(name):
+        with weights.replaced(folder) as partial:
+            (partial / name).touch()
+
+    with pytest.raises(OSError, match="(?i)name too long"):
+        write("a" * 300)
+    assert list(tmp_path.iterdir()) == [other]
+    for name in "ab":
+        write(name)
+        assert [file.name for file in folder.iterdir()] == [name]
+    assert sorted(tmp_path.iterdir()) == [folder, other]
+    assert [file.name for file in other.iterdir()] == ["mine"]
+    assert folder.stat().st_mode == other.stat().st_mode  # as any folder here
 
 
 def original_names(recording):

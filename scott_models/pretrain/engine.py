@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, needs_extra
-from ..on_cpu import keep_freed_memory
+from ..on_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
 from .draws import Draws
 from .loader import Crops, Order, key, load
 from .objective import build_objective
@@ -60,6 +60,8 @@ class Engine:
             keep_freed_memory()
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
+        if recipe.run.precision == "bf16" and self.device.type == "cpu" and not MULTIPLIES_BFLOAT16 and self.is_main:
+            print("note: this processor has no bf16 of its own; run.precision=no is faster here", file=sys.stderr)
         pieces = self.processes * recipe.run.accumulate
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)

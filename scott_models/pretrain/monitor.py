@@ -4,21 +4,23 @@ Every figure stands beside that of the same encoder before its first update (ran
 others): colours alone say much about some data sets, so a probe's score means nothing without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..classifiers import Accuracy, knn, ridge
+from ..progress import track
 from .augment import normalize
 from .crops import centre_crops
 from .recipe import Recipe, require
 from .store import Images
 
+T = TypeVar("T")
 BATCH = 64
 HELD_OUT = 5  # one image of five
 DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
@@ -110,7 +112,8 @@ class Monitor:
         encoder.eval()
         chosen = [*self.train, *self.held_out]
         pooled = []
-        for start in range(0, len(chosen), BATCH):
+        starts = range(0, len(chosen), BATCH)
+        for start in track(starts, "monitoring", total=len(chosen), size=BATCH):
             crops = centre_crops([self.images[i] for i in chosen[start : start + BATCH]], self.size)
             with self.autocast():
                 features = encoder.forward_features(normalize(crops.to(self.device).float() / 255))
@@ -153,3 +156,8 @@ def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> 
         held_out += taken[:scored]
         train += taken[scored:]
     return train, held_out
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, from all over."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

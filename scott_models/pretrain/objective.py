@@ -138,14 +138,18 @@ def start_from(encoder: SCOTT, init: str, name: str) -> None:
         WeightsError: weights that cannot be had, or are another model's.
     """
     if init in weights.manifest():
-        model, _ = init.split(".")
+        model = init.split(".", maxsplit=1)[0]
         require(model == name, "model.name", f"{model}, whose weights {init} are", name)
         path = weights.resolve(init)
+        heads = weights.registered_args(model)["num_heads"]  # or it would not be a tag's
     else:
         folder = Path(init.removeprefix("local-dir:"))
         path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
-    heads, own = heads_of(path), encoder.blocks[0].attn.num_heads  # which no shape tells
-    if heads not in (None, own):
+        if not path.is_file():
+            tags = sorted(weights.manifest())
+            raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}")
+        heads = heads_of(path)
+    if heads != (own := encoder.blocks[0].attn.num_heads):  # which no shape tells
         raise WeightsError(
             f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
         )
@@ -154,22 +158,23 @@ def start_from(encoder: SCOTT, init: str, name: str) -> None:
         state.setdefault("mask_token", encoder.mask_token)
         state = checkpoint_filter_fn(state, encoder)
         encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
-    except FileNotFoundError as error:
-        tags = sorted(weights.manifest())
-        raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}") from error
     except (RuntimeError, SafetensorError) as error:  # other shapes; a damaged file
         reason = " ".join(str(error).split("\n")[:2])  # the first of many
         raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
 
 
-def heads_of(path: Path) -> int | None:
-    """How many heads the attention of exported weights has, by the configuration beside them; None if it has none."""
-    if path.is_file() and (config := path.with_name("config.json")).is_file():
+def heads_of(path: Path) -> int:
+    """How many heads the attention of exported weights has, by the configuration beside them.
+
+    Raises:
+        WeightsError: there is none, or not one of a model of this package.
+    """
+    expected = f"beside the weights the configuration of one of {MODELS}, for the number of heads"
+    with weights.reading(path.with_name("config.json"), expected) as config:
         content = json.loads(config.read_text())
-        if (heads := content.get("model_args", {}).get("num_heads")) or content["architecture"] not in MODELS:
-            return heads
-        return timm.create_model(content["architecture"], device="meta").blocks[0].attn.num_heads
-    return None
+        if (model := content["architecture"]) not in MODELS:
+            raise LookupError(f"architecture {model!r}")
+        return content.get("model_args", {}).get("num_heads") or weights.registered_args(model)["num_heads"]
 
 
 def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:

@@ -21,10 +21,11 @@ from .. import weights
 from ..data import Sample, find_samples
 from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
+from .album import PICTURES, Album
 from .budget import Budget
 from .engine import Engine
 from .loader import Crops, load
-from .monitor import Health, Monitor, verdict
+from .monitor import Health, Monitor, evenly, verdict
 from .objective import build_objective
 from .recipe import Recipe, Settings, require
 from .records import Checkpoints, Log, write_environment, write_readme, write_whole
@@ -96,6 +97,7 @@ class Run:
         self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
         self.encoder = engine.objective.encoders[export]
         self.monitor = self.build_monitor(recipe, images)
+        self.album = self.build_album(recipe, images) if engine.is_main and recipe.monitor.every else None
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
         if budget and not resuming:
@@ -120,6 +122,8 @@ class Run:
         )
         if self.control:
             self.log.monitored(0, self.control)
+            if self.album and not self.done:
+                self.album.add(0, self.encoder)
             self.control = self.log.health[0]  # of a resumed run what was measured at its start
         if engine.is_main:
             self.write_readme()
@@ -135,6 +139,13 @@ class Run:
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
         """What the run watches: a function of an encoder, whose result may be `better_than` another."""
         return Monitor(images, recipe, self.engine.device, self.engine.accelerator.autocast)
+
+    def build_album(self, recipe: Any, images: Images) -> Album | None:
+        """Where pictures of the run are kept: of images that the monitor chose, of many classes."""
+        assert isinstance(self.monitor, Monitor)
+        chosen = [images[i] for i in evenly(self.monitor.held_out or self.monitor.train, PICTURES)]
+        autocast = self.engine.accelerator.autocast
+        return Album(self.out / "looks", chosen, recipe.model.img_size, self.encoder, autocast)
 
     def verdict(self, now: Any, control: Any) -> str:
         """What the monitor found, in a line."""
@@ -189,6 +200,8 @@ class Run:
         assert self.control is not None
         health = self.monitor(self.encoder)
         best = self.log.monitored(step, health)
+        if self.album:
+            self.album.add(step, self.encoder)
         self.engine.accelerator.log(asdict(health), step=step)
         print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
         self.write_readme()

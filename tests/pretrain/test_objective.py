@@ -1,6 +1,8 @@
 """Parity with the original implementation, and what must hold for any weights."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -234,6 +236,34 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="cannot start scott_3_16: "):
         build_objective(small(init=f"local-dir:{folder}"))
+
+
+def test_tags_have_their_models_heads(tmp_path, monkeypatch):
+    """Also from the Hub's cache, where nothing but the weights lies."""
+    path = shutil.copy(weights.resolve(TAG), tmp_path)
+    monkeypatch.setattr(weights, "resolve", lambda tag: Path(path))
+    build_objective(small(init=TAG))
+    with pytest.raises(WeightsError, match="expected weights of 6 heads, found 4 in .*; set model.num_heads=4"):
+        build_objective(small(init=TAG, num_heads=6))
+
+
+def test_a_tag_that_is_none(monkeypatch):
+    monkeypatch.setitem(weights.manifest(), "scott_3_16.a.b", weights.manifest()[TAG])
+    with pytest.raises(WeightsError, match="expected tags like"):
+        build_objective(small(init="scott_3_16.a.b"))
+
+
+def test_weights_without_their_configuration(tmp_path):
+    """Nothing else says how many heads they have."""
+    folder = weights.export(timm.create_model("scott_3_16", img_size=32), tmp_path / "export")
+    for content in ("", '{"archi', "[]", "{}", '{"predictor": {"depth": 3}}', '{"architecture": "resnet18"}', None):
+        (folder / "config.json").unlink()
+        if content is not None:
+            (folder / "config.json").write_text(content)
+        with pytest.raises(WeightsError, match="config.json: expected beside the weights the configuration") as raised:
+            build_objective(small(init=f"local-dir:{folder}"))
+        assert "\n" not in str(raised.value)
+        (folder / "config.json").touch()
 
 
 def test_heads_are_compared_where_no_shape_tells(tmp_path):

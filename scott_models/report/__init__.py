@@ -1,0 +1,41 @@
+"""One page that shows a run or its probes: a self-contained HTML file, the verdict first.
+
+`run` and `scores` say what stands on it, `page` how it looks, `charts` draws.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError
+from .page import Page
+from .run import is_run, page_of_run
+from .scores import read, sections_of, title_of
+
+
+def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *, neighbours: bool = True) -> Path:
+    """Write the page of a run, of results that `scott probe --json` printed, or of a run and its results.
+
+    Args:
+        sources: a run's folder, and files with scores or curves; at least one of them.
+        out: the page; by default report.html in the run's folder, or beside the first file.
+        neighbours: also look for images that the run's model finds alike, which needs the images it was trained on.
+
+    Raises:
+        DataError: sources that are neither, more than one run, or an `out` that is no .html in an existing folder.
+        WeightsError: a run without weights.
+    """
+    paths = [Path(source) for source in sources]
+    if not paths:
+        raise DataError("expected a run's folder, or a file that `scott probe --json` printed, got nothing")
+    runs = [path for path in paths if path.is_dir()]
+    if len(runs) > 1 or not all(map(is_run, runs)):
+        expected = "one folder of a run, with its recipe.toml and metrics.jsonl"
+        raise DataError(f"{', '.join(map(str, runs))}: expected at most {expected}")
+    out = Path(out) if out else (runs[0] if runs else paths[0].parent) / "report.html"
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise DataError(f"{out}: expected the name of an .html file in a folder that exists")
+    results = [read(path) for path in paths if path not in runs]
+    page = page_of_run(runs[0], neighbours=neighbours) if runs else Page(title_of(results))
+    page.sections[:0] = [section for result in results for section in sections_of(result)]
+    page.write(out)
+    return out

@@ -1,0 +1,108 @@
+"""Curves, bars and tables of colours for a page: matplotlib's SVG in the page's own ink, for light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import needs_extra
+
+INK = "#010203"  # stands for the page's own colour until the SVG is in it
+COLOURS = ("#2f81c7", "#e0782f", "#2f9e6e", "#b05bbd")  # seen on white and on black
+CONTROL = "#8b8f98"
+POINTS = 600  # of a line at most: more are not seen
+
+Line = tuple[Sequence[float], Sequence[float]]  # x and y
+
+
+def curves(lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | None = None, log: bool = False) -> str:
+    """Lines by name as SVG.
+
+    Args:
+        x: what is along the bottom.
+        levels: dashed lines to compare with, by name.
+        log: whether both axes are logarithmic.
+    """
+    figure, axes = _figure(5.2, 2.9)
+    for (name, (at, values)), colour in zip(lines.items(), COLOURS):
+        step = -(-len(at) // POINTS)
+        axes.plot(at[::step], values[::step], color=colour, label=name, marker="." if len(at) < 40 else None)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=CONTROL, linestyle="--", linewidth=1, label=name)
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlabel(x)
+    if len(lines) + len(levels or {}) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
+    """A bar for each name, in percent, from left to right, with another one `beside` it in grey where there is one."""
+    figure, axes = _figure(5.2, 0.5 + 0.24 * len(values))
+    names = list(values)
+    places = range(len(names))
+    height = 0.36 if beside else 0.72
+    axes.barh([-i for i in places], list(values.values()), height, align="edge", color=COLOURS[0])
+    if beside:
+        axes.barh([-i for i in places], [beside.get(name, 0) for name in names], -height, align="edge", color=CONTROL)
+    axes.set_yticks([-i + (0 if beside else height / 2) for i in places], names)
+    axes.set_ylim(-len(names) + 0.4, 1)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("%")
+    axes.grid(axis="y", visible=False)
+    return _svg(figure)
+
+
+def matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """A square of colours for each pair of classes, 0 ... 1; few classes are named and have figures."""
+    few = len(names) <= 15
+    figure, axes = _figure(5.2, 4.6)
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+    axes.grid(visible=False)
+    axes.set(xlabel="taken for", ylabel="is")
+    if few:
+        places = range(len(names))
+        axes.set_xticks(places, names, rotation=40, ha="right")
+        axes.set_yticks(places, names)
+        for i, row in enumerate(shares):
+            for j, share in enumerate(row):
+                if share:
+                    dark = share < 0.6
+                    axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color="w" if dark else "k")
+    figure.colorbar(picture, shrink=0.8)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of inches, and its axes."""
+    with needs_extra("eval"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.25, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """The SVG element alone, as wide as its place, its letters those of the page."""
+    from matplotlib import rc_context
+
+    for axes in figure.axes[1:]:  # the key of colours
+        axes.tick_params(colors=INK)
+    if legend := figure.axes[0].get_legend():
+        for text in legend.get_texts():
+            text.set_color(INK)
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "scott_models"}):  # the same figure, the same bytes
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg class="chart" viewBox="\1">', svg, count=1, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    return svg.replace("'DejaVu Sans'", "system-ui").replace(INK, "currentColor")

@@ -1,0 +1,106 @@
+"""How a report looks: a title, a verdict, figures at a glance, sections; everything is inside the one file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from PIL import Image
+
+from .. import __version__
+
+State = Literal["good", "doubtful", "bad", "unknown"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at a glance, and what it stands beside."""
+
+    name: str
+    value: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the page itself, as a data: address, and what it shows."""
+
+    address: str
+    words: str
+
+    @classmethod
+    def of(cls, image: Image.Image | Path, words: str) -> "Picture":
+        """Of an image, or of a file as it is."""
+        if isinstance(image, Path):
+            content, kind = image.read_bytes(), image.suffix[1:]
+        else:
+            buffer = io.BytesIO()
+            image.save(buffer, "webp", quality=82)
+            content, kind = buffer.getvalue(), "webp"
+        return cls(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", words)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG, and what it shows."""
+
+    svg: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows below a head; those with a number in `marked` stand out.
+
+    Attributes:
+        folded: words to click on before the table shows; empty: it shows.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    marked: Sequence[int] = ()
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    words: str = ""
+    charts: Sequence[Chart] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    code: str = ""
+
+
+@dataclass
+class Page:
+    """A report.
+
+    Attributes:
+        state, verdict: how it went, for the eye and in words.
+        notes: lines below the verdict.
+    """
+
+    title: str
+    state: State = "unknown"
+    verdict: str = ""
+    notes: list[str] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    def html(self) -> str:
+        loader = jinja2.FileSystemLoader(Path(__file__).parent)
+        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        return environment.get_template("page.html").render(page=self, version=__version__)
+
+    def write(self, path: Path) -> None:
+        """Beside the file first, so that it is whole or as it was."""
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(self.html(), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

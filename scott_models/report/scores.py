@@ -1,0 +1,137 @@
+"""What `scott probe --json` prints, as sections: scores beside random weights, each class, mistakes, few labels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .charts import Line, bars, curves, matrix
+from .page import Chart, Section, Table
+
+CONTROL = " (random weights)"  # how the name of a control ends
+WORST = 10  # classes, and mistakes, that are listed
+Result = dict[str, Any] | list[dict[str, Any]]  # scores, or the points of a curve
+
+
+def read(path: Path) -> Result:
+    """Scores or a curve.
+
+    Raises:
+        DataError: another file.
+    """
+    try:
+        result: Result = json.loads(path.read_text())
+        fields = {"top1", "images", "probe"} if isinstance(result, list) else {"scores", "names", "confusions"}
+        entry = result[0] if isinstance(result, list) else result
+        if fields <= entry.keys():
+            return result
+        found = f"one without {sorted(fields - entry.keys())}"
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        found = f"something else ({error})"
+    raise DataError(f"{path}: expected scores or a curve that `scott probe --json` printed, found {found}")
+
+
+def title_of(results: Sequence[Result]) -> str:
+    """Of a page without a run."""
+    first = results[0][0] if isinstance(results[0], list) else results[0]["scores"][0]
+    return f"Frozen features of {named(first['model'])}"
+
+
+def named(model: str) -> str:
+    """A model's name; of a folder the last one: where it is on somebody's disk is nobody else's affair."""
+    return Path(model.removeprefix("local-dir:")).name
+
+
+def sections_of(result: Result) -> list[Section]:
+    return [few_labels(result)] if isinstance(result, list) else [probes(result), classes(result)]
+
+
+def probes(report: Mapping[str, Any]) -> Section:
+    """Every probe of the model beside its control."""
+    own = {row["probe"]: row for row in report["scores"] if not row["model"].endswith(CONTROL)}
+    control = {row["probe"]: row for row in report["scores"] if row["model"].endswith(CONTROL)}
+    head = ["probe", "top-1 %", "random weights", "difference", "top-5 %", "mean of the classes"]
+    rows = [
+        [
+            name,
+            _spread(row),
+            _spread(control[name]) if name in control else "-",
+            f"{row['top1'] - control[name]['top1']:+.1f}" if name in control else "-",
+            _number(row["top5"]),
+            _number(row["per_class"]),
+        ]
+        for name, row in own.items()
+    ]
+    first = next(iter(own.values()))
+    words = (
+        f"{named(first['model'])} at {first['img_size']} px, protocol {report['protocol']}: {report['train']:,} images "
+        f"to train the probes, {report['test']:,} to test them, {report['classes']} classes; seeds: {first['seeds']}; "
+        "the last epoch counts."
+    )
+    if report["duplicates"]:
+        counts = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in report["duplicates"].items())
+        words += f" Test images that training contains: {counts}."
+    values = ({name: row["top1"] for name, row in group.items()} for group in (own, control))
+    chart = Chart(bars(*values), "Top-1 % on the test images; grey: random weights" if control else "Top-1 %")
+    return Section("Probes of frozen features", words, charts=[chart], tables=[Table(head, rows)])
+
+
+def classes(report: Mapping[str, Any]) -> Section:
+    """What the best probe gets right and wrong, class by class."""
+    top1 = {row["probe"]: row["top1"] for row in reversed(report["scores"])}  # the model's own come first
+    best = max(report["confusions"], key=lambda each: top1[each["probe"]])
+    names, counts = report["names"], report["test_images"]
+    known = {name: share for name, share in zip(names, best["of_classes"]) if share is not None}
+    ordered = sorted(known, key=lambda name: known[name])
+    mistakes = sorted(best["mistaken"], key=lambda pair: -pair[2])
+    rows = [[names[i], names[j], images, f"{100 * images / counts[i]:.0f} %"] for i, j, images in mistakes[:WORST]]
+    each = [[name, f"{known[name]:.1f}", counts[names.index(name)]] for name in ordered]
+    tables = [Table(["is", "taken for", "images", "of the class"], rows)] if rows else []
+    tables.append(Table(["class", "top-1 %", "test images"], each, folded=f"all {len(each)} classes, hardest first"))
+    shown = [*ordered[:WORST], *ordered[WORST:][-WORST:]]
+    words = "The hardest and the easiest classes" if len(shown) < len(ordered) else "Each class"
+    charts = [
+        Chart(bars({name: known[name] for name in shown}), f"{words}, top-1 %"),
+        Chart(matrix(shares(best, counts), names), "Which class is taken for which: share of a class's test images"),
+    ]
+    title = f"Class by class, by the {best['probe']} probe"
+    return Section(title, "The most frequent mistakes:" if rows else "No mistakes.", charts=charts, tables=tables)
+
+
+def shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[float]]:
+    """(classes, classes): of each class's test images, the share that is taken for each class."""
+    table = [[0.0] * len(counts) for _ in counts]
+    for i, share in enumerate(confusions["of_classes"]):
+        table[i][i] = (share or 0) / 100
+    for i, j, images in confusions["mistaken"]:
+        table[i][j] = images / counts[i]
+    return table
+
+
+def few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
+    """Accuracy against the number of labelled images a class."""
+    lines: dict[str, Line] = {}
+    for name in dict.fromkeys(_line(point) for point in points):
+        line = [point for point in points if _line(point) == name]
+        lines[name] = [point["images"] for point in line], [point["top1"] for point in line]
+    rows = [
+        [named(point["model"]), point["probe"], f"{point['images']:.3g}", _spread(point), point["draws"]]
+        for point in points
+    ]
+    chart = Chart(curves(lines, x="labelled images a class", log=True), "Top-1 % on the test images")
+    head = ["model", "probe", "images a class", "top-1 %", "draws"]
+    words = "Probes on frozen features with few labelled images a class, drawn several times; the last point has all."
+    return Section("How few labels will do", words, charts=[chart], tables=[Table(head, rows, folded="the figures")])
+
+
+def _line(point: Mapping[str, Any]) -> str:
+    return f"{named(point['model'])}, {point['probe']}"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{row['top1']:.1f}" + (f" ± {row['spread']:.1f}" if row["spread"] is not None else "")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

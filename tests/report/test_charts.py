@@ -1,0 +1,35 @@
+import re
+
+from scott_models.report.charts import POINTS, bars, curves, matrix
+
+
+def test_a_chart_is_one_element_in_the_page_s_ink():
+    svg = curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
+    assert svg.startswith('<svg class="chart" viewBox="')
+    assert svg.rstrip().endswith("</svg>")
+    assert "currentColor" in svg
+    assert "<text" in svg  # letters, not shapes
+    assert "epoch" in svg
+    assert "random weights" in svg
+    assert "http://www.w3.org/1999/xlink" not in svg or 'href="http' not in svg
+    assert svg == curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
+
+
+def test_long_lines_are_thinned():
+    many = list(range(100_000))
+    svg = curves({"loss": (many, [float(i) for i in many])}, x="update")
+    assert len(re.findall(r"\bL ", svg)) < 2 * POINTS
+
+
+def test_bars_have_the_names_and_their_control():
+    svg = bars({"knn": 50.0, "ridge": 60.0}, {"knn": 20.0})
+    assert "knn" in svg
+    assert "ridge" in svg
+
+
+def test_few_classes_have_figures_many_only_colours():
+    few = matrix([[0.75, 0.25], [0, 1]], ["a", "b"])
+    assert ">75</text>" in few
+    assert ">25</text>" in few
+    many = matrix([[float(i == j) for j in range(40)] for i in range(40)], [f"class {i}" for i in range(40)])
+    assert "class 39" not in many

@@ -1,0 +1,180 @@
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scott_models.curve import Point
+from scott_models.errors import DataError
+from scott_models.pretrain import Recipe, pretrain
+from scott_models.probe import probe
+from scott_models.report import write_report
+
+from ..browser import needs_browser, page_of, pictures_without_size
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes of eight small pictures, in a folder whose name must not become markup."""
+    folder, rng = tmp_path_factory.mktemp("images") / "<b>photos", np.random.default_rng(0)
+    for name, colour in (("blue", (40, 60, 220)), ("green", (30, 160, 40)), ("red", (190, 20, 20))):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            noise = rng.integers(-30, 30, (48, 48, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """A small run that has ended."""
+    changes = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCOTT_MODELS_CACHE", str(out.parent / "cache"))
+        pretrain(Recipe.load("smoke", (*changes, "run.log_every=1")), [images], out)
+    return out
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """The same run, to be changed."""
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def scores(run, images, tmp_path_factory):
+    """The files that `scott probe --json` prints of it: scores, and a curve."""
+    folder = tmp_path_factory.mktemp("scores")
+    report = probe(str(run), [images], [images], kinds=("knn", "ridge"), duplicates=False)
+    (folder / "scores.json").write_text(json.dumps(asdict(report)))
+    points = [Point("a model", "linear", count, 20.0 + count, 1.5, 5) for count in (1, 5, 10)]
+    (folder / "curve.json").write_text(json.dumps([asdict(point) for point in points]))
+    return folder / "scores.json", folder / "curve.json"
+
+
+def test_what_a_run_s_page_says(run, copy):
+    page = write_report([copy])
+    assert page == copy / "report.html"
+    text = page.read_text()
+    assert page.stat().st_size < 5_000_000
+    words = (run / "README.md").read_text()
+    verdict = words.split("After update ")[1].split(": ")[1]
+    assert f"<strong>{verdict}</strong>" in text
+    assert "kNN" in text
+    assert "random weights" in text
+    assert text.count("<svg") == 9  # probes, RankMe, spread; loss, rate, decay, gradients, speed, EMA
+    assert "<td>model.name</td><td>scott_3_16</td><td>scott_12_16</td>" in text
+    assert "<td>mask.ratio</td><td>0.6</td></tr>" in text  # among what is the same
+    assert "Not at its end" not in text
+    assert "&lt;b&gt;photos" in text
+    assert "<b>photos" not in text
+    assert text.count("data:image/webp") == 1 + len(list((run / "looks").glob("step_*.webp"))) + 1  # and neighbours
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_it_whole(run, scores, tmp_path, dark):
+    page = write_report([run, *scores], tmp_path / "page.html")
+    with page_of(page, **PHONE, dark=dark) as shown:
+        assert shown.complaints == []
+        assert pictures_without_size(shown) == []
+        assert shown.evaluate("document.images.length") >= 5
+        charts = shown.evaluate("[...document.querySelectorAll('svg.chart')].map(s => s.getBoundingClientRect())")
+        assert len(charts) == 13
+        assert all(box["width"] > 300 and box["height"] > 60 for box in charts)
+        assert shown.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert shown.locator(".verdict").bounding_box()["y"] < PHONE["height"] / 2  # the verdict first
+        style = "getComputedStyle(document.body)"
+        paper, ink = (
+            shown.evaluate(f"{style}.{name}.match(/\\d+/g).map(Number)") for name in ("backgroundColor", "color")
+        )
+        assert (max(paper) < 60 and min(ink) > 180) if dark else (min(paper) > 240 and max(ink) < 80)
+        text = shown.evaluate("getComputedStyle(document.querySelector('svg.chart text')).fill")
+        assert text == "rgb({}, {}, {})".format(*ink)  # the charts take the page's ink
+        shown.locator("summary").first.click()
+        assert shown.locator("details[open] table").first.is_visible()
+
+
+def test_a_run_under_way(copy):
+    metrics = copy / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= 4]
+    metrics.write_text("\n".join(kept) + "\n")
+    shutil.rmtree(copy / "export")
+    text = write_report([copy], neighbours=False).read_text()
+    assert "Not at its end: update 4 of 12." in text
+    assert "What it finds alike" not in text
+    assert "local-dir:" not in text
+    metrics.write_text(kept[0] + "\n")  # only random weights were looked at
+    assert "not watched yet" in write_report([copy], neighbours=False).read_text()
+
+
+def test_a_dead_run_is_called_so(copy):
+    metrics = copy / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    last = [line for line in lines if "monitor" in line][-1]
+    last["monitor"].update(rankme=None, knn=None, ridge=None)  # NaN, as the log writes it
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report([copy], neighbours=False).read_text()
+    assert '<div class="verdict bad"><strong>dead, all images have nearly the same features</strong>' in text
+
+
+def test_images_that_are_gone(copy):
+    environment = json.loads((copy / "environment.json").read_text())
+    environment[-1]["data"] = ["/elsewhere/photos/train"]
+    (copy / "environment.json").write_text(json.dumps(environment))
+    text = write_report([copy]).read_text()
+    assert "The run&#39;s images are not here as files: photos." in text
+    assert "elsewhere" not in text
+
+
+def test_scores_class_by_class(scores, tmp_path):
+    report = json.loads(scores[0].read_text())
+    assert report["names"] == ["blue", "green", "red"]
+    assert report["test_images"] == [8, 8, 8]
+    for each in report["confusions"]:
+        top1 = next(row["top1"] for row in report["scores"] if row["probe"] == each["probe"])
+        assert sum(each["of_classes"]) / 3 == pytest.approx(top1)
+        assert sum(images for *_, images in each["mistaken"]) == round(24 * (1 - top1 / 100))
+    report["confusions"][0].update(of_classes=[100.0, 75.0, None], mistaken=[[1, 2, 2]])
+    report["confusions"] = report["confusions"][:1]
+    page = tmp_path / "changed.json"
+    page.write_text(json.dumps(report))
+    text = write_report([page]).read_text()
+    assert "<td>green</td><td>red</td><td>2</td><td>25 %</td>" in text
+    assert "Class by class, by the knn probe" in text
+
+
+def test_few_labels(scores):
+    text = write_report([scores[1]]).read_text()
+    assert "How few labels will do" in text
+    assert "<td>a model</td><td>linear</td><td>5</td><td>25.0 ± 1.5</td><td>5</td>" in text
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"x.json": "{}"}, "x.json: expected scores or a curve that `scott probe --json` printed, found one without"),
+        ({"x.json": "[1"}, "x.json: expected scores or a curve"),
+        ({"x.json": "[]"}, "x.json: expected scores or a curve"),
+        ({"folder/a.txt": ""}, "folder: expected at most one folder of a run, with its recipe.toml and metrics.jsonl"),
+        ({"run/recipe.toml": "[mask]", "run/metrics.jsonl": "x"}, "run: expected a run's files, found damaged ones"),
+        ({}, "expected a run's folder, or a file that `scott probe --json` printed, got nothing"),
+    ],
+)
+def test_what_is_no_run_and_no_score(made, words, tmp_path):
+    for name, content in made.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=words.replace("[", r"\[")):
+        write_report(sorted(tmp_path.iterdir()))
+
+
+def test_pages_that_cannot_be_written(scores, tmp_path):
+    for out in (tmp_path / "page.pdf", tmp_path / "nowhere" / "page.html"):
+        with pytest.raises(DataError, match=r"expected the name of an \.html file in a folder that exists"):
+            write_report([scores[1]], out)
