@@ -1,6 +1,6 @@
 """From a finished run to a release: weights/<tag>/, its measured scores, its entry in weights_manifest.json, its card.
 
-python benchmarks/release.py RUN TAG --flowers FOLDER --hardware "2 CPU cores"
+python benchmarks/release.py RUN TAG --flowers FOLDER --hardware "2 CPU cores" --pictures IMAGES...
 
 RUN is the run folder of `scott pretrain`, TAG e.g. scott_3_16.mimjepa_flowers102, FOLDER holds train, val and test with
 a folder of images for each class. Scores: frozen pooled features of the official split, 2,040 images of train and val
@@ -18,10 +18,11 @@ from torch import nn
 
 from scott_models import manifest, weights
 from scott_models.manifest import write_entry
+from scott_models.pca import draw_pca
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.objective import build_objective
 from scott_models.probe import probe
-from scott_models.release import card, entry_of_run
+from scott_models.release import PICTURE, card, entry_of_run
 
 CHECKOUT = Path(__file__).parents[1]
 PROTOCOL = (
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("tag")
     parser.add_argument("--flowers", type=Path, required=True)
     parser.add_argument("--hardware", required=True)
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images of the card's picture")
     arguments = parser.parse_args()
     run, tag = arguments.run, arguments.tag
     recipe = Recipe.load(run / "recipe.toml")
@@ -74,7 +76,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(run / "export" / name, folder / name)
-    (folder / "README.md").write_text(card(tag, entry))
+    draw_pca(arguments.pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
+    (folder / "README.md").write_text(card(tag, entry, picture=True))
     write_entry(manifest.PATH, tag, entry)
     print(json.dumps(entry["scores"], indent=2))
 

@@ -469,6 +469,7 @@ def publish(
     data: str | None = None,
     data_terms: str | None = None,
     scores: Path | None = None,
+    picture: Path | None = None,
     manifest: Path | None = None,
     private: FlagCreatePairsOff[bool] = False,
     dry_run: FlagCreatePairsOff[bool] = False,
@@ -481,7 +482,7 @@ def publish(
     For example:
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
         scott probe --model runs/photos --train mine/train --test mine/test --json > scores.json
-        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --scores scores.json
+        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --scores scores.json --picture pca.png
         scott publish weights/scott_3_16.mimjepa_flowers102 --repo-id org/scott_3_16.mimjepa_flowers102
 
     It needs a token that may write: `hf auth login`, or HF_TOKEN.
@@ -494,6 +495,7 @@ def publish(
         data: what a run was trained on, in words; by default how many images of which folders.
         data_terms: what the data allow.
         scores: a file with what `scott probe --json` printed; by default what the run's monitor measured.
+        picture: of the card, as `scott pca` draws one; it may show images of yours.
         manifest: a file the entry is written into; by default the checkout's weights_manifest.json, if this is one.
         private: whether a new repository is.
         dry_run: show everything, upload nothing.
@@ -502,6 +504,7 @@ def publish(
     from .publish import publish as publish_release
 
     facts: dict[str, Any] = {"license": license, "data": data, "data_terms": data_terms, "scores": scores}
+    facts["picture"] = picture
     options: dict[str, Any] = {"tag": tag, "manifest_file": manifest, "private": private, "dry_run": dry_run}
     done = publish_release(source, repo_id, **options, **facts)
     _tell(str(done), done.facts(), json)

@@ -15,7 +15,7 @@ from . import __version__
 from .contenders import Contender, Task, build
 from .errors import WeightsError
 from .manifest import manifest
-from .on_cpu import MULTIPLIES_BFLOAT16
+from .pretrain.engine import has_bf16
 from .pretrain.store import cache_folder
 from .progress import track
 from .weights import find, place, resolve
@@ -63,15 +63,13 @@ def _device() -> list[Finding]:
         found = [
             Finding("GPU", "ok", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {torch.cuda.device_count()} in all")
         ]
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         found = [Finding("GPU", "note", "none that torch can use: expect pretraining to take hours")]
-        bf16 = MULTIPLIES_BFLOAT16
     found.append(Finding("CPU", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"))
     found.append(
         Finding("bf16", "ok", "multiplied by the processor itself")
-        if bf16
-        else Finding("bf16", "note", "not multiplied by the processor itself: train with run.precision=no")
+        if has_bf16()
+        else Finding("bf16", "note", "not multiplied by the processor itself: training takes fp32")
     )
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     absent = "none found: run.compile=on is not possible on a CPU"
@@ -114,7 +112,7 @@ def _weights() -> list[Finding]:
 
 
 def _speeds() -> list[Finding]:
-    precision = "bf16" if torch.cuda.is_available() or MULTIPLIES_BFLOAT16 else "fp32"
+    precision = "bf16" if has_bf16() else "fp32"
     words: dict[Task, str] = {"inference": "inference", "step": "pretraining"}
     return [
         Finding(

@@ -1,5 +1,6 @@
 """Weights fetched ahead, for a machine without a network."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from . import hub, weights
 from .errors import WeightsError
 from .manifest import Entry, entry_of
-from .release import card
+from .release import PICTURE, card
 from .scott import MODELS
 
 
@@ -39,7 +40,10 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
             _obtain(tag, entry, Path(partial)).replace(target)
     _write_config(model, entry, target)
-    target.with_name("README.md").write_text(card(tag, entry))
+    pictures = [folder / tag / PICTURE for folder in weights.folders()]
+    if picture := next((path for path in pictures if os.path.isfile(path)), None):
+        target.with_name(PICTURE).write_bytes(picture.read_bytes())
+    target.with_name("README.md").write_text(card(tag, entry, picture=picture is not None))
     return target
 
 

@@ -112,7 +112,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "data_terms": {"description": "what the data allow, in words", **_WORDS},
     "license": {
-        "description": "an SPDX identifier in lower case, of the weights",
+        "description": "an SPDX identifier in lower case",
         "type": "string",
         "pattern": "^[a-z0-9][a-z0-9.-]*$",
     },

@@ -1,6 +1,7 @@
 """From a run, or a model's folder, to a repository on the Hugging Face Hub that is read back before it counts."""
 
 import hashlib
+import io
 import json
 import re
 import tempfile
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import hub, weights
+from .data import load_image
 from .errors import UserError, WeightsError
 from .manifest import PACKAGE, PATH, RULES, TAG, Entry, checked, entries_in, entry_of, manifest, write_entry
 from .pretrain.recipe import Recipe
-from .release import card, check_told, entry_of_run, is_pretraining, start_of, tensors_of
+from .release import PICTURE, card, check_told, entry_of_run, is_pretraining, start_of, tensors_of
 
 LAYOUT = ("config.json", "model.safetensors")  # what timm and transformers read
 CHECKOUTS = PATH if PATH.parent != PACKAGE else None  # the manifest of an installed package is nobody's to change
@@ -43,7 +45,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         source: a run of pretraining that has ended, a release's folder (named as its tag), or a model in timm's layout.
         repository: organisation/name.
         tag: by default the folder's of a release; of a run the repository's name, with the model's in front.
-        facts: as `entry_of_run` takes them.
+        facts: as `entry_of_run` takes them; and `picture`, a file for the card of a run, as `scott pca` draws one.
 
     Raises:
         WeightsError: a source that is none of these, or damaged; facts that are missing or have no use.
@@ -66,16 +68,20 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
             raise WeightsError(f"tag: expected one of {recipe.model.name}, whose weights these are, got {tag}")
         if not facts.get("license"):
             raise WeightsError(f"{source}: expected the license of the weights, e.g. --license apache-2.0, got none")
+        if picture := facts.pop("picture", None):
+            files[PICTURE] = as_webp(Path(picture))
         entry = checked(tag, entry_of_run(run, **{name: value for name, value in facts.items() if value}))
         files["recipe.toml"] = recipe.changed("model", init=start_of(recipe)).to_toml().encode()
-        files["README.md"] = card(tag, entry, f"hf-hub:{repository}").encode()
+        files["README.md"] = card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files).encode()
     elif folder.resolve().name in manifest():
         tag = _only(tag, folder.resolve().name)
         _refuse(facts, "a released tag, whose entry has them")
         entry = entry_of(tag)
         weights.verified(folder / entry["file"], tag, entry, "a release is published as it was measured")
         check_told(folder, tag.split(".")[0], entry)
-        files["README.md"] = card(tag, entry).encode()
+        if (folder / PICTURE).is_file():
+            files[PICTURE] = folder / PICTURE
+        files["README.md"] = card(tag, entry, picture=PICTURE in files).encode()
     if entry:
         return Release(files, tag, entry)
     _refuse({**facts, "tag": tag}, "a folder that is no run of pretraining; say it in its README.md")
@@ -116,7 +122,7 @@ class Published:
         else:
             sizes = [f"  {name}: {len(release.content(name)):,} bytes" for name in release.files]
             lines = [f"{self.repository} would hold, in one commit:", *sizes, ""]
-            texts = [name for name in release.files if not name.endswith(".safetensors")]
+            texts = [name for name in release.files if name.endswith((".json", ".md", ".toml"))]
             lines += [f"{name} would be:\n\n{release.content(name).decode()}" for name in texts]
         if release.entry:
             where = self.manifest or "a manifest (none was named: --manifest)"
@@ -208,6 +214,17 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
     except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
         raise WeightsError(f"{repository}: cannot be published: {_why(error)}") from error
     return revision, existed
+
+
+def as_webp(picture: Path) -> bytes:
+    """The same picture in the format that a card shows.
+
+    Raises:
+        DataError: a file that is no picture.
+    """
+    buffer = io.BytesIO()
+    load_image(picture).save(buffer, "webp", quality=85)
+    return buffer.getvalue()
 
 
 def tag_for(architecture: str, repository: str) -> str:

@@ -17,6 +17,14 @@ from .errors import WeightsError
 from .manifest import RULES, Entry
 from .pretrain.recipe import Recipe
 
+PICTURE = "pca.webp"
+SHOWN = f"""![Images; the first principal component of their patch features, the foreground it separates, and three
+components of that as colours]({PICTURE})
+
+Drawn by `scott pca`: the first principal component of the features of all patches, the foreground it separates, and
+three components of the foreground as colours.
+
+"""
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
 DTYPES = RULES["dtype"]["enum"]
 OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # of weights, which a tag's entry and file tell of
@@ -156,9 +164,12 @@ def start_of(recipe: Recipe) -> str:
 
 def name_of(recipe: Recipe) -> str:
     """The package's own recipe that a run was made with, or "recipe.toml" where it was changed."""
-    known = (path.stem for path in sorted(Recipe.folder.glob("*.toml")))
     plain = recipe.changed("model", init="")
-    return next((name for name in known if not Recipe.load(name).differences(plain)), "recipe.toml")
+    same_precision = [f"run.precision={recipe.run.precision}"]  # which "auto" chose
+    for path in sorted(Recipe.folder.glob("*.toml")):
+        if not Recipe.load(path, same_precision).differences(plain):
+            return path.stem
+    return "recipe.toml"
 
 
 def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
@@ -227,11 +238,12 @@ def dtype_of(file: Path) -> str:
     return found[0]
 
 
-def card(tag: str, entry: Entry, name: str | None = None) -> str:
+def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = False) -> str:
     """The model card, README.md of the release, with the metadata the Hub reads.
 
     Args:
         name: what timm is to be asked for; by default the tag, which is for those who have the manifest.
+        picture: whether PICTURE is beside the card.
     """
     channels, _, size = entry["input_size"]
     shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
@@ -252,7 +264,7 @@ import scott_models, timm
 model = timm.create_model("{name or tag}", pretrained=True)  # images (B, {channels}, {size}, {size}) -> (B, 384)
 ```
 
-{table(entry)}
+{SHOWN if picture else ""}{table(entry)}
 
 - **Data:** {entry["data"]}; {entry["data_terms"]}.{seen}
 - **Training:** recipe `{entry["recipe"]}`, {entry["epochs"]:g} epochs, {entry["images_seen"]:,} images, seed

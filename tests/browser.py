@@ -25,9 +25,7 @@ def page_of(address, *, width=1280, height=900, dark=False):
     address = address if str(address).startswith("http") else address.resolve().as_uri()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
-        )
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
         page.complaints = []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("console", lambda line: page.complaints.append(line.text) if line.type == "error" else None)
@@ -43,4 +41,4 @@ def _is_foreign(url):
 
 def pictures_without_size(page):
     """The addresses of pictures that were not drawn."""
-    return page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80))")
+    return page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 60))")

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scott_models.classifiers import RIDGE_STRENGTHS, Accuracy, knn, logistic, retrieval, ridge
+from scott_models.classifiers import RIDGE_STRENGTHS, Accuracy, confusion, knn, logistic, retrieval, ridge
 
 
 @pytest.fixture
@@ -82,6 +82,11 @@ def test_of_equal_scores_the_first_class_counts_and_none_without_a_vote():
     assert Accuracy.of(scores, torch.tensor([0, 1, 6])).top1 == pytest.approx(100 / 3)
     assert Accuracy.of(scores, torch.tensor([0, 1, 6])).top5 == pytest.approx(200 / 3)
     assert Accuracy.of(torch.full((1, 7), -torch.inf), torch.tensor([0])).top5 == 0
+
+
+def test_confusion_counts_what_is_taken_for_what():
+    scores = torch.tensor([[3.0, 1, 0], [0, 2, 1], [5, 2, 1], [-torch.inf, 1, 1]])
+    assert confusion(scores, torch.tensor([0, 1, 1, 2])).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
 
 
 def test_retrieval_is_mean_average_precision(overlapping):

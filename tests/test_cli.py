@@ -18,7 +18,7 @@ from scott_models import cli
 from scott_models.errors import TrainingError, UserError, told_in_a_sentence
 
 COMMANDS = ("list", "download", "embed", "pca", "attention", "neighbours", "probe", "pretrain", "finetune", "publish")
-COMMANDS += ("convert", "bench", "doctor")
+COMMANDS += ("report", "convert", "bench", "doctor")
 SCOTT = [sys.executable, "-c", "from scott_models.cli import main; main()"]
 
 
@@ -165,6 +165,15 @@ def test_pretrain_from_weights(photos, tmp_path):
     facts = json.loads(scott("pretrain", *given, "--out", tmp_path / "run", "--json"))
     assert facts["export"] == str(tmp_path / "run" / "export")
     assert facts["health"]["rankme"] > 1
+
+
+def test_numbers_of_a_list_stand_on_one_line(capsys):
+    value = {"a": [1, 2.5, -3e-7], "b": [[1, 2], [3, 4]], "c": ["[\n 1,\n 2\n]"], "d": []}
+    cli._print_json(value)
+    text = capsys.readouterr().out
+    assert json.loads(text) == value
+    assert "[1, 2.5, -3e-07]" in text
+    assert "[3, 4]" in text
 
 
 def test_doctor_as_json():

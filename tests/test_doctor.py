@@ -44,7 +44,7 @@ def test_tokens_are_not_shown(monkeypatch):
 
 @pytest.mark.parametrize(("can", "state"), [(True, "ok"), (False, "note")])
 def test_bf16(monkeypatch, can, state):
-    monkeypatch.setattr(doctor, "MULTIPLIES_BFLOAT16", can)
+    monkeypatch.setattr(doctor, "has_bf16", lambda: can)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert found(speed=False)["bf16"].state == state
 

@@ -1,5 +1,6 @@
 """Uploads to the small Hub on loopback by huggingface_hub's own client, and downloads of them by other processes."""
 
+import io
 import json
 import shutil
 from itertools import repeat
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from scott_models import weights
@@ -70,7 +72,8 @@ def test_a_release_goes_up_and_another_process_gets_it(world):
     assert "existed already" not in shown
     jsonschema.validate(json.loads(file.read_text()), SCHEMA)
     files = world.hub.repositories[REPOSITORY].commits[revision]
-    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "pca.webp"]
+    assert b"](pca.webp)" in files["README.md"]
     assert files["model.safetensors"] == (FOLDER / "model.safetensors").read_bytes()
     assert {**entry, "repository": None, "revision": None} == {
         **manifest()[RELEASED],
@@ -103,6 +106,7 @@ def test_what_is_downloaded_to_a_folder_is_held_once(world):
 
 def test_a_run_goes_up_with_its_own_card(world, run):
     given = [run, "--repo-id", "me/My-Photos", "--license", "cc-by-4.0", "--data-terms", "mine"]
+    given += ["--picture", next(run.parent.glob("photos/*/*.png"))]
     dry = scott(world, "publish", *given, "--dry-run")
     assert world.hub.requests == []
     assert "me/My-Photos would hold, in one commit:" in dry
@@ -111,7 +115,8 @@ def test_a_run_goes_up_with_its_own_card(world, run):
     assert '"data": "12 images of photos"' in dry
     scott(world, "publish", *given)
     (files,) = world.hub.repositories["me/My-Photos"].commits.values()
-    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "recipe.toml"]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "pca.webp", "recipe.toml"]
+    assert Image.open(io.BytesIO(files["pca.webp"])).format == "WEBP"
     assert files["README.md"].decode() in dry
     assert str(run.parent).encode() not in b"".join(files.values())  # nobody needs to know where it was
     entries = json.loads((world.site / "weights_manifest.json").read_text())["weights"]

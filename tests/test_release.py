@@ -11,7 +11,7 @@ from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
 from scott_models.pretrain import Recipe, pretrain
-from scott_models.release import card, dtype_of, entry_of_run, is_pretraining, source_name
+from scott_models.release import PICTURE, card, dtype_of, entry_of_run, is_pretraining, source_name
 
 CHECKOUT = Path(__file__).parents[1]
 SMOKE = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
@@ -31,7 +31,10 @@ def run(photos, tmp_path):
 @pytest.mark.parametrize("tag", [tag for tag in manifest() if (CHECKOUT / "weights" / tag).is_dir()])
 def test_committed_cards_are_made_from_the_manifest(tag):
     """So a score that is changed by hand in one of them is a score that the other denies."""
-    committed, made = (CHECKOUT / "weights" / tag / "README.md").read_text(), card(tag, manifest()[tag])
+    committed, made = (
+        (CHECKOUT / "weights" / tag / "README.md").read_text(),
+        card(tag, manifest()[tag], picture=(CHECKOUT / "weights" / tag / PICTURE).is_file()),
+    )
     assert committed.split("---\n", 2)[2] == made.split("---\n", 2)[2]
     assert front_matter(committed) == front_matter(made)  # whose layout is another library's
 

@@ -21,6 +21,7 @@ from .objective import build_objective
 from .recipe import Settings, require
 from .schedules import linear, warmup_flat_cosine
 
+S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 BAD_UPDATES = 3  # in a row, after which the run stops
 WARM_UPDATES, TIMED_SECONDS = 3, 15
@@ -41,6 +42,7 @@ class Engine:
         with needs_extra("train"):
             from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+        recipe = settled(recipe)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
         constants = DistributedDataParallelKwargs(broadcast_buffers=False)  # positions are, so they need no exchange
         try:
@@ -60,8 +62,6 @@ class Engine:
             keep_freed_memory()
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
-        if recipe.run.precision == "bf16" and self.device.type == "cpu" and not MULTIPLIES_BFLOAT16 and self.is_main:
-            print("note: this processor has no bf16 of its own; run.precision=no is faster here", file=sys.stderr)
         pieces = self.processes * recipe.run.accumulate
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
@@ -177,6 +177,19 @@ def out_of_memory_told() -> Iterator[None]:
         raise TrainingError(
             f"the GPU's memory is full; set run.accumulate=2 (or 4, ...) to work through a batch in parts ({error})"
         ) from error
+
+
+def has_bf16() -> bool:
+    """Whether the device that training would take multiplies bfloat16 itself; others are many times slower in it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return MULTIPLIES_BFLOAT16
+
+
+def settled(recipe: S) -> S:
+    """The same recipe with the precision that "auto" is on this machine."""
+    auto = recipe.run.precision == "auto"
+    return recipe.changed("run", precision="bf16" if has_bf16() else "no") if auto else recipe
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Tensor, Tensor]:

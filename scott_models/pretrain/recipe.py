@@ -131,7 +131,7 @@ class Monitor:
 @dataclass(frozen=True)
 class Run:
     seed: int = 0
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Literal["auto", "bf16", "no"] = "auto"  # bf16 autocast; auto: where the device multiplies bf16 itself
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU. A CPU needs a C++ compiler for it
     accumulate: int = 1  # parts in which each process works through its share of a batch
     workers: int = 4  # at most, for each GPU: processes that make crops of images it does not hold

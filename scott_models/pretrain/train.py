@@ -23,7 +23,7 @@ from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
 from .album import PICTURES, Album
 from .budget import Budget
-from .engine import Engine
+from .engine import Engine, settled
 from .loader import Crops, load
 from .monitor import Health, Monitor, evenly, verdict
 from .objective import build_objective
@@ -83,7 +83,7 @@ class Run:
     ) -> None:
         started = time.monotonic()
         self.out, self.data = out, data
-        recipe = check_run_folder(recipe, out, resume, budget)
+        recipe = settled(check_run_folder(recipe, out, resume, budget))
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
         self.engine = engine = Engine(recipe, out, self.build_objective)
         with engine.accelerator.local_main_process_first():  # the others find the images decoded
@@ -225,7 +225,7 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     """Refuse to overwrite a run, or to go on with another recipe.
 
     Returns:
-        the recipe; of a run that goes on, with the epochs that its budget gave it.
+        the recipe; of a run that goes on, with the epochs that its budget gave it, and the precision that "auto" was.
     """
     stored_path = out / "recipe.toml"
     checkpoints = list((out / "checkpoints").glob("step_*.pt"))
@@ -241,6 +241,8 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     if budget:
         chosen = stored.optim
         recipe = recipe.changed("optim", epochs=chosen.epochs, warmup_epochs=chosen.warmup_epochs)
+    if recipe.run.precision == "auto":
+        recipe = recipe.changed("run", precision=stored.run.precision)
     if differences := recipe.differences(stored):
         raise RecipeError(f"{out}: cannot resume with another recipe (asked for and found): {'; '.join(differences)}")
     return recipe

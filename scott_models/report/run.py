@@ -30,7 +30,10 @@ CURVES = {
     "grad_norm": "Norm of the gradients",
     "images_per_second": "Images a second",
 }
-LOGARITHMIC = {"grad_norm"}
+WATCHED = {
+    "rankme": "RankMe, how many dimensions the features use",
+    "spread": "Spread of the features over images, 0 to 1",
+}
 PROBES = {"knn": "kNN", "ridge": "ridge", "top1": "top-1", "top5": "top-5", "per_class": "mean of the classes"}
 
 
@@ -69,7 +72,8 @@ class Records:
             starts = json.loads((folder / "environment.json").read_text())
             looks = [line for line in lines if "monitor" in line]
             recipe = kind.load(folder / "recipe.toml")
-            return cls(folder, recipe, kind(), [line for line in lines if "loss" in line], looks, starts)
+            paper = kind().changed("run", precision=recipe.run.precision)  # which "auto" chose
+            return cls(folder, recipe, paper, [line for line in lines if "loss" in line], looks, starts)
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{folder}: expected a run's files, found damaged ones ({error})") from error
 
@@ -168,19 +172,12 @@ def progress(run: Records) -> Section | None:
     probes = {words: _line(looks, name) for name, words in PROBES.items() if looks[0]["monitor"].get(name) is not None}
     if probes:
         control = {f"{words}, {start}": line[1][0] for words, line in probes.items()} if start else {}
-        charts.append(
-            Chart(
-                curves(probes, x="epoch", levels=control),
-                "Accuracy of probes on frozen features, %" if start else "Accuracy on the test images, %",
-            )
-        )
-    for name, words in {
-        "rankme": "RankMe, how many dimensions the features use",
-        "spread": "Spread of the features over images, 0 to 1",
-    }.items():
+        words = "Accuracy of probes on frozen features, %" if start else "Accuracy on the test images, %"
+        charts.append(Chart(curves(probes, x="epoch", levels=control), words))
+    for name, words in WATCHED.items():
         if looks[0]["monitor"].get(name) is not None:
             line = _line(looks, name)
-            charts.append(Chart(curves({name: line}, x="epoch", levels={start: line[1][0]}), words))
+            charts.append(Chart(curves({"this run": line}, x="epoch", levels={start: line[1][0]}), words))
     return Section("Is it alive?" if start else "How it fares", charts=charts)
 
 
@@ -190,7 +187,7 @@ def curves_of(run: Records) -> Section | None:
         return None
     epochs = [line["epoch"] for line in run.updates]
     charts = [
-        Chart(curves({name: (epochs, [line[name] for line in run.updates])}, x="epoch", log=False), words)
+        Chart(curves({name: (epochs, [line[name] for line in run.updates])}, x="epoch"), words)
         for name, words in CURVES.items()
         if all(line.get(name) is not None for line in run.updates)
     ]

@@ -50,6 +50,19 @@ def test_settings_no_run_can_take(tmp_path, changes, message):
         engine.Engine(Recipe.load("smoke", [*SMALL, *changes]), tmp_path)
 
 
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
+def test_bf16_by_itself_only_where_it_is_multiplied(recipe, monkeypatch, has, precision):
+    monkeypatch.setattr(engine, "has_bf16", lambda: has)
+    auto = recipe.changed("run", precision="auto")
+    assert engine.settled(auto).run.precision == precision
+    assert engine.settled(recipe).run.precision == "no"  # what was asked for stays
+
+
+def test_an_engine_settles_it_too(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "has_bf16", lambda: False)
+    assert engine.Engine(recipe.changed("run", precision="auto"), tmp_path).accelerator.mixed_precision == "no"
+
+
 @pytest.mark.parametrize(
     ("changes", "hidden"),
     [

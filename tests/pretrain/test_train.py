@@ -59,7 +59,7 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path, capsys):
     assert "epoch 2: healthy" in capsys.readouterr().err
     assert Recipe.load(out / "recipe.toml") == recipe
     assert {path.name for path in out.iterdir()} == {
-        *("recipe.toml", "environment.json", "metrics.jsonl", "README.md", "checkpoints", "export")
+        *("recipe.toml", "environment.json", "metrics.jsonl", "README.md", "checkpoints", "export", "looks")
     }
     readme = (out / "README.md").read_text()
     assert "| random weights |" in readme
@@ -74,6 +74,16 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path, capsys):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, target[name].bfloat16().float())
     assert load_file(export / "model.safetensors")["mask_token"].dtype == torch.bfloat16
+
+
+def test_a_run_keeps_the_precision_it_began_with(recipe, photos, tmp_path):
+    """Also on another machine, where "auto" would be another one."""
+    auto, out = recipe.changed("run", precision="auto"), tmp_path / "run"
+    pretrain(recipe, [photos], out)
+    (out / "recipe.toml").write_text(recipe.changed("run", precision="bf16").to_toml())
+    assert train.check_run_folder(auto, out, True, None).run.precision == "bf16"
+    with pytest.raises(RecipeError, match=r"run\.precision: 'no' and 'bf16'"):
+        train.check_run_folder(recipe, out, True, None)
 
 
 def test_the_context_encoder_may_be_exported_instead(recipe, photos, tmp_path):
