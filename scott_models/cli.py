@@ -481,8 +481,8 @@ def publish(
 
     For example:
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
-        scott probe --model runs/photos --train mine/train --test mine/test --json > scores.json
-        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --scores scores.json --picture pca.png
+        scott probe --model runs/photos --train mine/train --test mine/test --json > s.json
+        scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --picture pca.png --scores s.json
         scott publish weights/scott_3_16.mimjepa_flowers102 --repo-id org/scott_3_16.mimjepa_flowers102
 
     It needs a token that may write: `hf auth login`, or HF_TOKEN.
