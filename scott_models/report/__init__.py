@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError
 from .page import Page
 from .run import is_run, page_of_run
-from .scores import read, sections_of, title_of
+from .scores import judged, read, sections_of, title_of
 
 
 def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *, neighbours: bool = True) -> Path:
@@ -35,7 +35,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *
     if out.suffix != ".html" or not out.parent.is_dir():
         raise DataError(f"{out}: expected the name of an .html file in a folder that exists")
     results = [read(path) for path in paths if path not in runs]
-    page = page_of_run(runs[0], neighbours=neighbours) if runs else Page(title_of(results))
+    page = page_of_run(runs[0], neighbours=neighbours) if runs else Page(title_of(results), *judged(results))
     page.sections[:0] = [section for result in results for section in sections_of(result)]
     page.write(out)
     return out

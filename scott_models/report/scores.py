@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import DataError
 from .charts import Line, bars, curves, matrix
-from .page import Chart, Section, Table
+from .page import Chart, Section, State, Table
 
 CONTROL = " (random weights)"  # how the name of a control ends
 WORST = 10  # classes, and mistakes, that are listed
@@ -47,10 +47,33 @@ def sections_of(result: Result) -> list[Section]:
     return [few_labels(result)] if isinstance(result, list) else [probes(result), classes(result)]
 
 
+def rows_of(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """By probe, the scores of the model, and those of its control."""
+    own: dict[str, dict[str, Any]] = {}
+    control: dict[str, dict[str, Any]] = {}
+    for row in report["scores"]:
+        (control if row["model"].endswith(CONTROL) else own)[row["probe"]] = row
+    return own, control
+
+
+def judged(results: Sequence[Result]) -> tuple[State, str]:
+    """The verdict of a page without a run: how far the probes are ahead of random weights."""
+    for result in results:
+        if isinstance(result, dict):
+            own, control = rows_of(result)
+            best = max(own, key=lambda probe: own[probe]["top1"])
+            words = f"{own[best]['top1']:.1f} % by the {best} probe"
+            if not control:
+                return "unknown", f"{words}; random weights were not scored"
+            ahead = sorted(own[probe]["top1"] - control[probe]["top1"] for probe in control)
+            state: State = "good" if ahead[0] > 0 else "doubtful" if ahead[-1] > 0 else "bad"
+            return state, f"{words}; {ahead[0]:+.1f} to {ahead[-1]:+.1f} points beside random weights"
+    return "unknown", ""
+
+
 def probes(report: Mapping[str, Any]) -> Section:
     """Every probe of the model beside its control."""
-    own = {row["probe"]: row for row in report["scores"] if not row["model"].endswith(CONTROL)}
-    control = {row["probe"]: row for row in report["scores"] if row["model"].endswith(CONTROL)}
+    own, control = rows_of(report)
     head = ["probe", "top-1 %", "random weights", "difference", "top-5 %", "mean of the classes"]
     rows = [
         [
@@ -69,9 +92,9 @@ def probes(report: Mapping[str, Any]) -> Section:
         f"to train the probes, {report['test']:,} to test them, {report['classes']} classes; seeds: {first['seeds']}; "
         "the last epoch counts."
     )
-    if report["duplicates"]:
-        counts = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in report["duplicates"].items())
-        words += f" Test images that training contains: {counts}."
+    if copies := report["duplicates"]:
+        exact, near = len(copies["exact"]), len(copies["near"])
+        words += f" Test images that training contains: {exact} exact copies, {near} nearly the same."
     values = ({name: row["top1"] for name, row in group.items()} for group in (own, control))
     chart = Chart(bars(*values), "Top-1 % on the test images; grey: random weights" if control else "Top-1 %")
     return Section("Probes of frozen features", words, charts=[chart], tables=[Table(head, rows)])
@@ -79,8 +102,8 @@ def probes(report: Mapping[str, Any]) -> Section:
 
 def classes(report: Mapping[str, Any]) -> Section:
     """What the best probe gets right and wrong, class by class."""
-    top1 = {row["probe"]: row["top1"] for row in reversed(report["scores"])}  # the model's own come first
-    best = max(report["confusions"], key=lambda each: top1[each["probe"]])
+    own, _ = rows_of(report)
+    best = max(report["confusions"], key=lambda each: own[each["probe"]]["top1"])
     names, counts = report["names"], report["test_images"]
     known = {name: share for name, share in zip(names, best["of_classes"]) if share is not None}
     ordered = sorted(known, key=lambda name: known[name])
@@ -90,13 +113,17 @@ def classes(report: Mapping[str, Any]) -> Section:
     tables = [Table(["is", "taken for", "images", "of the class"], rows)] if rows else []
     tables.append(Table(["class", "top-1 %", "test images"], each, folded=f"all {len(each)} classes, hardest first"))
     shown = [*ordered[:WORST], *ordered[WORST:][-WORST:]]
-    words = "The hardest and the easiest classes" if len(shown) < len(ordered) else "Each class"
+    which = "The hardest and the easiest classes" if len(shown) < len(ordered) else "Each class"
     charts = [
-        Chart(bars({name: known[name] for name in shown}), f"{words}, top-1 %"),
+        Chart(bars({name: known[name] for name in shown}), f"{which}, top-1 %"),
         Chart(matrix(shares(best, counts), names), "Which class is taken for which: share of a class's test images"),
     ]
     title = f"Class by class, by the {best['probe']} probe"
-    return Section(title, "The most frequent mistakes:" if rows else "No mistakes.", charts=charts, tables=tables)
+    wrong = sum(images for *_, images in mistakes)
+    words = (
+        f"{wrong:,} of {report['test']:,} test images are taken for another class; below, the most frequent mistakes."
+    )
+    return Section(title, words, charts=charts, tables=tables)
 
 
 def shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[float]]:

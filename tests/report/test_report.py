@@ -147,6 +147,23 @@ def test_scores_class_by_class(scores, tmp_path):
     text = write_report([page]).read_text()
     assert "<td>green</td><td>red</td><td>2</td><td>25 %</td>" in text
     assert "Class by class, by the knn probe" in text
+    assert "2 of 24 test images are taken for another class" in text
+
+
+def test_the_verdict_of_scores_is_the_control_s(scores, tmp_path):
+    report, page = json.loads(scores[0].read_text()), tmp_path / "changed.json"
+    for ours, verdict in (
+        ((90, 80), '<div class="verdict good"><strong>90.0 % by the knn probe; +30.0 to +40.0 points beside random'),
+        ((90, 40), '<div class="verdict doubtful"><strong>90.0 % by the knn probe; -10.0 to +40.0 points beside'),
+        ((40, 45), '<div class="verdict bad"><strong>45.0 % by the ridge probe; -10.0 to -5.0 points beside random'),
+    ):
+        for row, top1 in zip(report["scores"], (*ours, 50, 50)):
+            row["top1"] = top1
+        page.write_text(json.dumps(report))
+        assert verdict in write_report([page]).read_text()
+    report["scores"] = report["scores"][:2]
+    page.write_text(json.dumps(report))
+    assert "random weights were not scored" in write_report([page]).read_text()
 
 
 def test_few_labels(scores):
