@@ -22,7 +22,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *
 
     Raises:
         DataError: sources that are neither, more than one run, or an `out` that is no .html in an existing folder.
-        WeightsError: a run without weights.
+        WeightsError: a run whose weights are damaged.
     """
     paths = [Path(source) for source in sources]
     if not paths:

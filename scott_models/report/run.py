@@ -95,7 +95,7 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
 
     Raises:
         DataError: a folder with damaged files.
-        WeightsError: a run without weights, where neighbours are asked for.
+        WeightsError: weights that are damaged, where neighbours are asked for.
     """
     run = Records.read(folder)
     state, words, notes = judged(run)
@@ -225,6 +225,8 @@ def seen(run: Records) -> Section | None:
 def neighbours_of(run: Records) -> Section:
     """Images of the run that its model finds alike, if they are here."""
     title, sources = "What it finds alike", run.starts[-1]["data"]
+    if not (run.folder / "export").is_dir() and not any((run.folder / "checkpoints").glob("step_*.pt")):
+        return Section(title, "There is no checkpoint yet.")
     try:
         images = [sample.image for sample in find_samples(sources, run.recipe.data.splits)]
     except (UserError, OSError):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from scott_models.curve import Point
 from scott_models.errors import DataError
+from scott_models.finetune import FinetuneRecipe, finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.probe import probe
 from scott_models.report import write_report
@@ -110,7 +111,20 @@ def test_a_run_under_way(copy):
     assert "What it finds alike" not in text
     assert "local-dir:" not in text
     metrics.write_text(kept[0] + "\n")  # only random weights were looked at
-    assert "not watched yet" in write_report([copy], neighbours=False).read_text()
+    shutil.rmtree(copy / "checkpoints")
+    text = write_report([copy]).read_text()
+    assert "not watched yet" in text
+    assert "There is no checkpoint yet." in text
+
+
+def test_a_fine_tuning(images, tmp_path):
+    changes = ["model.img_size=32", "model.weights=random", "optim.batch_size=8", "run.precision=no"]
+    finetune(FinetuneRecipe.load("smoke", changes), [images], [images], tmp_path / "run")
+    text = write_report([tmp_path / "run"]).read_text()
+    assert "scott_3_16, fine-tuned: run" in text
+    assert "% of the test images</strong>" in text
+    assert "How it fares" in text
+    assert "EMA" not in text
 
 
 def test_a_dead_run_is_called_so(copy):
