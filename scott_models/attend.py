@@ -33,7 +33,8 @@ def draw_attention(
         DataError: files that cannot be used or written, another family's model, or a block it does not have.
         WeightsError: a model or an image size that cannot be had.
     """
-    out, paths = drawable(out), find_images(images)
+    paths = find_images(images)
+    out = drawable(out, len(paths))
     model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     maps = attention_maps(model, seen.inputs, block)

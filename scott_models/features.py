@@ -34,6 +34,8 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
     Raises:
         WeightsError: a name timm does not know, or weights or an image size that cannot be had.
     """
+    if img_size is not None and img_size < 1:
+        raise WeightsError(f"img_size: expected at least 1 pixel, got {img_size}")
     try:
         if (Path(name) / "recipe.toml").is_file():
             model = _of_run(Path(name), pretrained)

@@ -76,4 +76,9 @@ def grid_of(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
     size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if size is None:
         raise DataError(f"expected a vision transformer, whose features are of patches, found {type(model).__name__}")
+    size = (size, size) if isinstance(size, int) else size
+    if inputs.shape[-2] % size[0] or inputs.shape[-1] % size[1]:
+        raise DataError(
+            f"img_size: expected multiples of {size[0]} pixels, got {inputs.shape[-2]} x {inputs.shape[-1]}"
+        )
     return inputs.shape[-2] // size[0], inputs.shape[-1] // size[1]

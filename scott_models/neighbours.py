@@ -48,10 +48,11 @@ def draw_neighbours(
         DataError: files that cannot be used or written, or a gallery without another image.
         WeightsError: a model or an image size that cannot be had.
     """
-    out = drawable(out) if out else None
     if count < 1:
         raise DataError(f"count: expected at least 1 neighbour, got {count}")
-    asked, held = find_images(queries), find_images(gallery)
+    asked = find_images(queries)
+    held = [*{path.resolve(): path for path in find_images(gallery)}.values()]  # folders may overlap
+    out = drawable(out, len(asked), CELL) if out else None
     model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     features = [
         torch.nn.functional.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import find_images
+from .errors import DataError
 from .features import load_model, npz, on_device, save
 from .maps import look_at, patch_maps
 from .sheet import Look, draw_sheet, drawable, from_map
@@ -58,11 +59,13 @@ def draw_pca(
         DataError: files that cannot be used or written, or a model without patch tokens.
         WeightsError: a model or an image size that cannot be had.
     """
-    out, kept = drawable(out), npz(token_map) if token_map else None
-    paths = find_images(images)
+    paths, kept = find_images(images), npz(token_map) if token_map else None
+    out = drawable(out, len(paths))
     model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     tokens = patch_maps(model, seen.inputs)
+    if tokens[..., 0].numel() < 2:
+        raise DataError("expected more than one patch to compare, found one; give more images or a larger img_size")
     found = components(tokens)
     if kept:
         arrays = {"first": found.first, "foreground": found.foreground, "colours": found.colours, "features": tokens}

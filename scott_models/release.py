@@ -173,10 +173,15 @@ def name_of(recipe: Recipe) -> str:
 
 
 def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
-    """Time spent on updates, from the lines of metrics.jsonl."""
+    """Time spent on updates, rounded."""
+    return round(seconds_of(lines, batch) / 60)
+
+
+def seconds_of(lines: Sequence[dict[str, Any]], batch: int) -> float:
+    """The same, from the lines of metrics.jsonl."""
     lines = [line for line in lines if "loss" in line]
     spans = zip([0, *(line["step"] for line in lines)], lines)
-    return round(sum((line["step"] - before) * batch / line["images_per_second"] for before, line in spans) / 60)
+    return sum((line["step"] - before) * batch / line["images_per_second"] for before, line in spans)
 
 
 def watched(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:

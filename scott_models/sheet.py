@@ -15,6 +15,8 @@ from .progress import track
 Look = Literal["smooth", "blocky"]
 GAP, CAPTION = 6, 18  # pixels
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+CELL = 224  # pixels of a picture's longer side
+LARGEST = {".webp": 2**14 - 1, ".jpg": 2**16 - 1, ".jpeg": 2**16 - 1}  # pixels of a side
 PAPER, INK = (255, 255, 255), (60, 60, 60)
 # From dark to bright; equal steps look equal, also to the colour-blind (matplotlib's "magma", at eight points).
 GLOW = np.array(
@@ -31,15 +33,18 @@ GLOW = np.array(
 )
 
 
-def drawable(path: str | Path) -> Path:
-    """The path of a picture that can be written: ask before what takes long.
+def drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
+    """The path of a sheet of so many rows that can be written: ask before what takes long.
 
     Raises:
-        DataError: another format, or a folder that is not there.
+        DataError: another format, one that cannot hold so many, or a folder that is not there.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS or not path.parent.is_dir():
         raise DataError(f"{path}: expected a picture's name, one of {', '.join(FORMATS)}, in a folder that exists")
+    largest = LARGEST.get(path.suffix.lower())
+    if largest and rows > (most := (largest - GAP) // (cell + CAPTION + GAP)):
+        raise DataError(f"{path}: expected at most {most} rows, found {rows}; write a .png")
     return path
 
 
@@ -61,7 +66,7 @@ def from_map(values: Tensor, side: tuple[int, int], look: Look) -> Image.Image:
     return picture.resize((side[1], side[0]), how)
 
 
-def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *, cell: int = 224) -> None:
+def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *, cell: int = CELL) -> None:
     """Write rows of pictures with captions below, whole or not at all.
 
     Args:

@@ -63,6 +63,9 @@ class Health:
         return self.rankme > other.rankme if self.knn is None or other.knn is None else self.knn > other.knn
 
 
+BROKEN = Health(rankme=0.0, spread=0.0, cosine=1.0)  # features that are no numbers; any other RankMe is 1 or more
+
+
 def verdict(now: Health, control: Health, start: str = "random weights") -> str:
     """One line: healthy, partial collapse or dead, with the figures it rests on beside those of the `start`."""
     figures = f"RankMe {now.rankme:.1f} ({control.rankme:.1f}), spread {now.spread:.2f} ({control.spread:.2f})"
@@ -120,7 +123,7 @@ class Monitor:
             pooled.append(features.float().mean(dim=1).cpu())
         encoder.train(was_training)
         features = torch.cat(pooled)
-        health = Health.of(features) if features.isfinite().all() else Health(float("nan"), 0.0, 1.0)
+        health = Health.of(features) if features.isfinite().all() else BROKEN
         if not self.held_out or not features.isfinite().all():
             return health
         train, test = features[: len(self.train)], features[len(self.train) :]

@@ -2,7 +2,9 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from ..errors import needs_extra
@@ -10,7 +12,7 @@ from ..errors import needs_extra
 INK = "#010203"  # stands for the page's own colour until the SVG is in it
 COLOURS = ("#2f81c7", "#e0782f", "#2f9e6e", "#b05bbd")  # seen on white and on black
 CONTROL = "#8b8f98"
-POINTS = 600  # of a line at most: more are not seen
+POINTS = 600  # of a line, about: more are not seen
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
 
@@ -24,17 +26,29 @@ def curves(lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | N
         log: whether both axes are logarithmic.
     """
     figure, axes = _figure(5.2, 2.9)
-    for (name, (at, values)), colour in zip(lines.items(), COLOURS):
-        step = -(-len(at) // POINTS)
-        axes.plot(at[::step], values[::step], color=colour, label=name, marker="." if len(at) < 40 else None)
+    for (name, line), colour in zip(lines.items(), cycle(COLOURS)):
+        at, values = thinned(line)
+        shown = CONTROL if "random weights" in name else colour
+        axes.plot(at, values, color=shown, label=_plain(name), marker="." if len(at) < 40 else None)
     for name, level in (levels or {}).items():
-        axes.axhline(level, color=CONTROL, linestyle="--", linewidth=1, label=name)
+        axes.axhline(level, color=CONTROL, linestyle="--", linewidth=1, label=_plain(name))
     if log:
         axes.set_xscale("log")
     axes.set_xlabel(x)
     if len(lines) + len(levels or {}) > 1:
         axes.legend(frameon=False)
     return _svg(figure)
+
+
+def thinned(line: Line) -> Line:
+    """The first and the last point of a long line, and of each stretch between them the lowest and the highest."""
+    at, values = line
+    if len(at) <= POINTS:
+        return line
+    stretches = (range(i, min(i + 2 * len(at) // POINTS, len(at))) for i in range(0, len(at), 2 * len(at) // POINTS))
+    ends = {end(stretch, key=lambda i: values[i]) for stretch in stretches for end in (min, max)}
+    kept = sorted(ends | {0, len(at) - 1})
+    return [at[i] for i in kept], [values[i] for i in kept]
 
 
 def bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
@@ -46,7 +60,7 @@ def bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None)
     axes.barh([-i for i in places], list(values.values()), height, align="edge", color=COLOURS[0])
     if beside:
         axes.barh([-i for i in places], [beside.get(name, 0) for name in names], -height, align="edge", color=CONTROL)
-    axes.set_yticks([-i + (0 if beside else height / 2) for i in places], names)
+    axes.set_yticks([-i + (0 if beside else height / 2) for i in places], map(_plain, names))
     axes.set_ylim(-len(names) + 0.4, 1)
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
@@ -63,8 +77,8 @@ def matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     axes.set(xlabel="taken for", ylabel="is")
     if few:
         places = range(len(names))
-        axes.set_xticks(places, names, rotation=40, ha="right")
-        axes.set_yticks(places, names)
+        axes.set_xticks(places, map(_plain, names), rotation=40, ha="right")
+        axes.set_yticks(places, map(_plain, names))
         for i, row in enumerate(shares):
             for j, share in enumerate(row):
                 if share:
@@ -90,6 +104,11 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _plain(name: str) -> str:
+    """A name that matplotlib does not take for a formula."""
+    return name.replace("$", r"\$")
+
+
 def _svg(figure: Any) -> str:
     """The SVG element alone, as wide as its place, its letters those of the page."""
     from matplotlib import rc_context
@@ -100,7 +119,9 @@ def _svg(figure: Any) -> str:
         for text in legend.get_texts():
             text.set_color(INK)
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "scott_models"}):  # the same figure, the same bytes
+    # letters stay letters, and the same figure has the same bytes
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "scott_models"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters are the reader's, not matplotlib's
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

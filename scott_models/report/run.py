@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..pretrain import Recipe
 from ..pretrain.monitor import Health, evenly, verdict
 from ..pretrain.recipe import Settings
 from ..pretrain.schedules import linear
-from ..release import is_pretraining, minutes_of, source_name
+from ..release import is_pretraining, seconds_of, source_name, start_of
 from .charts import Line, curves
 from .page import Chart, Page, Picture, Section, State, Table, Tile
 
@@ -68,7 +69,7 @@ class Records:
         """
         kind: type[Settings] = Recipe if is_pretraining(folder) else FinetuneRecipe
         try:
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            lines = read_log(folder / "metrics.jsonl")
             starts = json.loads((folder / "environment.json").read_text())
             looks = [line for line in lines if "monitor" in line]
             recipe = kind.load(folder / "recipe.toml")
@@ -89,6 +90,29 @@ class Records:
         last = self.updates[-1]
         return round(self.recipe.optim.epochs * last["step"] / last["epoch"])
 
+    @property
+    def start(self) -> str:
+        """What pretraining started from, without where that is."""
+        return start_of(self.recipe) or "random weights"
+
+    @property
+    def name(self) -> str:
+        """The model's, of a folder the last one."""
+        return Path(self.recipe.model.name.removeprefix("local-dir:")).name
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one that a power cut left unfinished is not there.
+
+    Raises:
+        ValueError: another line that is no JSON.
+    """
+    texts = path.read_text().splitlines()
+    lines = [json.loads(text) for text in texts[:-1]]
+    with suppress(ValueError):
+        lines += map(json.loads, texts[-1:])
+    return lines
+
 
 def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
     """Everything that a run's folder tells.
@@ -99,7 +123,6 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
     """
     run = Records.read(folder)
     state, words, notes = judged(run)
-    model = run.recipe.model.name
     sections = [progress(run), curves_of(run)]
     if album := seen(run):
         sections.append(album)
@@ -107,9 +130,11 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
         sections.append(neighbours_of(run))
     sections += [settings(run), hardware(run)]
     if run.pretraining and (folder / "export").is_dir():
-        usage = f'import scott_models, timm\n\nmodel = timm.create_model("local-dir:{folder}/export", pretrained=True)'
+        usage = (
+            f"import scott_models, timm\n\nmodel = timm.create_model({f'local-dir:{folder}/export'!r}, pretrained=True)"
+        )
         sections.append(Section("Use it", code=f"{usage}  # num_classes=10 adds a classifier"))
-    title = f"{model}, pretrained by MIM-JEPA" if run.pretraining else f"{model}, fine-tuned"
+    title = f"{run.name}, pretrained by MIM-JEPA" if run.pretraining else f"{run.name}, fine-tuned"
     return Page(f"{title}: {folder.resolve().name}", state, words, notes, tiles(run), [s for s in sections if s])
 
 
@@ -122,16 +147,9 @@ def judged(run: Records) -> tuple[State, str, list[str]]:
         return "unknown", "not watched yet", notes
     now, control = run.looks[-1]["monitor"], run.looks[0]["monitor"]
     if not run.pretraining:
-        return "good" if ended else "unknown", f"top-1 {now['top1']:.1f} % of the test images", notes
-    words, _, figures = verdict(_health(now), _health(control), run.recipe.model.start).partition(": ")
+        return "unknown", f"top-1 {now['top1']:.1f} % of the test images", notes
+    words, _, figures = verdict(Health(**now), Health(**control), run.start).partition(": ")
     return STATES[words.split(",")[0]], words, [figures.replace("; in brackets", ". In brackets") + ".", *notes]
-
-
-def _health(look: dict[str, Any]) -> Health:
-    """Of numbers that are no JSON when they are none."""
-    return Health(
-        **{name: float("nan") if value is None and name == "rankme" else value for name, value in look.items()}
-    )
 
 
 def tiles(run: Records) -> list[Tile]:
@@ -140,24 +158,22 @@ def tiles(run: Records) -> list[Tile]:
     if run.looks:
         now, control = run.looks[-1]["monitor"], run.looks[0]["monitor"]
         found += [
-            Tile(
-                words, f"{now[name]:.1f} %", f"{control[name]:.1f} {run.recipe.model.start}" if run.pretraining else ""
-            )
+            Tile(words, f"{now[name]:.1f} %", f"{control[name]:.1f} {run.start}" if run.pretraining else "")
             for name, words in PROBES.items()
             if now.get(name) is not None
         ]
         if now.get("rankme") is not None:
-            found.append(Tile("RankMe", f"{now['rankme']:.1f}", f"{control['rankme']:.1f} {run.recipe.model.start}"))
+            found.append(Tile("RankMe", f"{now['rankme']:.1f}", f"{control['rankme']:.1f} {run.start}"))
     if run.updates:
         batch, last = run.recipe.optim.batch_size, run.updates[-1]
-        minutes = minutes_of(run.updates, batch)
-        speed = last["step"] * batch / max(1e-9, 60 * minutes) if minutes else last["images_per_second"]
+        seconds = seconds_of(run.updates, batch)
+        speed = last["step"] * batch / seconds
         found += [
             Tile(
                 "images seen", f"{last['step'] * batch:,}", f"{last['epoch']:.3g} of {run.recipe.optim.epochs:g} epochs"
             ),
-            Tile("time", _duration(minutes), "of updates"),
-            Tile("speed", f"{speed:.3g} images/s", _device(run)),
+            Tile("time", _duration(round(seconds / 60)), "of updates"),
+            Tile("speed", f"{speed:,.{1 if speed < 100 else 0}f} images/s", _device(run)),
         ]
     return found
 
@@ -168,7 +184,7 @@ def progress(run: Records) -> Section | None:
     if len(looks) < 2:
         return None
     charts = []
-    start = run.recipe.model.start if run.pretraining else ""
+    start = run.start if run.pretraining else ""
     probes = {words: _line(looks, name) for name, words in PROBES.items() if looks[0]["monitor"].get(name) is not None}
     if probes:
         control = {f"{words}, {start}": line[1][0] for words, line in probes.items()} if start else {}
@@ -187,9 +203,9 @@ def curves_of(run: Records) -> Section | None:
         return None
     epochs = [line["epoch"] for line in run.updates]
     charts = [
-        Chart(curves({name: (epochs, [line[name] for line in run.updates])}, x="epoch"), words)
+        Chart(curves({name: (epochs, [_number(line[name]) for line in run.updates])}, x="epoch"), words)
         for name, words in CURVES.items()
-        if all(line.get(name) is not None for line in run.updates)
+        if any(line.get(name) is not None for line in run.updates)
     ]
     if run.pretraining and (total := run.total):
         optim = run.recipe.optim
@@ -198,7 +214,9 @@ def curves_of(run: Records) -> Section | None:
         ]
         words = "EMA: how much of the target encoder stays as it was in an update"
         charts.append(Chart(curves({"ema": (epochs, decay)}, x="epoch"), words))
-    return Section("Curves", charts=charts)
+    skipped = sum(line["loss"] is None for line in run.updates)
+    words = f"{skipped} of the updates that were logged had no finite loss and were skipped." if skipped else ""
+    return Section("Curves", words, charts=charts)
 
 
 def seen(run: Records) -> Section | None:
@@ -213,7 +231,7 @@ def seen(run: Records) -> Section | None:
     pictures = [Picture.of(first, "Images of the run")]
     for path in chosen:
         epoch = int(path.stem.removeprefix("step_")) / per_epoch
-        pictures.append(Picture.of(path, f"epoch {epoch:.3g}" if epoch else run.recipe.model.start))
+        pictures.append(Picture.of(path, f"epoch {epoch:.3g}" if epoch else run.start))
     words = (
         "Principal components of the patch features of these images together: what the first one separates as "
         "background is black, three components of the rest are red, green and blue. Alike colours within a row mean "
@@ -234,12 +252,15 @@ def neighbours_of(run: Records) -> Section:
     files = [image for image in images if isinstance(image, Path)]
     if len(files) < 2:
         names = ", ".join(map(source_name, map(str, sources)))
-        return Section(title, f"The run's images are not here as files: {names}.")
+        return Section(title, f"The run's images are not here as files, seen from this folder: {names}.")
     gallery = evenly(files, GALLERY)
     asked = evenly(gallery, QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "neighbours.webp"
-        draw_neighbours(asked, gallery, out, str(run.folder), count=min(ALIKE, len(gallery) - 1))
+        try:
+            draw_neighbours(asked, gallery, out, str(run.folder), count=min(ALIKE, len(gallery) - 1))
+        except DataError as error:  # an image that training left out, for one
+            return Section(title, f"Not drawn: {error}.")
         picture = Picture.of(out, "Nearest neighbours by the cosine of pooled features")
     words = f"Left, images of the run; beside each the nearest among {len(gallery):,} of the run's images."
     return Section(title, words, pictures=[picture])
@@ -248,6 +269,7 @@ def neighbours_of(run: Records) -> Section:
 def settings(run: Records) -> Section:
     """The recipe, what differs first."""
     ours, theirs = run.recipe.flat(), run.paper.flat()
+    ours |= {"model.name": run.name} | ({"model.init": start_of(run.recipe)} if run.pretraining else {})
     head = ["setting", "this run", "paper" if run.pretraining else "default"]
     rows = [[name, _shown(value), _shown(theirs[name])] for name, value in ours.items()]
     differs = [row for row in rows if row[1] != row[2]]
@@ -292,4 +314,9 @@ def _shown(value: object) -> str:
 
 
 def _line(looks: Sequence[dict[str, Any]], name: str) -> Line:
-    return [look["epoch"] for look in looks], [look["monitor"][name] for look in looks]
+    return [look["epoch"] for look in looks], [_number(look["monitor"][name]) for look in looks]
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN."""
+    return float("nan") if value is None else value

@@ -40,7 +40,9 @@ def title_of(results: Sequence[Result]) -> str:
 
 def named(model: str) -> str:
     """A model's name; of a folder the last one: where it is on somebody's disk is nobody else's affair."""
-    return Path(model.removeprefix("local-dir:")).name
+    of_control = CONTROL if model.endswith(CONTROL) else ""
+    path = Path(model.removesuffix(CONTROL).removeprefix("local-dir:"))
+    return (path.parent if path.name == "export" else path).name + of_control
 
 
 def sections_of(result: Result) -> list[Section]:
@@ -138,22 +140,22 @@ def shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[fl
 
 def few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
     """Accuracy against the number of labelled images a class."""
+    models = list(dict.fromkeys(point["model"] for point in points))
+    names = {model: named(model) for model in models}
+    if len({*names.values()}) < len(models):  # of two folders of one name
+        names = {model: model for model in models}
     lines: dict[str, Line] = {}
-    for name in dict.fromkeys(_line(point) for point in points):
-        line = [point for point in points if _line(point) == name]
-        lines[name] = [point["images"] for point in line], [point["top1"] for point in line]
+    for model, probe in dict.fromkeys((point["model"], point["probe"]) for point in points):
+        line = [point for point in points if (point["model"], point["probe"]) == (model, probe)]
+        lines[f"{names[model]}, {probe}"] = [point["images"] for point in line], [point["top1"] for point in line]
     rows = [
-        [named(point["model"]), point["probe"], f"{point['images']:.3g}", _spread(point), point["draws"]]
+        [names[point["model"]], point["probe"], f"{point['images']:.3g}", _spread(point), point["draws"]]
         for point in points
     ]
     chart = Chart(curves(lines, x="labelled images a class", log=True), "Top-1 % on the test images")
     head = ["model", "probe", "images a class", "top-1 %", "draws"]
     words = "Probes on frozen features with few labelled images a class, drawn several times; the last point has all."
     return Section("How few labels will do", words, charts=[chart], tables=[Table(head, rows, folded="the figures")])
-
-
-def _line(point: Mapping[str, Any]) -> str:
-    return f"{named(point['model'])}, {point['probe']}"
 
 
 def _spread(row: Mapping[str, Any]) -> str:
