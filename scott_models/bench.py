@@ -49,8 +49,8 @@ class Result:
 
     @property
     def share(self) -> float | None:
-        """Of the machine's peak, 0 to 1, the median of the rounds."""
-        if self.gflop is None:
+        """Of the machine's peak, 0 to 1, the median of the rounds; None where there is none to speak of."""
+        if self.gflop is None or self.contender.is_emulated:
             return None
         return median(mine * self.gflop * 1e9 / peak for mine, peak in zip(self.rounds, self.peaks))
 

@@ -47,10 +47,14 @@ class Contender:
     reference: str | None = None
 
     @property
+    def is_emulated(self) -> bool:
+        """Whether the processor only emulates the precision, of which it has no peak worth the name then."""
+        return self.precision == "bf16" and self.device == "cpu" and not MULTIPLIES_BFLOAT16
+
+    @property
     def matrix_product(self) -> "Contender":
         """The matrix product that shows its peak."""
-        emulated = self.precision == "bf16" and self.device == "cpu" and not MULTIPLIES_BFLOAT16
-        rows = EMULATED_PRODUCT if emulated else PRODUCT[self.device]
+        rows = EMULATED_PRODUCT if self.is_emulated else PRODUCT[self.device]
         return Contender("matrix product", "product", self.precision, rows, 0, self.device)
 
 

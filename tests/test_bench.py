@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scott_models import contenders
 from scott_models.bench import Result, everything, measure
 from scott_models.contenders import Contender, gflop
 from scott_models.errors import UserError
@@ -22,6 +23,15 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def test_operations_are_counted(model, task, expected):
     assert gflop(Contender(model, task)) == pytest.approx(expected, rel=0.002)
     assert gflop(Contender(model, task, "bf16", batch=7)) == gflop(Contender(model, task))
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_precision_that_is_emulated_has_no_peak(monkeypatch, multiplies):
+    monkeypatch.setattr(contenders, "MULTIPLIES_BFLOAT16", multiplies)
+    bf16, fp32 = (Contender("scott_3_16", "inference", precision) for precision in ("bf16", "fp32"))
+    assert (Result(bf16, [1.0], None, 2.0, [1e10]).share is None) == (not multiplies)
+    assert Result(fp32, [1.0], None, 2.0, [1e10]).share == pytest.approx(0.2)
+    assert (bf16.matrix_product.batch == fp32.matrix_product.batch) == multiplies  # or it takes minutes
 
 
 def test_inputs_have_no_operations_worth_counting():
@@ -55,8 +65,9 @@ def test_tasks_run_and_remember_their_memory():
         assert len(found.rounds) == len(found.peaks) == 2
         assert found.speed > 0
         assert found.peak_mib is None or 100 < found.peak_mib < 20_000
-    inference, _, step, inputs = results
-    assert 0 < inference.share < 5
+    inference, fp32, step, inputs = results
+    assert 0 < fp32.share < 5
+    assert (inference.share is None) == inference.contender.is_emulated
     assert inference.speed > step.speed
     assert inputs.share is None
 

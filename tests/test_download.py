@@ -28,7 +28,9 @@ def test_without_a_folder_it_is_where_it_would_load_from():
 def test_a_folder_holds_the_whole_release(tmp_path, monkeypatch):
     path = download(TAG, tmp_path / "models")
     assert path == tmp_path / "models" / TAG / "model.safetensors"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        *("README.md", "config.json", "model.safetensors", "pca.webp")
+    ]
     released = CHECKOUT / "weights" / TAG
     config, expected = (json.loads((folder / "config.json").read_text()) for folder in (path.parent, released))
     assert config["architecture"] == expected["architecture"]

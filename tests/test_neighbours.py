@@ -23,3 +23,9 @@ def test_a_gallery_smaller_than_asked_for(photos):
         draw_neighbours([photos / "red" / "0.png"], [photos / "red" / "0.png"], None, "scott_3_16", img_size=32)
     with pytest.raises(DataError, match="count: expected at least 1 neighbour, got 0"):
         draw_neighbours([photos], [photos], None, "scott_3_16", count=0)
+
+
+def test_galleries_that_overlap_count_once(photos):
+    galleries = [photos, photos / "red", photos / "red" / "1.png"]
+    (found,) = draw_neighbours([photos / "red" / "0.png"], galleries, None, "scott_3_16", count=99, img_size=32)
+    assert len(found) == len({near.image for near in found}) == 11

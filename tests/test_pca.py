@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -95,3 +96,22 @@ def test_what_cannot_be_drawn(photos, tmp_path):
         draw_pca([photos / "red" / "0.png"] * 257, tmp_path / "a.png", "scott_3_16")
     with pytest.raises(WeightsError, match="multiples of 16"):
         draw_pca([photos], tmp_path / "a.png", "scott_3_16", img_size=70)
+
+
+def test_one_patch_is_nothing_to_compare(photos, tmp_path):
+    with pytest.raises(DataError, match="expected more than one patch to compare, found one"):
+        draw_pca([photos / "red" / "0.png"], tmp_path / "p.png", "scott_3_16", img_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("scott_3_16", 0, "img_size: expected at least 1 pixel, got 0"),
+        ("vit_tiny_patch16_224", 100, "img_size: expected multiples of 16 pixels, got 100 x 100"),
+    ],
+)
+def test_sizes_that_are_none(photos, tmp_path, monkeypatch, name, size, words):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *names, **given: create(*names, **{**given, "pretrained": False}))
+    with pytest.raises((DataError, WeightsError), match=words):
+        draw_pca([photos], tmp_path / "p.png", name, img_size=size)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scott_models.sheet import draw_sheet, from_map
+from scott_models.errors import DataError
+from scott_models.sheet import draw_sheet, drawable, from_map
 
 
 def test_blocky_maps_show_their_patches():
@@ -44,3 +45,14 @@ def test_nothing_is_left_of_a_sheet_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="sheet.png"):
         draw_sheet([[(Image.new("RGB", (5, 5)), "")]], tmp_path / "sheet.png")
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_sheets_too_large_for_their_format_are_refused_beforehand(tmp_path):
+    assert drawable(tmp_path / "sheet.png", 500)
+    assert drawable(tmp_path / "sheet.webp", 66)
+    with pytest.raises(DataError, match=r"sheet\.webp: expected at most 66 rows, found 67; write a \.png"):
+        drawable(tmp_path / "sheet.webp", 67)
+    tall = Image.new("RGB", (5, 66 * (224 + 24) + 6))
+    tall.save(tmp_path / "tall.webp")
+    with pytest.raises(DataError, match="expected at most 264 rows"):
+        drawable(tmp_path / "sheet.jpg", 300)

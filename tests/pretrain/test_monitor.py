@@ -1,5 +1,7 @@
+import json
 import math
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -136,3 +138,4 @@ def test_weights_that_are_no_numbers_are_dead(split_photos):
     torch.nn.init.constant_(encoder.patch_embed.conv1.weight, math.nan)
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(encoder)
     assert verdict(health, RANDOM).startswith("dead")
+    assert "NaN" not in json.dumps(asdict(health))  # which is no JSON

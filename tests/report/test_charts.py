@@ -1,6 +1,7 @@
 import re
+import warnings
 
-from scott_models.report.charts import POINTS, bars, curves, matrix
+from scott_models.report.charts import CONTROL, POINTS, bars, curves, matrix, thinned
 
 
 def test_a_chart_is_one_element_in_the_page_s_ink():
@@ -19,6 +20,30 @@ def test_long_lines_are_thinned():
     many = list(range(100_000))
     svg = curves({"loss": (many, [float(i) for i in many])}, x="update")
     assert len(re.findall(r"\bL ", svg)) < 2 * POINTS
+
+
+def test_thinned_lines_keep_their_spikes_and_their_ends():
+    at, values = list(range(10_000)), [0.0] * 10_000
+    values[1234], values[5678], values[-1] = 9.0, -9.0, 1.0
+    kept = thinned((at, values))
+    assert len(kept[0]) < 1.1 * POINTS
+    assert {(0, 0.0), (1234, 9.0), (5678, -9.0), (9999, 1.0)} <= set(zip(*kept))
+    assert list(kept[0]) == sorted(kept[0])
+
+
+def test_every_line_is_drawn_and_controls_are_grey():
+    lines = {f"line {i}": ([0, 1], [0.0, i]) for i in range(6)} | {"m (random weights), knn": ([0, 1], [1.0, 2.0])}
+    svg = curves(lines, x="images")
+    assert all(name in svg for name in lines)
+    assert CONTROL in svg
+
+
+def test_names_are_no_formulas():
+    names = {"a $\\frac{$ b": 1.0, "$x$": 2.0, "鸟": 3.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = bars(names)
+    assert all(name.replace("\\", "") in svg.replace("\\", "") for name in names)
 
 
 def test_bars_have_the_names_and_their_control():

@@ -10,8 +10,10 @@ from scott_models.curve import Point
 from scott_models.errors import DataError
 from scott_models.finetune import FinetuneRecipe, finetune
 from scott_models.pretrain import Recipe, pretrain
+from scott_models.pretrain.monitor import BROKEN
 from scott_models.probe import probe
 from scott_models.report import write_report
+from scott_models.report.scores import named
 
 from ..browser import needs_browser, page_of, pictures_without_size
 
@@ -131,10 +133,37 @@ def test_a_dead_run_is_called_so(copy):
     metrics = copy / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = [line for line in lines if "monitor" in line][-1]
-    last["monitor"].update(rankme=None, knn=None, ridge=None)  # NaN, as the log writes it
+    last["monitor"] = asdict(BROKEN)
+    loss = [line for line in lines if "loss" in line][-2]
+    loss.update(loss=None, grad_norm=None)  # as the log writes what is no number
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = write_report([copy], neighbours=False).read_text()
     assert '<div class="verdict bad"><strong>dead, all images have nearly the same features</strong>' in text
+    assert "1 of the updates that were logged had no finite loss and were skipped." in text
+    assert "Loss. It tells nothing" in text
+    with metrics.open("a") as file:
+        file.write('{"step": 13, "lo')  # the power went
+    assert write_report([copy], neighbours=False).read_text() == text
+
+
+def test_an_image_that_cannot_be_read_costs_only_its_section(copy, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").write_text("no image")
+    environment = json.loads((copy / "environment.json").read_text())
+    environment[-1]["data"] = [str(tmp_path / "images")]
+    (copy / "environment.json").write_text(json.dumps(environment))
+    assert "Not drawn: " in write_report([copy]).read_text()
+
+
+def test_models_are_named_apart_and_without_their_folders(tmp_path):
+    models = ["local-dir:/home/me/a/export", "/home/me/a/", "/home/me/a/ (random weights)", "b"]
+    assert [named(model) for model in models] == ["a", "a", "a (random weights)", "b"]
+    points = [asdict(Point(model, "knn", count, 20.0, None, 1)) for model in models for count in (1, 5)]
+    (tmp_path / "curve.json").write_text(json.dumps(points))
+    text = write_report([tmp_path / "curve.json"]).read_text()
+    assert text.count("</td><td>knn</td>") == 8
+    assert "<td>/home/me/a/</td>" in text  # two of one name
 
 
 def test_images_that_are_gone(copy):
@@ -142,7 +171,7 @@ def test_images_that_are_gone(copy):
     environment[-1]["data"] = ["/elsewhere/photos/train"]
     (copy / "environment.json").write_text(json.dumps(environment))
     text = write_report([copy]).read_text()
-    assert "The run&#39;s images are not here as files: photos." in text
+    assert "The run&#39;s images are not here as files, seen from this folder: photos." in text
     assert "elsewhere" not in text
 
 
