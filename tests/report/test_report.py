@@ -157,13 +157,13 @@ def test_an_image_that_cannot_be_read_costs_only_its_section(copy, tmp_path):
 
 
 def test_models_are_named_apart_and_without_their_folders(tmp_path):
-    models = ["local-dir:/home/me/a/export", "/home/me/a/", "/home/me/a/ (random weights)", "b"]
+    models = ["local-dir:/disk/me/a/export", "/disk/me/a/", "/disk/me/a/ (random weights)", "b"]
     assert [named(model) for model in models] == ["a", "a", "a (random weights)", "b"]
     points = [asdict(Point(model, "knn", count, 20.0, None, 1)) for model in models for count in (1, 5)]
     (tmp_path / "curve.json").write_text(json.dumps(points))
     text = write_report([tmp_path / "curve.json"]).read_text()
     assert text.count("</td><td>knn</td>") == 8
-    assert "<td>/home/me/a/</td>" in text  # two of one name
+    assert "<td>/disk/me/a/</td>" in text  # two of one name
 
 
 def test_images_that_are_gone(copy):
