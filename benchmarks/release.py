@@ -2,7 +2,7 @@
 
 python benchmarks/release.py RUN TAG --flowers FOLDER --hardware "2 CPU cores" --pictures IMAGES...
 
-RUN is the run folder of `scott pretrain`, TAG e.g. scott_3_16.mimjepa_flowers102, FOLDER holds train, val and test with
+RUN is the run folder of `scott pretrain`, TAG e.g. scott_3_16.mimjepa_flowers102_cpu, FOLDER holds train, val and test with
 a folder of images for each class. Scores: frozen pooled features of the official split, 2,040 images of train and val
 for training, 6,149 of test for testing, beside the same model with random weights; at the training size and at 224 px.
 """

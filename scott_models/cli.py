@@ -54,7 +54,7 @@ def pretrain(
         scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
         scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
         scott pretrain --data photos --out runs/photos --minutes 90 model.name=scott_3_16
-        scott pretrain --data photos --out runs/more --init scott_3_16.mimjepa_flowers102 model.name=scott_3_16
+        scott pretrain --data photos --out runs/more --init scott_3_16.mimjepa_flowers102_cpu model.name=scott_3_16
         scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
 
     Several GPUs: accelerate launch -m scott_models.pretrain (docs/scaling.md).
@@ -483,7 +483,7 @@ def publish(
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
         scott probe --model runs/photos --train mine/train --test mine/test --json > s.json
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --picture pca.png --scores s.json
-        scott publish weights/scott_3_16.mimjepa_flowers102 --repo-id org/scott_3_16.mimjepa_flowers102
+        scott publish weights/scott_3_16.mimjepa_flowers102_cpu --repo-id org/scott_3_16.mimjepa_flowers102_cpu
 
     It needs a token that may write: `hf auth login`, or HF_TOKEN.
 

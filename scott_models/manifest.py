@@ -166,7 +166,7 @@ def fits(value: Any, rule: dict[str, Any]) -> bool:
 
 @cache
 def manifest() -> dict[str, Entry]:
-    """The entries by tag, e.g. "scott_3_16.mimjepa_flowers102", as they are written.
+    """The entries by tag, e.g. "scott_3_16.mimjepa_flowers102_cpu", as they are written.
 
     Raises:
         WeightsError: the package's file is none.
@@ -213,7 +213,7 @@ def checked(tag: str, entry: Entry) -> Entry:
     if not isinstance(entry, dict):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
-        raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102', found {tag!r}")
+        raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102_cpu', found {tag!r}")
     if missing := sorted(RULES.keys() - entry.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry of all fields, found none of {missing}")
     if unknown := sorted(entry.keys() - RULES.keys()):

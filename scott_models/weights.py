@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def tags_of(model: str) -> list[str]:
-    """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102"]."""
+    """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"]."""
     return [tag for tag in usable() if tag.split(".")[0] == model]
 
 
@@ -61,7 +61,7 @@ def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None 
     """The verified weight file of a tag: of the first folder that has it, or else of the Hub at the pinned commit.
 
     Args:
-        tag: e.g. "scott_3_16.mimjepa_flowers102".
+        tag: e.g. "scott_3_16.mimjepa_flowers102_cpu".
         cache_dir, token: of the Hub, as `hub.fetch` takes them.
 
     Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scott_models.manifest import PACKAGE, manifest
 
-RELEASED = "scott_3_16.mimjepa_flowers102"
+RELEASED = "scott_3_16.mimjepa_flowers102_cpu"
 # Fetches each tag as a user's process would, though without waiting between attempts.
 RESOLVE = """
 import json, sys, time

@@ -54,7 +54,7 @@ def summary(command):
 
 
 def test_list():
-    assert "mimjepa_flowers102" in scott("list")
+    assert "mimjepa_flowers102_cpu" in scott("list")
     assert {row["model"] for row in json.loads(scott("list", "--json"))} >= {"scott_3_16", "scott_12_16"}
 
 
@@ -111,7 +111,7 @@ def test_exit_statuses(error, status, capsys):
 
 
 def test_doctor_finds_damage(tmp_path, monkeypatch):
-    damaged = tmp_path / "scott_3_16.mimjepa_flowers102" / "model.safetensors"
+    damaged = tmp_path / "scott_3_16.mimjepa_flowers102_cpu" / "model.safetensors"
     damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))
@@ -122,7 +122,7 @@ def test_download_convert_and_publish_dry(photos, tmp_path, recording):
     tensors, _ = recording
     assert "verified" in scott("download", "scott_3_16", "--dir", tmp_path / "models")
     (row,) = json.loads(scott("download", "scott_3_16", "--dir", tmp_path / "models", "--json"))
-    assert (row["tag"], Path(row["file"]).parents[1]) == ("scott_3_16.mimjepa_flowers102", tmp_path / "models")
+    assert (row["tag"], Path(row["file"]).parents[1]) == ("scott_3_16.mimjepa_flowers102_cpu", tmp_path / "models")
     state = {name.removeprefix("target."): t for name, t in tensors.items() if name.startswith("target.")}
     torch.save(state, tmp_path / "target-encoder_checkpoint.pth")
     given = [tmp_path / "target-encoder_checkpoint.pth", "--num-heads", 4, "--out", tmp_path / "converted"]
@@ -130,7 +130,7 @@ def test_download_convert_and_publish_dry(photos, tmp_path, recording):
     assert json.loads(scott("convert", *given, "--json"))["out"] == str(tmp_path / "converted")
     model = f"local-dir:{tmp_path / 'converted'}"
     assert "12 images, 96 features each" in scott("embed", photos, "--out", tmp_path / "f.npz", "--model", model)
-    folder = tmp_path / "models" / "scott_3_16.mimjepa_flowers102"
+    folder = tmp_path / "models" / "scott_3_16.mimjepa_flowers102_cpu"
     out = scott("publish", folder, "--repo-id", "org/name", "--dry-run")
     assert "org/name would hold, in one commit:" in out
     assert "kNN of frozen features, top-1 %" in out
@@ -160,7 +160,7 @@ def test_tables_show_names_as_they_are(photos):
 
 
 def test_pretrain_from_weights(photos, tmp_path):
-    tag = "scott_3_16.mimjepa_flowers102"
+    tag = "scott_3_16.mimjepa_flowers102_cpu"
     given = ["model.img_size=32", "optim.batch_size=4", "--data", photos, "--recipe", "smoke", "--init", tag]
     facts = json.loads(scott("pretrain", *given, "--out", tmp_path / "run", "--json"))
     assert facts["export"] == str(tmp_path / "run" / "export")
@@ -179,7 +179,7 @@ def test_numbers_of_a_list_stand_on_one_line(capsys):
 def test_doctor_as_json():
     rows = {row["what"]: row for row in json.loads(scott("doctor", "--no-speed", "--json"))}
     assert rows["torch"]["found"] in torch.__version__  # which may name its build too
-    assert rows["scott_3_16.mimjepa_flowers102"]["state"] == "ok"
+    assert rows["scott_3_16.mimjepa_flowers102_cpu"]["state"] == "ok"
 
 
 def test_embed(photos, tmp_path):

@@ -174,7 +174,7 @@ def test_transformers_load_what_we_export(tmp_path, images):
 
 def test_transformers_load_the_released_weights():
     images = torch.randn(2, 3, 112, 112)
-    folder = weights.resolve("scott_3_16.mimjepa_flowers102").parent
+    folder = weights.resolve("scott_3_16.mimjepa_flowers102_cpu").parent
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     expected = timm.create_model("scott_3_16", pretrained=True).eval()(images)
     torch.testing.assert_close(model(pixel_values=images).pooler_output, expected)

@@ -3,7 +3,7 @@ import pytest
 from scott_models import doctor
 from scott_models.manifest import manifest
 
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 
 def found(**options):

@@ -11,7 +11,7 @@ from scott_models.download import download, tag_of
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
 
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 CHECKOUT = Path(__file__).parents[1]
 
 

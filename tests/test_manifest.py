@@ -18,7 +18,7 @@ from scott_models.release import PROBES, SCORED, card
 
 CHECKOUT = Path(__file__).parents[1]
 SCHEMA = json.loads((CHECKOUT / "weights_manifest.schema.json").read_text())
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 # What a hand may write into an entry, and what must not be believed.
 LIES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 CARRIED = (
     "scott_models/weights_manifest.json",
     "scott_models/imagenet100_wnids.txt",

@@ -247,7 +247,7 @@ def test_what_cannot_be_published(run, tmp_path):
     with pytest.raises(WeightsError, match="license: of no use for a released tag"):
         prepare(FOLDER, REPOSITORY, license="mit")
     with pytest.raises(
-        WeightsError, match=r"tag: expected scott_3_16.mimjepa_flowers102, the folder's, got scott_3_16.y"
+        WeightsError, match=r"tag: expected scott_3_16.mimjepa_flowers102_cpu, the folder's, got scott_3_16.y"
     ):
         prepare(FOLDER, REPOSITORY, tag="scott_3_16.y")
     with pytest.raises(WeightsError, match="expected a run that has ended or a folder with"):

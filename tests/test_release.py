@@ -39,7 +39,7 @@ def test_committed_cards_are_made_from_the_manifest(tag):
     assert front_matter(committed) == front_matter(made)  # whose layout is another library's
 
 
-@pytest.mark.parametrize("tag", ["scott_3_16.mimjepa_flowers102"])
+@pytest.mark.parametrize("tag", ["scott_3_16.mimjepa_flowers102_cpu"])
 def test_a_card_says_what_was_measured(tag):
     entry = manifest()[tag]
     text = card(tag, entry)

@@ -16,7 +16,7 @@ from timm.utils import freeze
 from scott_models.errors import WeightsError
 from scott_models.scott import MODELS
 
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 
 def run(code, **environment):
@@ -31,7 +31,7 @@ def test_registration():
         assert timm.is_model(name)
         assert timm.model_entrypoint(name).__name__ == name
         assert timm.get_pretrained_cfg(name).architecture == name
-    assert timm.get_pretrained_cfg("scott_3_16").tag == "mimjepa_flowers102"  # the first with weights
+    assert timm.get_pretrained_cfg("scott_3_16").tag == "mimjepa_flowers102_cpu"  # the first with weights
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         timm.create_model("scott_3_16.nothing")
 

@@ -12,7 +12,7 @@ from scott_models import SCOTT, weights
 from scott_models.errors import WeightsError
 
 CHECKOUT = Path(__file__).parents[1]
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_weights_that_are_not_there(monkeypatch):
 def test_zoo_has_a_row_for_every_model_and_tag():
     rows = {(row["model"], row["tag"]): row for row in weights.zoo()}
     assert ("scott_12_16", None) in rows
-    released = rows["scott_3_16", "mimjepa_flowers102"]
+    released = rows["scott_3_16", "mimjepa_flowers102_cpu"]
     assert released["kNN %"] == weights.manifest()[TAG]["scores"]["knn"]
     assert Path(released["weights"]).is_dir()
     assert released["parameters (M)"] == 6.5

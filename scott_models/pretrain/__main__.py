@@ -14,7 +14,7 @@ EXAMPLES = """for example:
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos --minutes 90 model.name=scott_3_16
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos model.name=scott_3_16 \\
-      --init scott_3_16.mimjepa_flowers102
+      --init scott_3_16.mimjepa_flowers102_cpu
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos --resume
   accelerate launch --num_processes 8 -m scott_models.pretrain imagenet100 --data imagenet100:imagenet --out runs/in100
 """

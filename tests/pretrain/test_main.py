@@ -22,7 +22,7 @@ def test_recipe_changes_and_options_in_any_order(photos, tmp_path, monkeypatch, 
 
 
 def test_weights_to_start_from(photos, tmp_path, monkeypatch):
-    tag = "scott_3_16.mimjepa_flowers102"
+    tag = "scott_3_16.mimjepa_flowers102_cpu"
     run(monkeypatch, "smoke", *SMALL, "--init", tag, "--data", photos, "--out", tmp_path / "run")
     assert f'init = "{tag}"' in (tmp_path / "run" / "recipe.toml").read_text()
 

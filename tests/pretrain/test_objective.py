@@ -185,7 +185,7 @@ def test_encoder_needs_a_mask_token():
         MIMJEPA(model, Predictor(32, 16, num_heads=2, encoder_depth=1))
 
 
-TAG = "scott_3_16.mimjepa_flowers102"
+TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 
 def small(**model):
@@ -225,7 +225,7 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
         RecipeError, match=f"recipe.model.name: expected scott_3_16, whose weights {TAG} are, got 'scott_7"
     ):
         build_objective(small(init=TAG, name="scott_7_16"))
-    with pytest.raises(WeightsError, match="init: expected one of .*scott_3_16.mimjepa_flowers102.*; found no nowhere"):
+    with pytest.raises(WeightsError, match="init: expected one of .*scott_3_16.mimjepa_flowers102_cpu.*; found no nowhere"):
         build_objective(small(init="nowhere"))
     folder = weights.export(timm.create_model("scott_7_16", img_size=32), tmp_path / "seven")
     with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):

@@ -383,7 +383,7 @@ def test_stop_requests_end_with_the_block():
 
 def test_a_run_that_starts_from_released_weights(recipe, photos, tmp_path, capsys):
     """It says so wherever it is compared with its start, and goes on as any other."""
-    tag = "scott_3_16.mimjepa_flowers102"
+    tag = "scott_3_16.mimjepa_flowers102_cpu"
     started = recipe.changed("model", init=tag, predictor_depth=1)
     export = pretrain(started, [photos], tmp_path / "run")
     assert f"in brackets: {tag}" in capsys.readouterr().err
