@@ -7,7 +7,7 @@ wrapper with a `.module`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -127,19 +127,21 @@ class MIMJEPA(nn.Module):
         torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)
 
 
-def start_from(encoder: SCOTT, init: str, name: str) -> None:
+def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
     """Replace an encoder's fresh weights by trained ones; the mask token stays fresh where those have none.
 
     Args:
         init: a released tag, "local-dir:FOLDER", or the folder of a run that has ended.
         name: of the encoder's model.
+        grow: let the weights be a shallower model's, of any number of heads. Its blocks come first, the others stay
+            fresh: they add so little yet that features are about the shallower model's.
 
     Raises:
         WeightsError: weights that cannot be had, or are another model's.
     """
     if init in weights.manifest():
         model = init.split(".", maxsplit=1)[0]
-        require(model == name, "model.name", f"{model}, whose weights {init} are", name)
+        require(grow or model == name, "model.name", f"{model}, whose weights {init} are, or model.grow=true", name)
         path = weights.resolve(init)
         heads = weights.registered_args(model)["num_heads"]  # or it would not be a tag's
     else:
@@ -149,18 +151,27 @@ def start_from(encoder: SCOTT, init: str, name: str) -> None:
             tags = sorted(weights.manifest())
             raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}")
         heads = heads_of(path)
-    if heads != (own := encoder.blocks[0].attn.num_heads):  # which no shape tells
+    if heads != (own := encoder.blocks[0].attn.num_heads) and not grow:  # which no shape tells
         raise WeightsError(
             f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
         )
     try:
         state = load_file(path)
         state.setdefault("mask_token", encoder.mask_token)
+        if grow:
+            state |= further_blocks(encoder, state)
         state = checkpoint_filter_fn(state, encoder)
         encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
     except (RuntimeError, SafetensorError) as error:  # other shapes; a damaged file
         reason = " ".join(str(error).split("\n")[:2])  # the first of many
         raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
+
+
+def further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's own weights of the blocks that come after those of a shallower model's `state`."""
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    own = encoder.state_dict().items()
+    return {name: tensor for name, tensor in own if name.startswith("blocks.") and int(name.split(".")[1]) >= depth}
 
 
 def heads_of(path: Path) -> int:
@@ -207,7 +218,7 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
     except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
-        start_from(encoder, model.init, model.name)
+        start_from(encoder, model.init, model.name, grow=model.grow)
     predictor = Predictor(
         encoder.embed_dim,
         encoder.patch_embed.grid_size,

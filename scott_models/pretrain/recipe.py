@@ -42,6 +42,7 @@ class Model:
     drop_path: float = 0.1
     num_heads: int = 0  # of attention; 0: the model's own
     init: str = ""  # weights to start from: a released tag, "local-dir:FOLDER" or a run; random ones if empty
+    grow: bool = False  # whether `init` may be a shallower model's: its blocks come first, the others start fresh
 
     @property
     def start(self) -> str:
@@ -50,6 +51,7 @@ class Model:
 
     def __post_init__(self) -> None:
         require(self.num_heads >= 0, "model.num_heads", "0 (the model's own) or more", self.num_heads)
+        require(not self.grow or bool(self.init), "model.grow", "false without model.init to grow from", self.grow)
         require(self.predictor_depth > 0, "model.predictor_depth", "at least 1 block", self.predictor_depth)
         for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"):
             rate = getattr(self, name)

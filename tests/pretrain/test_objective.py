@@ -220,16 +220,37 @@ def test_starting_from_a_folder_without_a_mask_token(tmp_path):
         assert torch.equal(encoder.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight)
 
 
+@pytest.mark.parametrize(("name", "heads"), [("scott_7_16", 4), ("scott_9_16", 6)])
+def test_growing_from_a_shallower_model(name, heads):
+    """Its blocks come first, the others are as fresh as ever, and features are about its own."""
+    torch.manual_seed(0)
+    fresh = build_objective(small(name=name)).context_encoder.state_dict()
+    torch.manual_seed(0)
+    grown = build_objective(small(init=TAG, name=name, grow=True))
+    released = load_file(weights.resolve(TAG))
+    for encoder in (grown.context_encoder, grown.target_encoder):
+        assert encoder.blocks[0].attn.num_heads == heads
+        for key, tensor in encoder.state_dict().items():
+            assert torch.equal(tensor, released[key].float() if key in released else fresh[key]), key
+    images = torch.rand(4, 3, 32, 32)
+    shallow = timm.create_model(TAG, pretrained=True, img_size=32).eval()
+    with torch.no_grad():
+        theirs, ours = shallow(images), grown.target_encoder(images)
+    assert torch.cosine_similarity(theirs, ours).min() > 0.9
+    assert torch.cosine_similarity(build_objective(small(name=name)).target_encoder(images), theirs).max() < 0.5
+
+
 def test_weights_that_a_run_cannot_start_from(tmp_path):
-    with pytest.raises(
-        RecipeError, match=f"recipe.model.name: expected scott_3_16, whose weights {TAG} are, got 'scott_7"
-    ):
+    expected = f"recipe.model.name: expected scott_3_16, whose weights {TAG} are, or model.grow=true, got 'scott_7"
+    with pytest.raises(RecipeError, match=expected):
         build_objective(small(init=TAG, name="scott_7_16"))
-    with pytest.raises(WeightsError, match="init: expected one of .*scott_3_16.mimjepa_flowers102_cpu.*; found no nowhere"):
+    with pytest.raises(WeightsError, match=f"init: expected one of .*{TAG}.*; found no nowhere"):
         build_objective(small(init="nowhere"))
     folder = weights.export(timm.create_model("scott_7_16", img_size=32), tmp_path / "seven")
     with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):
         build_objective(small(init=f"local-dir:{folder}"))
+    with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):
+        build_objective(small(init=f"local-dir:{folder}", grow=True))  # a model does not shrink
     folder = weights.export(timm.create_model("scott_3_16", img_size=32, embed_dim=192), tmp_path / "narrow")
     with pytest.raises(WeightsError, match="cannot start scott_3_16: .*size mismatch"):
         build_objective(small(init=f"local-dir:{folder}"))

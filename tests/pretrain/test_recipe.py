@@ -76,6 +76,7 @@ def test_lists_of_names(tmp_path):
         (["optim.batch_size=0"], "recipe.optim.batch_size: expected at least 1 image, got 0"),
         (["optim.flat=1.5"], "recipe.optim.flat: expected a share from 0 to 1, got 1.5"),
         (["model.pos_drop=1"], "recipe.model.pos_drop: expected a rate from 0 to below 1, got 1.0"),
+        (["model.grow=true"], "recipe.model.grow: expected false without model.init to grow from, got True"),
         (["data.short_side=0"], "recipe.data.short_side: expected at least 16 pixels, got 0"),
         (["run.log_every=0"], "recipe.run.log_every: expected at least 1 update, got 0"),
         (["run.seed=-1"], "recipe.run.seed: expected 0 or more, got -1"),
