@@ -1,95 +1,108 @@
-"""From a finished run to a release: weights/<tag>/, its measured scores, its entry in weights_manifest.json, its card.
+"""From the results of a row to a release: weights/<tag>/, its entry in weights_manifest.json, its card.
 
-python benchmarks/release.py RUN TAG --flowers FOLDER --hardware "2 CPU cores" --pictures IMAGES...
+python benchmarks/release.py RESULTS ROW TAG --hardware "2 CPU cores" --pictures IMAGES...
 
-RUN is the run folder of `scott pretrain`, TAG e.g. scott_3_16.mimjepa_flowers102_cpu, FOLDER holds train, val and test with
-a folder of images for each class. Scores: frozen pooled features of the official split, 2,040 images of train and val
-for training, 6,149 of test for testing, beside the same model with random weights; at the training size and at 224 px.
+RESULTS is what benchmarks/paper/reproduce.py wrote, TAG e.g. scott_12_16.mimjepa_flowers102_cpu. The parts of the
+weights are joined if they are not yet. Scores are of the probes by protocol `fast`, so that all cards compare.
 """
 
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any
 
 from scott_models import manifest, weights
-from scott_models.manifest import write_entry
+from scott_models.errors import WeightsError, told_in_a_sentence
+from scott_models.manifest import Entry, write_entry
 from scott_models.pca import draw_pca
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
-from scott_models.probe import probe
 from scott_models.release import PICTURE, card, entry_of_run
 
 CHECKOUT = Path(__file__).parents[1]
-PROTOCOL = (
-    "frozen average-pooled features, evaluation transform (resize 1/0.875, centre crop, bilinear); official "
-    "Flowers-102 split, train+val 2,040 images to train, test 6,149 to test; kNN: majority of 10 by cosine; "
-    "ridge: standardised features, strength by leave-one-out on the training images; top-1 %, last epoch; "
-    "control: random weights, seed 0"
-)
+DATA = {
+    "": "Oxford Flowers-102, all 8,189 images (transductive)",
+    "train,val": "Oxford Flowers-102, the 2,040 images of train and val (inductive)",
+}
+TERMS = "images collected from the web for research; none is part of the weights"
+# What reproduce.py adds to a row's name -> what the manifest adds to a probe's.
+ENDINGS = {"": "", " (random weights)": "_random", " (context encoder)": "_context"}
 
 
-def score(model: str, flowers: Path, size: int, control: bool) -> list[dict[str, float]]:
-    """Top-1 % by probe, of a model and, if asked, of its control."""
-    report = probe(
-        model, [flowers], [flowers], kinds=("knn", "ridge"), img_size=size, control=control, duplicates=False
+def joined(run: Path, sha256: str) -> Path:
+    """The weights of a row's run folder, of whose parts they are made.
+
+    Raises:
+        WeightsError: parts that are not there, or other bytes than there were.
+    """
+    whole = run / "export" / "model.safetensors"
+    parts = sorted(whole.parent.glob(f"{whole.name}.part*"), key=lambda path: int(path.suffix.removeprefix(".part")))
+    if parts and not whole.exists():
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    if not whole.is_file() or weights.sha256(whole) != sha256:
+        raise WeightsError(f"{whole}: expected sha256 {sha256}, found other bytes or none; fetch the parts again")
+    return whole
+
+
+def scores_of(results: dict[str, Any]) -> dict[str, float]:
+    """Top-1 % as the manifest names them."""
+    fast = [score for score in results["scores"] if score["protocol"] == "fast"]
+    return {
+        score["probe"] + ENDINGS[score["model"].removeprefix(results["row"])]: round(score["top1"], 1) for score in fast
+    }
+
+
+def protocol_of(results: dict[str, Any]) -> str:
+    """How they were measured."""
+    first = results["scores"][0]
+    seeds = first["seeds"]
+    return (
+        f"scott probe, protocol fast, {first['img_size']} px, official split: {results['train']:,} images of train and "
+        f"val to train, {results['test']:,} of test to test; top-1 %, last epoch, mean of {seeds} "
+        f"seed{'s' if seeds > 1 else ''}"
     )
-    print(*report.scores, sep="\n", flush=True)
-    top1 = [(score.probe, score.top1) for score in report.scores]
-    return [dict(top1[i : i + 2]) for i in range(0, len(top1), 2)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("tag")
-    parser.add_argument("--flowers", type=Path, required=True)
-    parser.add_argument("--hardware", required=True)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images of the card's picture")
-    arguments = parser.parse_args()
-    run, tag = arguments.run, arguments.tag
+def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Path]) -> Entry:
+    """Write the release and return its entry.
+
+    Raises:
+        WeightsError: a tag of another model, parts that are not whole, or files that are none.
+    """
+    run = results / row
     recipe = Recipe.load(run / "recipe.toml")
-    if tag.split(".")[0] != recipe.model.name:
-        parser.error(f"{tag} is no tag of {recipe.model.name}, which {run} trained")
-
-    data = "Oxford Flowers-102, all 8,189 images (transductive)"
-    terms = "images collected from the web for research; none is part of the weights"
-    entry = entry_of_run(run, license="apache-2.0", data=data, data_terms=terms)
-    size = recipe.model.img_size
-    target, control = score(f"local-dir:{run / 'export'}", arguments.flowers, size, control=True)
-    target_224, control_224 = score(f"local-dir:{run / 'export'}", arguments.flowers, 224, control=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = weights.export(context_encoder(run, recipe), Path(temporary) / "context")
-        (context,) = score(f"local-dir:{folder}", arguments.flowers, size, control=False)
-    scored = {"": target, "_random": control, "_224": target_224, "_224_random": control_224, "_context": context}
+    if tag.split(".", maxsplit=1)[0] != recipe.model.name:
+        raise WeightsError(f"{tag}: expected a tag of {recipe.model.name}, which {run} trained")
+    measured = json.loads((results / f"{row}.json").read_text())
+    joined(run, measured["sha256"])
+    entry = entry_of_run(run, license="apache-2.0", data=DATA[",".join(recipe.data.splits)], data_terms=TERMS)
     entry |= {
         "datasets": ["flowers102"],
-        "hardware": arguments.hardware,
-        "scores": {probe + end: round(of[probe], 1) for end, of in scored.items() for probe in ("knn", "ridge")},
-        "protocol": PROTOCOL,
+        "hardware": hardware,
+        "scores": scores_of(measured),
+        "protocol": protocol_of(measured),
     }
     folder = CHECKOUT / "weights" / tag
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(run / "export" / name, folder / name)
-    draw_pca(arguments.pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
+    draw_pca(pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
     (folder / "README.md").write_text(card(tag, entry, picture=True))
     write_entry(manifest.PATH, tag, entry)
+    return entry
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("row")
+    parser.add_argument("tag")
+    parser.add_argument("--hardware", required=True, help="what it was trained on, in words")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images of the card's picture")
+    given = parser.parse_args()
+    with told_in_a_sentence():
+        entry = release(given.results, given.row, given.tag, given.hardware, given.pictures)
     print(json.dumps(entry["scores"], indent=2))
-
-
-def context_encoder(run: Path, recipe: Recipe) -> nn.Module:
-    """The other encoder of a run that exported its target."""
-    last = max((run / "checkpoints").glob("step_*.pt"))
-    state = torch.load(last, map_location="cpu", weights_only=True)["objective"]
-    objective = build_objective(recipe)
-    for name, part in objective.named_children():
-        part.load_state_dict(state[name])
-    return objective.context_encoder
 
 
 if __name__ == "__main__":
