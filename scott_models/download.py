@@ -64,5 +64,6 @@ def _write_config(model: str, entry: Entry, file: Path) -> None:
     with safe_open(file, framework="pt") as tensors:
         has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- no dictionary
     channels, *size = entry["input_size"]
-    made = timm.create_model(model, device="meta", in_chans=channels, img_size=size, use_mask_token=has_mask_token)
-    weights.write_config(made, file.with_name("config.json"), weights.model_args(made))
+    args = {"in_chans": channels, "img_size": size, "use_mask_token": has_mask_token, **weights.head_args(entry)}
+    made = timm.create_model(model, device="meta", **args)
+    weights.write_config(made, file.with_name("config.json"), weights.model_args(made), entry.get("label_names", ()))

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
 
 from .errors import WeightsError
@@ -37,6 +37,8 @@ class Entry(TypedDict):
         license: of the weights.
         recipe, epochs, images_seen, seed, hardware, minutes, versions: how they were made.
         scores, protocol: measured top-1 %, e.g. "knn", and of what it is compared with, e.g. "knn_random"; and how.
+        head, label_names: of a classifier alone: the kind of probe behind the encoder, "attentive" or "linear", and its
+            classes in the order of the logits.
     """
 
     repository: str | None
@@ -60,6 +62,8 @@ class Entry(TypedDict):
     versions: dict[str, str]
     scores: dict[str, float]
     protocol: str
+    head: NotRequired[str]
+    label_names: NotRequired[list[str]]
 
 
 TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
@@ -116,7 +120,10 @@ RULES: dict[str, dict[str, Any]] = {
         "type": "string",
         "pattern": "^[a-z0-9][a-z0-9.-]*$",
     },
-    "recipe": {"description": "a recipe of the package, or recipe.toml in the repository", **_WORDS},
+    "recipe": {
+        "description": "a recipe of the package and what was changed in it, or recipe.toml in the repository",
+        **_WORDS,
+    },
     "epochs": {"description": "a number above 0", "type": "number", "exclusiveMinimum": 0},
     "images_seen": {"description": "updates times batch size", **_COUNT},
     "seed": {"description": "a whole number from 0", "type": "integer", "minimum": 0},
@@ -136,6 +143,18 @@ RULES: dict[str, dict[str, Any]] = {
         "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
     },
     "protocol": {"description": "how the scores were measured, in words", **_WORDS},
+    "head": {
+        "description": "the kind of probe behind the encoder, attentive or linear; none of a backbone",
+        "type": "string",
+        "enum": ["attentive", "linear"],
+    },
+    "label_names": {
+        "description": "the classes in the order of the logits, at least two, each once; none of a backbone",
+        "type": "array",
+        "items": _WORDS,
+        "minItems": 2,
+        "uniqueItems": True,
+    },
 }
 KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
 
@@ -156,7 +175,8 @@ def fits(value: Any, rule: dict[str, Any]) -> bool:
         case list():
             rules = rule.get("prefixItems") or [rule["items"]] * len(value)
             enough = rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", math.inf)
-            return enough and all(map(fits, value, rules))
+            each = enough and all(map(fits, value, rules))
+            return each and not (rule.get("uniqueItems") and len(set(value)) < len(value))  # of words
         case dict():
             names = rule.get("propertyNames", {}).get("pattern", r"[\s\S]*")
             known = value.keys() >= set(rule.get("required", [])) and all(re.fullmatch(names, name) for name in value)
@@ -214,24 +234,31 @@ def checked(tag: str, entry: Entry) -> Entry:
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
         raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102_cpu', found {tag!r}")
-    if missing := sorted(RULES.keys() - entry.keys()):
+    if missing := sorted(Entry.__required_keys__ - entry.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry of all fields, found none of {missing}")
     if unknown := sorted(entry.keys() - RULES.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: unknown {unknown}; known are {list(RULES)}")
     fields: dict[str, Any] = {**entry}
     for name, rule in RULES.items():
-        if not fits(fields[name], rule):
+        if name in fields and not fits(fields[name], rule):
             raise WeightsError(f"{PATH.name}: {tag}: {name}: expected {rule['description']}, found {fields[name]!r}")
     if (entry["repository"] is None) != (entry["revision"] is None):
         raise WeightsError(
             f"{PATH.name}: {tag}: expected repository and revision both or neither, found {entry['repository']!r} and "
             f"{entry['revision']!r}"
         )
+    if len(of_head := [name for name in ("head", "label_names") if name in entry]) == 1:
+        raise WeightsError(
+            f"{PATH.name}: {tag}: expected head and label_names both or neither, found {of_head[0]} alone"
+        )
     return entry
 
 
 def write_entry(path: Path, tag: str, entry: Entry) -> None:
     """Add or replace a tag's entry in a manifest, whole or not at all; a file that is not there is begun.
+
+    Entries are kept in the order of their tags, for a model's first tag is its default: "x.mimjepa" comes before
+    "x.mimjepa_cpu", and that before the classifier "x.mimjepa_cpu_probe".
 
     Raises:
         WeightsError: an entry that would lead astray, or a file that is no manifest.
@@ -240,7 +267,8 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
     path = path.resolve()  # or a link would become a file
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     with alone_in(path.parent):
-        content = {**(read(path) if path.exists() else {}), "weights": {**entries_in(path), tag: entry}}
+        entries = {**entries_in(path), tag: entry}
+        content = {**(read(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
         try:
             partial.write_text(json.dumps(content, indent=2) + "\n")
             partial.replace(path)

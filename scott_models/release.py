@@ -26,6 +26,7 @@ three components of the foreground as colours.
 
 """
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
+MOST_CHANGES = 3  # of a recipe that still goes by its name
 DTYPES = RULES["dtype"]["enum"]
 OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # of weights, which a tag's entry and file tell of
 # How the name of a score ends -> what was scored; the model's own have no ending.
@@ -119,21 +120,22 @@ def entry_of_run(
 
 
 def check_told(folder: Path, model: str, entry: Entry) -> None:
-    """What an entry says of a model's weights is so by their configuration, and the model's name alone builds it.
+    """What an entry says of a model's weights is so by their configuration, and its name and head alone build it.
 
     Raises:
-        WeightsError: another architecture, type or size; settings that no entry holds, such as the number of heads.
+        WeightsError: another architecture, type or size, another head or other classes; settings that no entry holds,
+            such as the number of heads.
     """
     with weights.reading(folder / "config.json", "the configuration of an export") as path:
         config = json.loads(path.read_text())
         found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
-        found["dtype"] = dtype_of(folder / entry["file"])
-        says = {"architecture": model, "input_size": entry["input_size"], "dtype": entry["dtype"]}
+        found |= {"dtype": dtype_of(folder / entry["file"]), "label_names": config.get("label_names", [])}
+        says = {"architecture": model, **{name: entry.get(name, []) for name in ("input_size", "dtype", "label_names")}}
         if wrong := {name: value for name, value in says.items() if value != found[name]}:
             raise WeightsError(
                 f"{folder}: expected what its entry says, {wrong}, found { ({n: found[n] for n in wrong}) }"
             )
-        own = weights.registered_args(model)
+        own = weights.registered_args(model, entry.get("head"))
         args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_ARGS}
         if other := {name: value for name, value in args.items() if value != own.get(name)}:
             raise WeightsError(
@@ -163,13 +165,16 @@ def start_of(recipe: Recipe) -> str:
 
 
 def name_of(recipe: Recipe) -> str:
-    """The package's own recipe that a run was made with, or "recipe.toml" where it was changed."""
-    plain = recipe.changed("model", init="")
+    """The package's own recipe that a run was made with, and up to three changes; "recipe.toml" where it was others."""
     same_precision = [f"run.precision={recipe.run.precision}"]  # which "auto" chose
+    settings = recipe.flat()
+    changes: dict[str, list[str]] = {}
     for path in sorted(Recipe.folder.glob("*.toml")):
-        if not Recipe.load(path, same_precision).differences(plain):
-            return path.stem
-    return "recipe.toml"
+        differences = recipe.differences(Recipe.load(path, same_precision))
+        names = (line.split(":")[0] for line in differences)
+        changes[path.stem] = [f"{name}={settings[name]}" for name in names if name != "model.init"]
+    name = min(changes, key=lambda name: len(changes[name]))
+    return " ".join([name, *changes[name]]) if len(changes[name]) <= MOST_CHANGES else "recipe.toml"
 
 
 def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
@@ -254,6 +259,9 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
     shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
     seen = " The test images were seen in pretraining, without labels." if "transductive" in entry["data"] else ""
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("torch", "timm"))
+    classes = entry.get("label_names")
+    made = f" An {entry['head']} probe on top names {len(classes)} classes." if classes else ""
+    gives = f"logits (B, {len(classes)}), of model.pretrained_cfg['label_names']" if classes else "(B, 384)"
     return f"""---
 {metadata(tag, entry)}
 ---
@@ -261,12 +269,13 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
 # {tag}
 
 A SCOTT vision transformer pretrained without labels by MIM-JEPA (arXiv 2502.18056). These are weights of an independent
-implementation, not the paper's{"; the run was shorter or its images smaller than there" if shorter else ""}.
+implementation, not the paper's{"; the run was shorter or its images smaller than there" if shorter else ""}.{made}
 
 ```python
 import scott_models, timm
 
-model = timm.create_model("{name or tag}", pretrained=True)  # images (B, {channels}, {size}, {size}) -> (B, 384)
+model = timm.create_model("{name or tag}", pretrained=True)
+model.eval()(images)  # (B, {channels}, {size}, {size}) -> {gives}
 ```
 
 {SHOWN if picture else ""}{table(entry)}
@@ -317,7 +326,7 @@ def metadata(tag: str, entry: Entry) -> str:
     return ModelCardData(
         license=entry["license"],
         library_name="timm",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="image-classification" if "head" in entry else "image-feature-extraction",
         tags=["timm", "self-supervised", "scott"],
         datasets=entry["datasets"],
         model_name=tag if results else None,

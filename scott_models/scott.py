@@ -7,7 +7,7 @@ Appendix C.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ __all__ = ["SCOTT"]
 torch.fx.wrap("sincos_2d")
 
 MODELS = ("scott_3_16", "scott_7_16", "scott_9_16", "scott_12_16", "scott_vit_7_16", "scott_vit_12_16")
+OUR_POOL = {"attn_pool.query", "attn_pool.norm3.weight"}  # weights that none of timm's pools has
 TOKENIZERS = {"sparse_conv": SparseConvTokenizer, "patch": PatchTokenizer}
 
 
@@ -227,9 +228,9 @@ class SCOTT(VisionTransformer):
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[str, Tensor]:
     """Make a checkpoint fit a model, or say by name why it does not.
 
-    The mask token is dropped for a model without one, and so is a pool; a model's pool of which the checkpoint knows
-    nothing stays as it is. timm loads with `strict=False` as soon as the number of classes differs, which would let a
-    checkpoint with foreign names load nothing in silence.
+    The mask token is dropped for a model without one, and so is a pool, or one of another kind; a model's pool of which
+    the checkpoint knows nothing stays as it is. timm loads with `strict=False` as soon as the number of classes
+    differs, which would let a checkpoint with foreign names load nothing in silence.
 
     Raises:
         WeightsError: the checkpoint lacks weights the model needs, or has some that it does not know.
@@ -239,10 +240,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
         state_dict.pop("mask_token", None)
     own = model.state_dict()
     pool = {name: tensor for name, tensor in own.items() if name.startswith("attn_pool.")}
-    if not pool:
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("attn_pool.")}
-    elif not any(name.startswith("attn_pool.") for name in state_dict):
-        state_dict |= pool
+    theirs = {name for name in state_dict if name.startswith("attn_pool.")}
+    if not pool or not theirs or OUR_POOL.isdisjoint(pool) != OUR_POOL.isdisjoint(theirs):
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name not in theirs} | pool
     heads = {name for name in {*state_dict, *own} if name.startswith("head.")}
     missing = sorted(own.keys() - state_dict.keys() - heads)
     unknown = sorted(state_dict.keys() - own.keys() - heads)
@@ -267,22 +267,34 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The manifest has a tag for each set of weights; where there are none yet the bare name stands for the architecture.
-default_cfgs = generate_default_cfgs(
-    {
-        **{name: _cfg(name) for name in MODELS if not weights.tags_of(name)},
-        **{tag: _cfg(tag, **entry) for tag, entry in weights.pretrained_cfgs().items()},
-    }
-)
+def _default_cfgs() -> dict[str, DefaultCfg]:
+    """By model what timm knows of its tags, which the manifest has, one for each set of weights.
+
+    A model's name alone means a backbone: its first with weights, or the architecture where there are none yet.
+    """
+    tags = {tag: _cfg(tag, **cfg) for tag, cfg in weights.pretrained_cfgs().items()}
+    backbones = {tag: cfg for tag, cfg in tags.items() if not cfg["num_classes"]}
+    bare = {name: _cfg(name) for name in MODELS if not any(tag.startswith(f"{name}.") for tag in backbones)}
+    cfgs = generate_default_cfgs({**bare, **backbones})
+    for tag in (tag for tag in tags if tag not in backbones):  # last, or timm might make one the default
+        model, name = tag.split(".")
+        cfgs[model].cfgs[name] = PretrainedCfg(**tags[tag])
+        cfgs[model].tags.append(name)
+    return cfgs
+
+
+default_cfgs = _default_cfgs()
 
 
 def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
     pretrained_cfg = kwargs.get("pretrained_cfg")
     if pretrained_cfg is None or isinstance(pretrained_cfg, str):
-        tag = pretrained_cfg or next(filter(None, default_cfgs[variant].tags), "")
+        tag = pretrained_cfg or default_cfgs[variant].tags[0]
         name: str | None = f"{variant}.{tag}".rstrip(".")
     else:  # a whole config, one of ours or the caller's own
         name = weights.tag_in(pretrained_cfg, variant)
+    if entry := weights.usable().get(name or ""):
+        kwargs = {**weights.POOL_ARGS[entry.get("head")], **kwargs}
     if pretrained and name:
         kwargs["pretrained_cfg_overlay"] = weights.pretrained_cfg_overlay(
             name, kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")

@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import timm
 import torch
@@ -29,20 +32,46 @@ from .reference import convert_reference, convert_reference_predictor
 
 __all__ = ["convert_reference", "convert_reference_predictor", "export", "manifest", "resolve"]
 
+# What a classifier's head needs of a SCOTT, as arguments; nothing of a backbone's, which has none.
+POOL_ARGS: dict[str | None, dict[str, Any]] = {
+    None: {},
+    "attentive": {"global_pool": "attentive"},
+    "linear": {"fc_norm": True},
+}
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for where weights come from
 
 logger = logging.getLogger(__name__)
 
 
 def tags_of(model: str) -> list[str]:
-    """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"]."""
-    return [tag for tag in usable() if tag.split(".")[0] == model]
+    """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"].
+
+    The order is the manifest's, which is that of the tags; classifiers come last, whatever they are called.
+    """
+    entries = {tag: entry for tag, entry in usable().items() if tag.split(".")[0] == model}
+    return sorted(entries, key=lambda tag: "head" in entries[tag])
 
 
 def folders() -> list[Path]:
-    """Where weights are looked for, in order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own."""
+    """Where weights are looked for, in order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own.
+
+    A package that was installed from a checkout also looks into that checkout's weights/, for as long as it is there.
+    """
     places = [Path(os.path.expanduser(folder))] if (folder := os.environ.get("SCOTT_MODELS_DIR")) else []
-    return [*places, PACKAGE.parent / "weights", PACKAGE / "bundled"]
+    source = [checkout / "weights"] if (checkout := installed_from()) else []
+    return [*places, PACKAGE.parent / "weights", PACKAGE / "bundled", *source]
+
+
+@cache
+def installed_from() -> Path | None:
+    """The checkout that this package was installed from, as the installer notes it (PEP 610); None of other sources."""
+    try:
+        installed = distribution("scott_models")
+        noted = json.loads(installed.read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    is_this = Path(str(installed.locate_file(PACKAGE.name))).resolve() == PACKAGE.resolve()
+    return Path(url2pathname(urlsplit(noted["url"]).path)) if is_this and "dir_info" in noted else None
 
 
 def find(tag: str) -> Path | None:
@@ -126,7 +155,13 @@ def _sha256(path: Path, *identity: int) -> str:
 def pretrained_cfgs() -> dict[str, dict[str, Any]]:
     """What timm needs to know of each tag. A tag counts as pretrained for timm only if its weights can be had."""
     return {
-        tag: {"input_size": tuple(entry["input_size"]), "license": entry["license"], **source(tag)}
+        tag: {
+            "input_size": tuple(entry["input_size"]),
+            "license": entry["license"],
+            "num_classes": len(names := tuple(entry.get("label_names", ()))),
+            "label_names": names or None,
+            **source(tag),
+        }
         for tag, entry in usable().items()
     }
 
@@ -184,15 +219,13 @@ def zoo() -> list[dict[str, Any]]:
     manifest()  # or one that is damaged would look like one without weights
     rows = []
     for model in timm.list_models(module="scott"):
-        parameters = sum(p.numel() for p in timm.create_model(model, device="meta").parameters())
-        common = {"model": model, "parameters (M)": round(parameters / 1e6, 1)}
         for tag in tags_of(model):
             entry = entry_of(tag)
             rows.append(
                 {
-                    **common,
+                    **_size(model, head_args(entry)),
                     "tag": tag.split(".", 1)[1],
-                    "data": entry["data"],
+                    "data": entry["data"] + _classes(entry),
                     "pixels": entry["input_size"][-1],
                     "kNN %": entry["scores"].get("knn"),
                     "ridge %": entry["scores"].get("ridge"),
@@ -200,8 +233,20 @@ def zoo() -> list[dict[str, Any]]:
                 }
             )
         if not tags_of(model):
-            rows.append({**common, **dict.fromkeys(("tag", "data", "pixels", "kNN %", "ridge %", "weights"))})
+            rows.append({**_size(model, {}), **dict.fromkeys(("tag", "data", "pixels", "kNN %", "ridge %", "weights"))})
     return rows
+
+
+def _size(model: str, args: dict[str, Any]) -> dict[str, Any]:
+    parameters = sum(p.numel() for p in timm.create_model(model, device="meta", **args).parameters())
+    return {"model": model, "parameters (M)": round(parameters / 1e6, 1)}
+
+
+def _classes(entry: Entry) -> str:
+    if "head" not in entry:
+        return ""
+    top1 = entry["scores"].get(entry["head"])
+    return f"; {len(entry['label_names'])} classes" + (f", top-1 {top1} %" if top1 is not None else "")
 
 
 def place(tag: str) -> str:
@@ -238,9 +283,14 @@ def model_args(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def registered_args(model: str) -> dict[str, Any]:
-    """`model_args` of a model of this package, as its name alone makes it."""
-    return model_args(timm.create_model(model, device="meta"))
+def registered_args(model: str, head: str | None = None) -> dict[str, Any]:
+    """`model_args` of a model of this package, as its name alone makes it, or as a tag does that has such a head."""
+    return model_args(timm.create_model(model, device="meta", **POOL_ARGS[head]))
+
+
+def head_args(entry: Entry) -> dict[str, Any]:
+    """What timm must be told of a tag's head, besides the model's name, to build what its file holds."""
+    return {"num_classes": len(entry.get("label_names", ())), **POOL_ARGS[entry.get("head")]}
 
 
 @contextmanager
@@ -291,9 +341,12 @@ def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label
     """config.json of a timm model, whose `pretrained_cfg` is changed.
 
     `num_classes` stands at its top alone: transformers passes it on its own, and cannot take it from `model_args` too.
+    So do `label_names`: those that the model's weights came with may have been other classes.
     """
     model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
     labels = {"label_names": list(label_names)} if label_names else {}
+    if label_names:
+        model.pretrained_cfg["label_names"] = None
     save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # a Path: older timm opens it
     config = json.loads(path.read_text())
     config.get("model_args", {}).pop("num_classes", None)

@@ -45,6 +45,9 @@ ELSEWHERE = {
     "mypy": ".ci/run runs it",
     "bash .ci/run": "it runs this",
     "accelerate launch": "it needs several GPUs",
+    "python benchmarks/paper/reproduce.py": "it takes hours; tests/test_reproduce.py has it at toy scale",
+    "python benchmarks/release.py": "it wants what that leaves; tests/test_reproduce.py makes a release of it",
+    "python benchmarks/release_head.py": "it wants Flowers-102's 102 classes; tests/test_reproduce.py has two",
 }
 # What the text around a document's Python takes for granted.
 PRELUDES = {

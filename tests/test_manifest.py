@@ -52,7 +52,10 @@ LIES = {
     "versions": [{}, None, {"torch": "2"}, {"torch": 2, "timm": "1", "scott_models": "0"}],
     "scores": [None, [], {"knn": 143.2}, {"knn": None}, {"best": 1}, {"knn_224_context": 1}, {"knn": True}],
     "protocol": [None],
+    "head": ["knn", "ridge", "", None, 1, ["linear"]],
+    "label_names": [[], ["rose"], ["rose", "rose"], ["rose", ""], ["rose", 1], "rose", {"rose": 0, "daisy": 1}, None],
 }
+HEADED = {"head": "attentive", "label_names": ["rose", "daisy"]}  # what a classifier's entry has besides
 
 
 @pytest.fixture
@@ -68,9 +71,13 @@ def test_the_manifest_is_as_its_schema_says(entry):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads((CHECKOUT / "weights_manifest.json").read_text()), SCHEMA)
     assert SCHEMA["$defs"]["entry"]["properties"] == RULES  # so what is checked here is what others check
-    assert SCHEMA["$defs"]["entry"]["required"] == list(RULES) == list(Entry.__annotations__)
+    assert list(RULES) == list(Entry.__annotations__)
+    assert SCHEMA["$defs"]["entry"]["required"] == [name for name in RULES if name in Entry.__required_keys__]
+    assert SCHEMA["$defs"]["entry"]["dependentRequired"].keys() == HEADED.keys() == Entry.__optional_keys__
+    assert set(weights.POOL_ARGS) == {None, *RULES["head"]["enum"]}
     assert SCHEMA["properties"]["weights"]["propertyNames"]["pattern"] == f"^{TAG_PATTERN}$"
     assert set(LIES) == set(RULES)
+    assert list(manifest()) == sorted(manifest())  # the first tag of a model is its default
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -86,7 +93,7 @@ def test_every_score_has_a_place_on_the_card(entry, probe):
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in LIES.items() for value in values])
 def test_what_leads_astray_is_refused_here_and_by_the_schema(entry, field, value):
-    published = {"repository": "org/name", "revision": "0" * 40}
+    published = {"repository": "org/name", "revision": "0" * 40, **(HEADED if field in HEADED else {})}
     assert is_valid({**entry, **published})
     lying = {**entry, **published, field: value}
     assert not is_valid(lying)
@@ -131,6 +138,19 @@ def test_a_repository_without_a_commit(entry, half):
         checked(TAG, {**entry, **half})
 
 
+@pytest.mark.parametrize("field", HEADED)
+def test_a_head_without_classes_and_classes_without_a_head(entry, field):
+    for kind in ("attentive", "linear"):
+        whole = {**entry, **HEADED, "head": kind, "scores": {kind: 60.1}}
+        assert is_valid(whole)
+        assert checked(TAG, whole) is whole
+    del whole[field]
+    assert not is_valid(whole)
+    (other,) = HEADED.keys() - {field}
+    with pytest.raises(WeightsError, match=f"expected head and label_names both or neither, found {other} alone"):
+        checked(TAG, whole)
+
+
 def test_an_entry_that_leads_astray_spoils_only_its_own_weights(monkeypatch, entry, tmp_path):
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path / "models"))
     (tmp_path / "secret.safetensors").write_bytes(b"x")
@@ -162,6 +182,15 @@ def test_writing_an_entry(tmp_path, entry):
     assert link.is_symlink()
     assert json.loads(path.read_text())["weights"][TAG]["seed"] == 7
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link.json", "manifest.json"]
+
+
+def test_entries_stand_in_the_order_of_their_tags(tmp_path, entry):
+    path = tmp_path / "manifest.json"
+    names = ["mimjepa_flowers102", "mimjepa_flowers102_cpu", "mimjepa_flowers102_cpu_probe"]
+    for name in (names[2], names[0], names[1]):
+        write_entry(path, f"scott_12_16.{name}", {**entry, **(HEADED if name.endswith("probe") else {})})
+    write_entry(path, TAG, entry)
+    assert list(json.loads(path.read_text())["weights"]) == [*(f"scott_12_16.{name}" for name in names), TAG]
 
 
 def test_entries_written_at_once_are_all_kept(tmp_path, entry, monkeypatch):

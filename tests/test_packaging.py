@@ -1,5 +1,7 @@
 """sdist and wheel carry what the package reads, and the installed wheel loads its weights without a network."""
 
+import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -63,6 +65,33 @@ def test_installed_wheel_loads_offline(dist, tmp_path):
         check=False,
     )
     assert "torch.Size([1, 384])" in result.stdout, result.stderr
+
+
+def test_installed_from_a_checkout_it_finds_the_checkouts_weights(tmp_path):
+    """pip notes where it installed from; of a wheel from elsewhere there is nothing to find."""
+    checkout, site = tmp_path / "checkout of mine", tmp_path / "site"
+    for folder in (checkout, site / "scott_models"):
+        shutil.copytree(CHECKOUT / "scott_models", folder / "scott_models" if folder == checkout else folder)
+    shutil.rmtree(site / "scott_models" / "bundled")
+    shutil.copytree(CHECKOUT / "weights" / TAG, checkout / "weights" / TAG)
+    info = site / "scott_models-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scott_models\nVersion: 0.1.0\n")
+    code = f"import scott_models; print(scott_models.weights.resolve({TAG!r}))"
+    for noted, found in (({"dir_info": {}}, True), ({"archive_info": {}}, False)):
+        (info / "direct_url.json").write_text(json.dumps({"url": checkout.as_uri(), **noted}))
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if found:
+            assert Path(result.stdout.strip()) == checkout / "weights" / TAG / "model.safetensors", result.stderr
+        else:
+            assert "no weight file in any of" in result.stderr
 
 
 def test_import_is_silent():

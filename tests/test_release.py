@@ -11,7 +11,7 @@ from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
 from scott_models.pretrain import Recipe, pretrain
-from scott_models.release import PICTURE, card, dtype_of, entry_of_run, is_pretraining, source_name
+from scott_models.release import PICTURE, card, check_told, dtype_of, entry_of_run, is_pretraining, name_of, source_name
 
 CHECKOUT = Path(__file__).parents[1]
 SMOKE = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
@@ -63,13 +63,23 @@ def test_an_entry_of_a_run(run, photos):
     steps = 6  # 2 epochs of 12 images in batches of 4
     assert (entry["epochs"], entry["images_seen"], entry["seed"]) == (2, 4 * steps, 3)
     assert entry["data"] == "12 images of photos"  # never where they are
-    assert (entry["datasets"], entry["recipe"], entry["encoder"]) == (["photos"], "recipe.toml", "target")
+    assert entry["recipe"] == "smoke model.img_size=32 optim.batch_size=4 run.seed=3"
+    assert (entry["datasets"], entry["encoder"]) == (["photos"], "target")
     assert (entry["license"], entry["data_terms"], entry["dtype"]) == ("cc-by-4.0", "mine", "bfloat16")
     assert str(photos.parent) not in json.dumps(entry) + card("scott_3_16.photos", entry)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     looks = [line["monitor"] for line in lines if "monitor" in line]
     assert entry["scores"]["knn"] == round(looks[-1]["knn"], 1)
     assert entry["scores"]["ridge_random"] == round(looks[0]["ridge"], 1)
+
+
+def test_recipes_go_by_the_name_of_the_closest():
+    assert name_of(Recipe.load("flowers102-cpu", ["model.init=somewhere"])) == "flowers102-cpu"
+    grown = Recipe.load("flowers102-cpu-grown", ["model.name=scott_7_16", "optim.epochs=1.5", "run.precision=bf16"])
+    assert name_of(grown) == "flowers102-cpu-grown model.name=scott_7_16 optim.epochs=1.5"
+    changes = ["model.img_size=32", "data.views=same", "mask.ratio=0.5", "run.seed=3"]
+    assert name_of(Recipe.load("smoke", changes[:3])) == f"smoke {' '.join(changes[:3])}"
+    assert name_of(Recipe.load("smoke", changes)) == "recipe.toml"
 
 
 def test_scores_of_a_probe(run, tmp_path):
@@ -162,3 +172,18 @@ def test_which_folders_are_runs(run, tmp_path):
     (tmp_path / "x").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="expected a whole safetensors file"):
         dtype_of(tmp_path / "x")
+
+
+def test_what_an_entry_says_of_a_classifier(tmp_path):
+    model = timm.create_model("scott_3_16", img_size=32, num_classes=2, global_pool="attentive")
+    weights.export(model, tmp_path, label_names=["blue", "red"])
+    backbone = next(iter(manifest().values()))
+    entry = {**backbone, "input_size": [3, 32, 32], "head": "attentive", "label_names": ["blue", "red"]}
+    check_told(tmp_path, "scott_3_16", entry)
+    with pytest.raises(WeightsError, match=r"expected what its entry says, {'label_names': \['red', 'blue'\]}, found"):
+        check_told(tmp_path, "scott_3_16", {**entry, "label_names": ["red", "blue"]})
+    with pytest.raises(WeightsError, match="expected the settings of scott_3_16, {'global_pool': 'avg'"):
+        check_told(tmp_path, "scott_3_16", {**entry, "head": "linear"})
+    del entry["head"], entry["label_names"]
+    with pytest.raises(WeightsError, match=r"expected what its entry says, {'label_names': \[\]}"):
+        check_told(tmp_path, "scott_3_16", entry)

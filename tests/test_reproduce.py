@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from scott_models import manifest, weights
 from scott_models.errors import WeightsError
+from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.report.run import page_of_run
 
@@ -122,6 +123,26 @@ def test_a_release_is_made_of_it(results, photos, tmp_path, monkeypatch):
     parts[0].write_bytes(whole)
     (out / "scott_3_16" / "export" / "model.safetensors").unlink()
     script["joined"](out / "scott_3_16", content["sha256"])
+
+
+def test_a_classifier_is_released(shards, tmp_path, monkeypatch):
+    tag = "scott_3_16.mimjepa_flowers102_cpu"
+    script = runpy.run_path(str(SCRIPT.parents[1] / "release_head.py"))
+    release = script["release_head"]
+    monkeypatch.setitem(release.__globals__, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(manifest, "PATH", tmp_path / "weights_manifest.json")
+    flowers = reproduce["unpacked"](shards, tmp_path)
+    entry = release(tag, flowers, ("blue", "red"))
+    folder = tmp_path / "weights" / f"{tag}_probe"
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.pretrained_cfg["label_names"] == ["blue", "red"]
+    assert script["accuracy"](model, find_labelled([flowers], [flowers])[1]).top1 == entry["scores"]["attentive"] == 100
+    assert (entry["head"], entry["label_names"], entry["dtype"]) == ("attentive", ["blue", "red"], "bfloat16")
+    assert manifest.read(manifest.PATH)["weights"] == {folder.name: entry}
+    text = (folder / "README.md").read_text()
+    assert "logits (B, 2)" in text
+    assert "pipeline_tag: image-classification" in text
+    assert len(script["NAMES"]) == len(set(script["NAMES"])) == 102
 
 
 def test_inductive_saw_no_test_images(results):

@@ -189,3 +189,19 @@ def test_checkpoint_loads_whole_or_raises_by_name(tiny):
         checkpoint_filter_fn(foreign, without_token)
     with pytest.raises(WeightsError, match=r"missing \['mask_token'\]"):
         checkpoint_filter_fn(fitted, tiny)
+
+
+def test_a_pool_loads_whole_or_is_another_kinds():
+    settings = {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    attentive, by_timm, average = (SCOTT(**settings, global_pool=pool) for pool in ("attentive", "map", "avg"))
+    for of, into in ((attentive, by_timm), (by_timm, attentive), (attentive, average), (average, attentive)):
+        fitted = checkpoint_filter_fn(of.state_dict(), into)
+        assert fitted.keys() == into.state_dict().keys()
+        assert torch.equal(fitted["blocks.0.attn.qkv.weight"], of.blocks[0].attn.qkv.weight)
+        for name, tensor in into.state_dict().items():
+            assert torch.equal(fitted[name], tensor) or not name.startswith("attn_pool.")
+    for lost in ("query", "norm3.weight", "kv.weight"):
+        damaged = attentive.state_dict()
+        del damaged[f"attn_pool.{lost}"]
+        with pytest.raises(WeightsError, match=rf"missing \['attn_pool.{lost}'\]"):
+            checkpoint_filter_fn(damaged, attentive)

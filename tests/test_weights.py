@@ -36,6 +36,9 @@ def test_manifest_entries_are_whole_and_true(tag):
     cfg = timm.get_pretrained_cfg(tag)
     assert list(cfg.input_size) == entry["input_size"]
     assert cfg.license == entry["license"]
+    model = timm.create_model(tag, pretrained=True)
+    assert model.num_classes == len(entry.get("label_names", ()))
+    assert model.pretrained_cfg.get("label_names", ()) == tuple(entry.get("label_names", ()))
 
 
 def test_pretrained_is_the_released_file():

@@ -1,0 +1,90 @@
+"""A classifier from released weights: an attentive probe on Oxford Flowers-102 as weights/<tag>_probe/, entry and card.
+
+python benchmarks/release_head.py TAG --flowers FOLDER
+
+TAG e.g. scott_12_16.mimjepa_flowers102_cpu; FOLDER holds train, val and test, and in each a folder for every class, in
+the official order. The head is trained on train and val (protocol `fast`, seed 0); the score is that of the released
+file, in bfloat16, on test.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torchvision.datasets import Flowers102
+
+from scott_models import manifest, weights
+from scott_models.classifiers import Accuracy
+from scott_models.errors import told_in_a_sentence
+from scott_models.features import evaluation_batches, on_device
+from scott_models.labelled import Labelled, find_labelled
+from scott_models.manifest import Entry, write_entry
+from scott_models.probe import probe
+from scott_models.release import card, dtype_of
+
+CHECKOUT = Path(__file__).parents[1]
+NAMES = tuple(Flowers102.classes)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, tested: Labelled) -> Accuracy:
+    """Of a classifier on labelled images."""
+    model = on_device(model.eval())
+    batches = evaluation_batches(model, tested.images, None, 64, "test")
+    logits = [model(images.to(next(model.parameters()).device)).cpu() for images in batches]
+    return Accuracy.of(torch.cat(logits), tested.labels)
+
+
+def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES) -> Entry:
+    """Write the release and return its entry.
+
+    Raises:
+        WeightsError: a tag that is not released.
+        DataError: images that cannot be used.
+    """
+    backbone = manifest.entry_of(tag)
+    folder = CHECKOUT / "weights" / f"{tag}_probe"
+    trained, tested = find_labelled([flowers], [flowers])
+    assert len(trained.names) == len(names)
+    with tempfile.TemporaryDirectory() as temporary:
+        exported = Path(temporary) / "classifier"
+        whole = f"local-dir:{weights.resolve(tag).parent}"  # with its mask token
+        probe(whole, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=exported)
+        model = timm.create_model(f"local-dir:{exported}", pretrained=True)
+        weights.export(model, folder, label_names=names)
+    top1 = accuracy(timm.create_model(f"local-dir:{folder}", pretrained=True), tested).top1
+    file = folder / backbone["file"]
+    size = backbone["input_size"][-1]
+    entry: Entry = {
+        **backbone,
+        "repository": None,
+        "revision": None,
+        "sha256": weights.sha256(file),
+        "bytes": file.stat().st_size,
+        "dtype": dtype_of(file),
+        "head": "attentive",
+        "label_names": list(names),
+        "scores": {"attentive": round(top1, 1)},
+        "protocol": f"the classifier itself, {size} px: its head was trained on the {len(trained):,} images of train "
+        f"and val with their labels (scott probe, protocol fast, seed 0, last epoch); {len(tested):,} images of test",
+    }
+    (folder / "README.md").write_text(card(folder.name, entry))
+    write_entry(manifest.PATH, folder.name, entry)
+    return entry
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tag")
+    parser.add_argument("--flowers", type=Path, required=True)
+    given = parser.parse_args()
+    with told_in_a_sentence():
+        print(json.dumps(release_head(given.tag, given.flowers)["scores"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
