@@ -37,6 +37,7 @@ def pretrain(
     data: Sources,
     out: Path,
     recipe: str = "flowers102",
+    objective: Literal["mimjepa", "splitmask", "beit"] | None = None,
     init: str | None = None,
     resume: FlagCreatePairsOff[bool] = False,
     minutes: float | None = None,
@@ -47,7 +48,7 @@ def pretrain(
 ) -> None:
     """Pretrain a model on your own images, no labels needed.
 
-    The method is MIM-JEPA (docs/pretraining.md).
+    The method is MIM-JEPA (docs/pretraining.md); two others are for comparison (docs/objectives.md).
 
     For example:
         scott pretrain --data photos --out runs/photos --recipe flowers102
@@ -56,6 +57,7 @@ def pretrain(
         scott pretrain --data photos --out runs/photos --minutes 90 model.name=scott_3_16
         scott pretrain --data photos --out runs/more --init scott_3_16.mimjepa_flowers102_cpu model.name=scott_3_16
         scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
+        scott pretrain --data photos --out runs/halves --objective splitmask model.name=scott_3_16
 
     Several GPUs: accelerate launch -m scott_models.pretrain (docs/scaling.md).
 
@@ -65,6 +67,7 @@ def pretrain(
             the option again for more.
         out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
         recipe: name of a recipe of the package, or the path of a TOML file.
+        objective: what is learned, with the masks and views that its paper gives it; by default the recipe's.
         init: weights that both encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
         resume: go on with the run in --out from its last checkpoint.
         minutes: measure the speed first, then fit epochs and schedules into this time.
@@ -74,10 +77,12 @@ def pretrain(
         json: print JSON instead of a sentence.
     """
     from . import pretrain as training
+    from .pretrain.recipe import OBJECTIVES
 
+    started = [f"model.init={dumps(init)}"] if init else []
     with redirect_stdout(sys.stderr if json else sys.stdout):
         exported = training.pretrain(
-            training.Recipe.load(recipe, (*changes, f"model.init={dumps(init)}") if init else changes),
+            training.Recipe.load(recipe, [*OBJECTIVES.get(objective or "", []), *changes, *started]),
             data,
             out,
             resume,

@@ -55,15 +55,17 @@ def _of_run(folder: Path, pretrained: bool) -> nn.Module:
         return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
     settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
     heads = {"num_heads": settings["num_heads"]} if settings.get("num_heads") else {}
-    model = timm.create_model(settings["name"], img_size=settings["img_size"], use_mask_token=True, **heads)
+    model = timm.create_model(settings["name"], img_size=settings["img_size"], **heads)
     if pretrained:
         checkpoints = sorted((folder / "checkpoints").glob("step_*.pt"))
         if not checkpoints:
             raise WeightsError(f"{folder}: expected a run with a checkpoint or an export, found neither yet")
         parts = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["objective"]
-        if "target_encoder" not in parts:
+        student = parts.get("student", {})  # of objectives without a target encoder
+        own = {name.removeprefix("encoder."): w for name, w in student.items() if name.startswith("encoder.")}
+        if not (state := parts.get("target_encoder") or own):
             raise WeightsError(f"{folder}: expected a run of pretraining, or one with an export, found neither")
-        model.load_state_dict(parts["target_encoder"])
+        model.load_state_dict({name: w for name, w in state.items() if name != "mask_token"})
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, *model.patch_embed.img_size)}
     return model
 

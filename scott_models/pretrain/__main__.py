@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import told_in_a_sentence
 from . import Budget, Recipe, pretrain
+from .recipe import OBJECTIVES
 
 EXAMPLES = """for example:
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos
@@ -23,7 +24,7 @@ EXAMPLES = """for example:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scott_models.pretrain",
-        description="Pretrain a model on your own images with MIM-JEPA, no labels needed.",
+        description="Pretrain a model on your own images, no labels needed, by MIM-JEPA or another --objective.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
     parser.add_argument("--data", action="append", required=True, help="a folder of images, or flowers102:ROOT, ...")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="with its paper's masks; default: the recipe's")
     parser.add_argument("--init", help="weights to start from: a released tag, local-dir:FOLDER, or a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--minutes", type=float, help="fit epochs and schedules into this time")
@@ -38,7 +40,8 @@ def main() -> None:
     parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
     parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
     given = parser.parse_intermixed_args()
-    changes = [*given.changes, f"model.init={dumps(given.init)}"] if given.init else given.changes
+    changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
+    changes += [f"model.init={dumps(given.init)}"] if given.init else []
     with told_in_a_sentence():
         pretrain(
             Recipe.load(given.recipe, changes),

@@ -1,9 +1,9 @@
 """MIM-JEPA: predict, in feature space, what a slowly following target encoder sees where the context is hidden.
 
 An objective is a module with three methods, and the training loop knows no more of it:
-`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; and for what comes of a run,
-`encoders`, by name. Its children with trained parameters are what several processes share; each may be replaced by a
-wrapper with a `.module`.
+`inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; for what comes of a run,
+`encoders`, by name; and if it must look at the images before the first update, `prepare(crops, folder)`. Its children
+with trained parameters are what several processes share; each may be replaced by a wrapper with a `.module`.
 """
 
 import json
@@ -25,10 +25,15 @@ from ..errors import RecipeError, WeightsError
 from ..scott import MODELS, SCOTT, checkpoint_filter_fn
 from . import masks
 from .augment import moved, two_views
+from .beit import BEiT
 from .draws import Draws
 from .predictor import Predictor
-from .recipe import Recipe, require
+from .recipe import Mask, Recipe, require
 from .schedules import linear
+from .splitmask import Decoder, SplitMask
+from .vocabulary import Vocabulary
+
+Views = Callable[[Tensor, Draws], tuple[Tensor, Tensor]]
 
 
 class Student(nn.Module):
@@ -67,7 +72,7 @@ class MIMJEPA(nn.Module):
         encoder: SCOTT,
         predictor: Predictor,
         *,
-        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
+        views: Views = two_views,
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.6),  # noqa: B008 -- a constant
         ema: tuple[float, float] = (0.996, 1.0),
     ) -> None:
@@ -157,7 +162,8 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         )
     try:
         state = load_file(path)
-        state.setdefault("mask_token", encoder.mask_token)
+        if encoder.mask_token is not None:
+            state.setdefault("mask_token", encoder.mask_token)
         if grow:
             state |= further_blocks(encoder, state)
         state = checkpoint_filter_fn(state, encoder)
@@ -188,8 +194,8 @@ def heads_of(path: Path) -> int:
         return content.get("model_args", {}).get("num_heads") or weights.registered_args(model)["num_heads"]
 
 
-def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
-    """Context encoder, predictor and target encoder as the recipe has them, with fresh weights.
+def build_objective(recipe: Recipe, *, compiled: bool = False) -> nn.Module:
+    """The objective a recipe names, around an encoder with fresh weights or those it starts from.
 
     Args:
         compiled: let torch.compile take the views and, at its first call, the loss.
@@ -198,27 +204,42 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
         RecipeError: a model this package does not have, or settings a model or a mask cannot take.
         WeightsError: weights to start from that cannot be had, or are another model's.
     """
-    model, mask = recipe.model, recipe.mask
+    model, name = recipe.model, recipe.objective.name
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
-    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
-    draw_mask = partial(kind, ratio=mask.ratio)
+    mask = draw_mask(recipe.mask)
     heads = {"num_heads": model.num_heads} if model.num_heads else {}
     try:
         encoder = timm.create_model(
             model.name,
             **heads,
             img_size=model.img_size,
-            use_mask_token=True,
+            use_mask_token=name != "splitmask",  # which encodes what it sees alone
             pos_drop_rate=model.pos_drop,
             proj_drop_rate=model.proj_drop,
             attn_drop_rate=model.attn_drop,
             drop_path_rate=model.drop_path,
         )
-        draw_mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
+        mask(encoder.patch_embed.grid_size, batch=1, generator=torch.Generator())
     except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
         start_from(encoder, model.init, model.name, grow=model.grow)
+    views = partial(two_views, mode=recipe.data.views, compiled=compiled)
+    objective = BUILDERS[name](recipe, encoder, views, mask)
+    if compiled:
+        objective.compile()
+    return objective
+
+
+def draw_mask(mask: Mask) -> Callable[..., Tensor]:
+    """How the masks of a recipe are drawn: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
+    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
+    return partial(kind, ratio=mask.ratio)
+
+
+def mimjepa(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> MIMJEPA:
+    """MIM-JEPA around an encoder."""
+    model = recipe.model
     predictor = Predictor(
         encoder.embed_dim,
         encoder.patch_embed.grid_size,
@@ -230,13 +251,33 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> MIMJEPA:
         attn_drop=model.attn_drop,
         drop_path=model.drop_path,
     )
-    objective = MIMJEPA(
-        encoder,
-        predictor,
-        views=partial(two_views, mode=recipe.data.views, compiled=compiled),
-        mask=draw_mask,
-        ema=(recipe.optim.start_ema, recipe.optim.final_ema),
+    return MIMJEPA(encoder, predictor, views=views, mask=mask, ema=(recipe.optim.start_ema, recipe.optim.final_ema))
+
+
+def splitmask(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> SplitMask:
+    """SplitMask around an encoder, whose masks are halves."""
+    chosen = recipe.objective
+    require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
+    decoder = Decoder(
+        encoder.embed_dim,
+        encoder.patch_embed.grid_size,
+        num_heads=encoder.blocks[0].attn.num_heads,
+        encoder_depth=len(encoder.blocks),
+        depth=chosen.decoder_depth,
     )
-    if compiled:
-        objective.compile()
-    return objective
+    settings = {"match": chosen.match, "temperature": chosen.temperature}
+    return SplitMask(encoder, decoder, vocabulary(recipe, encoder), views=views, split=mask, **settings)
+
+
+def beit(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> BEiT:
+    """BEiT's form around an encoder."""
+    return BEiT(encoder, vocabulary(recipe, encoder), views=views, mask=mask)
+
+
+def vocabulary(recipe: Recipe, encoder: SCOTT) -> Vocabulary:
+    """The words of a recipe, still to be filled."""
+    chosen = recipe.objective
+    return Vocabulary(encoder.patch_embed.patch_size[0], chosen.words, kind=chosen.vocabulary, seed=recipe.run.seed)
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"mimjepa": mimjepa, "splitmask": splitmask, "beit": beit}

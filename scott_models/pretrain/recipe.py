@@ -16,6 +16,13 @@ from ..errors import RecipeError
 
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
+TITLES = {"mimjepa": "MIM-JEPA", "splitmask": "SplitMask", "beit": "BEiT's objective"}
+# What an objective other than MIM-JEPA changes in a recipe, as its paper has it (Sections 3 and 4).
+OBJECTIVES = {
+    "mimjepa": ["objective.name=mimjepa"],
+    "splitmask": ["objective.name=splitmask", "data.views=same", "mask.kind=random", "mask.ratio=0.5"],
+    "beit": ["objective.name=beit", "data.views=same", "mask.ratio=0.4", "mask.blocks=masked"],
+}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew).
 HARMLESS = {
     "monitor": {"every", "images", "test"},
@@ -75,6 +82,29 @@ class Mask:
     kind: Literal["blockwise", "random"] = "blockwise"
     ratio: float = 0.6  # share of patches hidden
     blocks: Literal["visible", "masked"] = "visible"  # which the blocks are: released code, or paper
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned. All but the name is of `splitmask` and `beit` (arXiv 2112.10740; docs/objectives.md)."""
+
+    name: Literal["mimjepa", "splitmask", "beit"] = "mimjepa"
+    vocabulary: Literal["patches", "kmeans", "projection"] = "patches"
+    words: int = 8192  # of the vocabulary; images with fewer patches give fewer
+    decoder_depth: int = 2  # blocks of splitmask's decoder
+    match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
+    temperature: float = 0.2  # of that InfoNCE
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return TITLES[self.name]
+
+    def __post_init__(self) -> None:
+        require(self.words > 1, "objective.words", "at least 2", self.words)
+        require(self.decoder_depth > 0, "objective.decoder_depth", "at least 1 block", self.decoder_depth)
+        require(self.match >= 0, "objective.match", "a weight of 0 or more", self.match)
+        require(self.temperature > 0, "objective.temperature", "more than 0", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -235,12 +265,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Of pretraining by MIM-JEPA."""
+    """Of pretraining, by MIM-JEPA unless `objective` says otherwise."""
 
     folder: ClassVar[Path] = Path(__file__).parent / "recipes"
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     mask: Mask = field(default_factory=Mask)
+    objective: Objective = field(default_factory=Objective)
     optim: Optim = field(default_factory=Optim)
     monitor: Monitor = field(default_factory=Monitor)
     run: Run = field(default_factory=Run)

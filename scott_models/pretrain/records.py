@@ -231,7 +231,7 @@ def write_readme(
     rows = "".join(f"| {step or start} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items()))
     write_whole(
         path,
-        f"""# {recipe.model.name}, pretrained by MIM-JEPA
+        f"""# {recipe.model.name}, pretrained by {recipe.objective.title}
 
 {images:,} images of {", ".join(map(str, sources))}; {recipe.optim.epochs:g} epochs; batches of
 {recipe.optim.batch_size}; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is recipe.toml, what it

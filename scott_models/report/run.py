@@ -134,7 +134,7 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
             f"import scott_models, timm\n\nmodel = timm.create_model({f'local-dir:{folder}/export'!r}, pretrained=True)"
         )
         sections.append(Section("Use it", code=f"{usage}  # num_classes=10 adds a classifier"))
-    title = f"{run.name}, pretrained by MIM-JEPA" if run.pretraining else f"{run.name}, fine-tuned"
+    title = f"{run.name}, {f'pretrained by {run.recipe.objective.title}' if run.pretraining else 'fine-tuned'}"
     return Page(f"{title}: {folder.resolve().name}", state, words, notes, tiles(run), [s for s in sections if s])
 
 

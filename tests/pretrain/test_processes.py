@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scott_models.pretrain import train
+from scott_models.pretrain.recipe import OBJECTIVES
 
 DRY = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
 RECIPE = [
@@ -46,7 +47,8 @@ try:
     run.train()
 except Interrupted as stopped:
     print(stopped)
-torch.save(run.engine.parts["target_encoder"].state_dict(), Path(out) / f"teacher{run.engine.rank}.pt")
+teacher = run.engine.objective.encoders["target"]
+torch.save(teacher.state_dict(), Path(out) / f"teacher{run.engine.rank}.pt")
 """
 
 
@@ -118,6 +120,16 @@ def test_two_processes_do_what_one_does(launch):
     up = launch(2, "up", resume=True)
     close(up, one)
     assert same_teachers(up)
+
+
+@pytest.mark.parametrize("name", ["splitmask", "beit"])
+def test_other_objectives_in_two_processes(launch, name):
+    """Also negatives: an image is told from those of both processes."""
+    changes = [*OBJECTIVES[name], "objective.words=30"]
+    one, two = launch(1, "one", *changes), launch(2, "two", *changes)
+    assert len(losses(one)) == UPDATES
+    close(two, one)
+    assert same_teachers(two)
 
 
 def test_two_processes_with_bf16_and_compiled(launch):

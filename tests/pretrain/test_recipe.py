@@ -54,7 +54,7 @@ def test_lists_of_names(tmp_path):
         (["optim.epoch=3"], r"recipe.optim: unknown \['epoch'\]; known are \['epochs', 'batch_size',"),
         (
             ["optimiser.epochs=3"],
-            r"recipe: unknown \['optimiser'\]; known are \['model', 'data', 'mask', 'optim', 'monitor', 'run'\]",
+            r"recipe: unknown \['optimiser'\]; known are \['model', 'data', 'mask', 'objective', 'optim', 'monitor',",
         ),
         (["optim.epochs=many"], "recipe.optim.epochs: expected float, got 'many'"),
         (["optim.epochs=true"], "recipe.optim.epochs: expected float, got True"),
@@ -77,6 +77,11 @@ def test_lists_of_names(tmp_path):
         (["optim.flat=1.5"], "recipe.optim.flat: expected a share from 0 to 1, got 1.5"),
         (["model.pos_drop=1"], "recipe.model.pos_drop: expected a rate from 0 to below 1, got 1.0"),
         (["model.grow=true"], "recipe.model.grow: expected false without model.init to grow from, got True"),
+        (["objective.name=dino"], r"recipe.objective.name: expected one of \['mimjepa', 'splitmask', 'beit'\]"),
+        (["objective.words=1"], "recipe.objective.words: expected at least 2, got 1"),
+        (["objective.decoder_depth=0"], "recipe.objective.decoder_depth: expected at least 1 block, got 0"),
+        (["objective.match=-1"], "recipe.objective.match: expected a weight of 0 or more, got -1.0"),
+        (["objective.temperature=0"], "recipe.objective.temperature: expected more than 0, got 0.0"),
         (["data.short_side=0"], "recipe.data.short_side: expected at least 16 pixels, got 0"),
         (["run.log_every=0"], "recipe.run.log_every: expected at least 1 update, got 0"),
         (["run.seed=-1"], "recipe.run.seed: expected 0 or more, got -1"),
@@ -89,7 +94,7 @@ def test_mistakes_are_named(changes, message):
 
 
 def test_recipes_that_are_none(tmp_path):
-    with pytest.raises(RecipeError, match=r"expected one of \['flowers102', .*got 'flowers'"):
+    with pytest.raises(RecipeError, match=r"expected one of \['beit-flowers102', .*got 'flowers'"):
         Recipe.load("flowers")
     broken = tmp_path / "broken.toml"
     broken.write_text("[optim\n")

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
+from scott_models.features import load_model
 from scott_models.pretrain import Budget, Recipe, engine, pretrain, records, store, train
+from scott_models.pretrain.recipe import OBJECTIVES
 
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
 
@@ -125,6 +127,40 @@ def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, mon
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert lines(tmp_path / "cut", "monitor") == lines(tmp_path / "whole", "monitor")
     assert [start["after"] for start in json.loads((tmp_path / "cut" / "environment.json").read_text())] == [0, 4]
+
+
+@pytest.mark.parametrize("name", ["splitmask", "beit"])
+def test_other_objectives_learn_resume_and_export(name, photos, tmp_path, monkeypatch):
+    recipe = Recipe.load("smoke", [*OBJECTIVES[name], *SMALL, "optim.epochs=4", "objective.words=30"])
+    export = pretrain(recipe, [photos], tmp_path / "whole")
+    found = losses(tmp_path / "whole")
+    assert len(found) == 12
+    assert sum(found[-3:]) < 0.95 * sum(found[:3])
+    set_schedules = engine.set_schedules
+
+    def interrupt(recipe, optimizer, step, total, steps):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return set_schedules(recipe, optimizer, step, total, steps)
+
+    monkeypatch.setattr(engine, "set_schedules", interrupt)
+    with pytest.raises(Interrupted, match="stopped after update 5 of 12"):
+        pretrain(recipe, [photos], tmp_path / "cut")
+    monkeypatch.undo()
+    student = state(tmp_path / "cut")["objective"]["student"]
+    unfinished = load_model(str(tmp_path / "cut"))
+    assert torch.equal(unfinished.blocks[0].mlp.fc1.weight, student["encoder.blocks.0.mlp.fc1.weight"])
+    words = (tmp_path / "cut" / "vocabulary.safetensors").read_bytes()
+    assert words == (tmp_path / "whole" / "vocabulary.safetensors").read_bytes()
+    pretrain(recipe, [photos], tmp_path / "cut", resume=True)
+    assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+    assert losses(tmp_path / "cut") == found
+    assert (tmp_path / "cut" / "vocabulary.safetensors").read_bytes() == words
+
+    model = timm.create_model(f"local-dir:{export}", pretrained=True)
+    student = state(tmp_path / "whole")["objective"]["student"]
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, student[f"encoder.{key}"].bfloat16().float())
 
 
 COMMAND = (sys.executable, "-c", "from scott_models.pretrain.__main__ import main; main()", "smoke", *SMALL)

@@ -1,0 +1,213 @@
+"""Which objective for how many images: MIM-JEPA, SplitMask, BEiT, supervised training from scratch, random weights.
+
+python benchmarks/sample_efficiency/study.py --scale cpu --data flowers102 --out benchmarks/sample_efficiency/results
+python benchmarks/sample_efficiency/study.py --scale gpu --data flowers102 --out results --seeds 3
+python benchmarks/sample_efficiency/study.py --table benchmarks/sample_efficiency/results
+
+DATA is Oxford Flowers-102, a folder with train, val and test. An objective pretrains on 10, 25 and 100 % of all 8,189
+images, without labels, and sees equally many images in each; supervised training has those labels that train and val
+give of the same images. Then every encoder, frozen, is probed with all labels of train and val, on test. One file a
+cell is left in OUT; what is done is not done again, and a run that was cut goes on. --table puts them into
+docs/RESULTS.md, with a picture.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from scott_models.data import Sample, find_samples
+from scott_models.errors import told_in_a_sentence
+from scott_models.finetune import FinetuneRecipe, finetune
+from scott_models.pretrain import Recipe, pretrain
+from scott_models.pretrain.recipe import OBJECTIVES
+from scott_models.probe import probe
+from scott_models.release import seconds_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
+PICTURE = PAGE.parent / "pictures" / "sample_efficiency.png"
+BEGIN, END = "<!-- made by benchmarks/sample_efficiency/study.py -->\n", "<!-- end of the study -->\n"
+SHARES = (0.1, 0.25, 1.0)
+SUPERVISED, RANDOM = "supervised", "random weights"
+METHODS = (*OBJECTIVES, SUPERVISED)
+PROBES = ("knn", "linear", "attentive")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all cells share; `settings` of pretraining and of supervised training alike."""
+
+    model: str
+    img_size: int
+    images_seen: int
+    batch_size: int
+    words: int
+    settings: tuple[str, ...]
+
+
+DRY = tuple(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))
+SCALES = {
+    "gpu": Scale("scott_12_16", 224, 300 * 8189, 128, 8192, ()),
+    "cpu": Scale("scott_3_16", 64, 40_960, 64, 1024, (*DRY, "data.short_side=96", "optim.lr_scaling=none")),
+    "toy": Scale("scott_3_16", 32, 24, 4, 20, (*DRY, "data.short_side=36")),
+}
+
+
+def subset(samples: Sequence[Sample], root: Path, share: float, seed: int, folder: Path) -> Path:
+    """A folder of links to a share of the images, in their splits and classes; larger shares hold the smaller ones."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    for i in order[: round(share * len(samples))]:
+        path = Path(str(samples[i].image))
+        link = folder / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(path.resolve())
+    return folder
+
+
+def epochs_of(scale: Scale, images: int) -> list[str]:
+    """Settings with which so many images give the scale's updates, a tenth of them to warm up."""
+    epochs = scale.images_seen / (images // scale.batch_size * scale.batch_size)
+    return [f"optim.epochs={epochs:.6f}", f"optim.warmup_epochs={epochs / 10:.6f}"]
+
+
+def train(method: str, images: Path, test: Path, scale: Scale, seed: int, run: Path) -> None:
+    """One run of a cell, from its start or from where it was cut."""
+    common = [f"model.name={scale.model}", f"model.img_size={scale.img_size}", f"run.seed={seed}"]
+    common += [f"optim.batch_size={scale.batch_size}", *scale.settings]
+    if method == SUPERVISED:
+        labelled = [images / split for split in ("train", "val") if (images / split).is_dir()]
+        fitted = epochs_of(scale, len(find_samples(labelled)))
+        recipe = FinetuneRecipe.load("scratch", [*common, *fitted, f"monitor.every={scale.images_seen}"])
+        finetune(recipe, labelled, [test / "test"], run, resume=True)
+        return
+    fitted = epochs_of(scale, len(find_samples([images])))
+    own = [*OBJECTIVES[method], f"objective.words={scale.words}", "monitor.every=0"]
+    if scale.images_seen < 300 * 8189:  # a short run needs a target that follows faster (docs/RESULTS.md)
+        own += ["optim.start_ema=0.99", "optim.final_ema=0.998"]
+    pretrain(Recipe.load("flowers102", [*own, *common, *fitted]), [images], run, resume=True)
+
+
+def cell(method: str, share: float, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
+    """Train and probe, and leave the result in `out`; nothing where that is done.
+
+    Random weights are probed with MIM-JEPA on all images, as its control.
+    """
+    name = f"{method}-{share:g}-{seed}"
+    file, run = out / f"{name}.json", work / name
+    if file.exists():
+        return
+    print(f"== {name}", flush=True)
+    images = subset(find_samples([flowers]), flowers, share, seed, work / f"images-{share:g}-{seed}")
+    train(method, images, flowers, scale, seed, run)
+    control = method == METHODS[0] and share == 1
+    report = probe(str(run), [flowers], [flowers], kinds=PROBES, control=control, duplicates=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    result: dict[str, Any] = {
+        "method": method,
+        "share": share,
+        "images": len(find_samples([images])),
+        "seed": seed,
+        "scale": asdict(scale),
+        "minutes": round(seconds_of(lines, scale.batch_size) / 60, 1),
+        "scores": {score.probe: score.top1 for score in report.scores if score.model == str(run)},
+    }
+    if method == SUPERVISED:
+        result["itself"] = json.loads((run / "result.json").read_text())["top1"]
+    if control:
+        others = {score.probe: score.top1 for score in report.scores if score.model != str(run)}
+        alone = {**result, "method": RANDOM, "share": 0, "images": 0, "minutes": 0, "scores": others}
+        (out / f"random-0-{seed}.json").write_text(json.dumps(alone, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def gathered(out: Path) -> dict[tuple[str, float], list[dict[str, Any]]]:
+    """The results of all seeds of each method and share, in the order of the table."""
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    order = [RANDOM, SUPERVISED, *reversed(OBJECTIVES)]
+    for result in sorted(results, key=lambda result: (result["share"], order.index(result["method"]), result["seed"])):
+        found.setdefault((result["method"], result["share"]), []).append(result)
+    return found
+
+
+def table(out: Path) -> str:
+    """A row for each method and share, means and standard deviations over the seeds."""
+    head = ["pretraining images", "objective", "seeds", *PROBES, "minutes of a run"]
+    rows = [head, ["---"] * len(head)]
+    for (method, _), results in gathered(out).items():
+        cells = []
+        for kind in PROBES:
+            each = [result["scores"][kind] for result in results]
+            cells.append(f"{mean(each):.1f}" + (f" ± {stdev(each):.1f}" if len(each) > 1 else ""))
+        count = f"{results[0]['images']:,}" if results[0]["images"] else "none"
+        minutes = f"{mean(result['minutes'] for result in results):.0f}"
+        rows.append([count, method, str(len(results)), *cells, minutes])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
+
+
+def draw(out: Path, file: Path) -> None:
+    """The same as a picture: a panel for each probe, a line for each objective."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    found = gathered(out)
+    for axes, kind in zip(figure.subplots(1, len(PROBES), sharey=True), PROBES):
+        for method in dict.fromkeys(method for method, _ in found):
+            line = [results for (its, _), results in found.items() if its == method]
+            scores = [[result["scores"][kind] for result in results] for results in line]
+            if method == RANDOM:
+                axes.axhline(mean(scores[0]), color="0.6", linestyle=":", label=method)
+                continue
+            spread = [stdev(each) if len(each) > 1 else 0 for each in scores]
+            counts = [results[0]["images"] for results in line]
+            axes.errorbar(counts, [mean(each) for each in scores], spread, marker="o", capsize=2, label=method)
+        axes.set(title=kind, xlabel="pretraining images", xscale="log")
+    figure.axes[0].set_ylabel("top-1 % on test")
+    figure.axes[-1].legend(fontsize="small")
+    figure.savefig(file, dpi=120)
+
+
+def fill(out: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
+    """Put table and picture between the page's two marks."""
+    draw(out, picture)
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    shown = f"![Top-1 by the number of pretraining images, a line for each objective](pictures/{picture.name})"
+    page.write_text(f"{before}{BEGIN}\n{table(out)}\n{shown}\n\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--data", type=Path, help="a folder with train, val and test")
+    parser.add_argument("--out", type=Path, help="results")
+    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
+    parser.add_argument("--seeds", type=int, default=1, help="default 1")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
+    parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
+    given = parser.parse_args()
+    if given.table:
+        fill(given.table)
+        return
+    if given.data is None or given.out is None:
+        parser.error("expected --data and --out, or --table")
+    work = given.work or given.out.with_name(f"{given.out.name}-work")
+    for folder in (given.out, work):
+        os.makedirs(folder, exist_ok=True)
+    with told_in_a_sentence():
+        for seed in range(given.seeds):
+            for share in sorted(given.shares, reverse=True):
+                for method in given.methods:
+                    cell(method, share, seed, given.data, SCALES[given.scale], work, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""BEiT's form of denoising: the hidden patches' tokens, named by the encoder itself in the place of its mask token.
+
+Source: "BEiT: BERT Pre-Training of Image Transformers" (arXiv 2106.08254) with the targets of arXiv 2112.10740: 40 % of
+the patches hidden in blocks, cross-entropy of their tokens.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import PlainLayerNorm
+from ..on_cpu import Linear
+from ..scott import SCOTT
+from . import masks
+from .augment import moved, two_views
+from .draws import Draws
+from .loader import Crops
+from .vocabulary import Vocabulary
+
+
+class NamingStudent(nn.Module):
+    """What is trained, as one module: encoder, and the head that names tokens."""
+
+    def __init__(self, encoder: SCOTT, words: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.norm = PlainLayerNorm(encoder.embed_dim)
+        self.head = Linear(encoder.embed_dim, words)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Images (B, 3, H, W), visible bool (B, N), the places of hidden patches (B, K) -> their logits (B, K, V)."""
+        tokens = self.encoder.forward_tokens(images, visible)
+        tokens = tokens.gather(1, hidden[..., None].expand(-1, -1, tokens.shape[-1]))
+        return self.head(self.norm(tokens))
+
+
+class BEiT(nn.Module):
+    """Cross-entropy of the hidden patches' tokens.
+
+    Args:
+        encoder: it needs a mask token.
+        vocabulary: of the tokens.
+        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. The context
+            is encoded, tokens are the target's.
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N), equally many in each image.
+
+    Raises:
+        ValueError: an encoder without a mask token.
+    """
+
+    def __init__(
+        self,
+        encoder: SCOTT,
+        vocabulary: Vocabulary,
+        *,
+        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
+        mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.4, blocks="masked"),  # noqa: B008 -- a constant
+    ) -> None:
+        super().__init__()
+        if encoder.mask_token is None:
+            raise ValueError("encoder: expected a model created with use_mask_token=True, got one without a mask token")
+        self.student: Any = NamingStudent(encoder, vocabulary.size)
+        self.vocabulary = vocabulary
+        self.views, self.mask = views, mask
+
+    @property
+    def encoders(self) -> dict[str, SCOTT]:
+        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
+        encoder = getattr(self.student, "module", self.student).encoder
+        return {"target": encoder, "context": encoder}
+
+    def prepare(self, crops: Crops, folder: Path) -> None:
+        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
+        self.vocabulary.fill(crops, folder)
+
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), visible bool (B, N); hidden places and tokens (B, K)."""
+        draws = Draws.of(generator, len(crops))
+        images, target = self.views(crops, draws)
+        visible = self.mask(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
+        hidden = moved((~visible).nonzero()[:, 1].view(len(crops), -1), crops.device)
+        return images, moved(visible, crops.device), hidden, self.vocabulary(target).gather(1, hidden)
+
+    def forward(self, images: Tensor, visible: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Averaged over the hidden patches: a scalar."""
+        logits = self.student(images, visible, hidden)
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    def after_step(self, step: int, total: int) -> None:
+        """Nothing follows an update."""

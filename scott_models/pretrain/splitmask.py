@@ -1,0 +1,151 @@
+"""SplitMask: each half of an image's patches, encoded alone, names the other half's and finds it among other images.
+
+Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740), Section 3. What it
+leaves open is this project's choice: the decoder is as wide as the encoder, descriptors are compared without a layer
+in between, and both losses weigh the same (docs/objectives.md).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Block, PlainLayerNorm, sincos_2d
+from ..on_cpu import Linear
+from ..scott import SCOTT
+from . import masks
+from .augment import moved, two_views
+from .draws import Draws
+from .loader import Crops
+from .vocabulary import Vocabulary
+
+
+class Decoder(nn.Module):
+    """A shallow transformer that fills in: encoded patches (B, K, D), where they are, bool (B, N) -> all (B, N, D).
+
+    Args:
+        grid: rows and columns of patches.
+        encoder_depth: blocks of the encoder in front, which makes the initial residual branches smaller.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, embed_dim: int, grid: tuple[int, int], *, num_heads: int, encoder_depth: int, depth: int = 2
+    ) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        nn.init.normal_(self.mask_token, std=1e-6)
+        self.register_buffer("pos_embed", sincos_2d(grid, embed_dim)[None], persistent=False)
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads) for _ in range(depth)))
+        self.norm = PlainLayerNorm(embed_dim)
+        for i, block in enumerate(self.blocks, start=1):
+            block.init_weights(residual_divisor=(2 * (i + encoder_depth)) ** 0.5)
+
+    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        tokens = self.mask_token.to(encoded.dtype).expand(*visible.shape, -1)
+        tokens = tokens.masked_scatter(visible[..., None], encoded)
+        return self.norm(self.blocks(tokens + self.pos_embed))
+
+
+class SplitStudent(nn.Module):
+    """What is trained, as one module: encoder, decoder, and the head that names tokens."""
+
+    def __init__(self, encoder: SCOTT, decoder: Decoder, words: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.head = Linear(encoder.embed_dim, words)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W), their first half bool (B, N) -> logits (B, N, V), descriptors of both halves (B, D).
+
+        A patch's logits come from the half that it is not in.
+        """
+        of_first, of_second = (
+            self.decoder(self.encoder.forward_visible(images, half), half) for half in (first, ~first)
+        )
+        filled = torch.where(first[..., None], of_second, of_first)
+        return self.head(filled), of_first.mean(dim=1), of_second.mean(dim=1)
+
+
+class SplitMask(nn.Module):
+    """Split, inpaint, match: cross-entropy of the hidden patches' tokens, and InfoNCE between the two halves.
+
+    Args:
+        encoder: it sees half of the patches at a time, and needs no mask token.
+        vocabulary: of the tokens.
+        match: weight of InfoNCE beside the cross-entropy.
+        temperature: of InfoNCE.
+        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. The context
+            is encoded, tokens are the target's.
+        split: (grid, batch=..., generator=...) -> the first half, bool (batch, N).
+    """
+
+    def __init__(
+        self,
+        encoder: SCOTT,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        match: float = 1.0,
+        temperature: float = 0.2,
+        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
+        split: Callable[..., Tensor] = partial(masks.random, ratio=0.5),  # noqa: B008 -- a constant
+    ) -> None:
+        super().__init__()
+        self.student: Any = SplitStudent(encoder, decoder, vocabulary.size)
+        self.vocabulary = vocabulary
+        self.match, self.temperature = match, temperature
+        self.views, self.split = views, split
+
+    @property
+    def encoders(self) -> dict[str, SCOTT]:
+        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
+        encoder = getattr(self.student, "module", self.student).encoder
+        return {"target": encoder, "context": encoder}
+
+    def prepare(self, crops: Crops, folder: Path) -> None:
+        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
+        self.vocabulary.fill(crops, folder)
+
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), first half bool (B, N)."""
+        draws = Draws.of(generator, len(crops))
+        images, target = self.views(crops, draws)
+        first = self.split(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
+        return images, self.vocabulary(target), moved(first, crops.device)
+
+    def forward(self, images: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
+        """Cross-entropy over all patches, each hidden once, plus the weighted mean of both directions' InfoNCE."""
+        logits, one, other = self.student(images, first)
+        inpaint = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        match = info_nce(one, other, self.temperature) + info_nce(other, one, self.temperature)
+        return inpaint + self.match * match / 2
+
+    def after_step(self, step: int, total: int) -> None:
+        """Nothing follows an update."""
+
+
+def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+    """How well each of `ours` (B, D) is told from its own among `theirs` (B, D) of all processes: a scalar."""
+    ours, theirs = (F.normalize(x.float(), dim=1) for x in (ours, theirs))
+    everyone, before = gathered(theirs)
+    own = torch.arange(before, before + len(ours), device=ours.device)
+    return F.cross_entropy(ours @ everyone.T / temperature, own)
+
+
+def gathered(x: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, with gradients, and how many come before this one's own."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return x, 0
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x)), distributed.get_rank() * len(x)

@@ -1,0 +1,115 @@
+"""Discrete targets without a trained tokenizer: a patch's token is the nearest word of a fixed vocabulary.
+
+"Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740) finds that words taken from
+the images themselves, or even at random, serve a denoising objective as well as a tokenizer trained on millions.
+"""
+
+import sys
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import needs_extra
+from ..progress import track
+from .augment import normalize
+from .loader import Crops, key
+
+Kind = Literal["patches", "kmeans", "projection"]
+FILE = "vocabulary.safetensors"
+PER_CROP = 8  # patches taken of a crop, at most
+PER_WORD = 16  # patches that k-means sees for each word
+AT_ONCE = 64  # crops
+PIECE = 2**24  # similarities that are held at a time on a CPU
+
+
+class Vocabulary(nn.Module):
+    """Words, and which is nearest: images (B, 3, H, W), ImageNet-normalised -> tokens int64 (B, N).
+
+    Nearest by the cosine between a patch's normalised pixels and a word.
+
+    Args:
+        patch_size: pixels on a side.
+        size: of the vocabulary, at most; images with fewer patches give fewer words.
+    """
+
+    words: Tensor
+
+    def __init__(self, patch_size: int, size: int = 8192, *, kind: Kind = "patches", seed: int = 0) -> None:
+        super().__init__()
+        self.patch_size, self.size, self.kind, self.seed = patch_size, size, kind, seed
+        # Not in a checkpoint: a run keeps it in a file of its own, or makes it again from its seed.
+        self.register_buffer("words", torch.empty(0, 3 * patch_size**2), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        if not len(self.words):
+            raise RuntimeError("vocabulary: expected words, found none; fill it first")
+        patches = patches_of(images, self.patch_size)
+        size = max(1, PIECE // len(self.words)) if images.device.type == "cpu" else patches.shape[0] * patches.shape[1]
+        nearest = [(some @ self.words.T).argmax(dim=1) for some in patches.flatten(0, 1).split(size)]
+        return torch.cat(nearest).view(patches.shape[:2])
+
+    def fill(self, crops: Crops, folder: Path) -> None:
+        """Take the words from a run's folder, or else make them of its images and write them there."""
+        path = folder / FILE
+        if not path.is_file():
+            words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file({"words": words}, partial)
+            partial.replace(path)
+        self.words = load_file(path)["words"].to(self.words.device)
+
+
+def patches_of(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, 3, H, W) -> their patches' pixels as vectors of length 1, row by row: (B, N, 3 p p)."""
+    columns = F.unfold(images.float(), patch_size, stride=patch_size)
+    return F.normalize(columns, dim=1).transpose(1, 2)
+
+
+def make_words(crops: Crops, patch_size: int, kind: Kind, size: int, seed: int) -> Tensor:
+    """A vocabulary of at most `size` words: vectors of length 1, fp32 (V, 3 p p), the same for the same seed.
+
+    - patches: patches of random crops of the images;
+    - kmeans: centres of such patches, by scikit-learn;
+    - projection: random directions, so that a token is the largest of V random projections of a patch.
+    """
+    generator = torch.Generator().manual_seed(int(key(seed, "words", 0)) >> 1)
+    size = min(size, len(crops.images) * (crops.size // patch_size) ** 2)
+    if kind == "projection":
+        return F.normalize(torch.randn(size, 3 * patch_size**2, generator=generator), dim=1)
+    wanted = size if kind == "patches" else PER_WORD * size
+    found = sampled(crops, patch_size, wanted, seed, generator)
+    return found if kind == "patches" else centres(found, size, seed)
+
+
+def sampled(crops: Crops, patch_size: int, wanted: int, seed: int, generator: torch.Generator) -> Tensor:
+    """So many patches of random crops, no more of a crop than a few: (wanted, 3 p p)."""
+    grid = (crops.size // patch_size) ** 2
+    per_crop = min(PER_CROP, grid)
+    count = ceil(wanted / per_crop)
+    chosen = torch.randint(len(crops.images), (count,), generator=generator)
+    found = []
+    places = list(enumerate(chosen.tolist()))  # every crop as if of an epoch of its own
+    batches = [places[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
+    for batch in track(batches, "vocabulary", total=count, size=AT_ONCE):
+        _, pixels = crops.__getitems__(batch)
+        patches = patches_of(normalize(pixels.float() / 255), patch_size).cpu()
+        which = torch.rand(len(batch), grid, generator=generator).argsort(dim=1)[:, :per_crop]
+        found.append(patches.gather(1, which[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))
+    return torch.cat(found)[:wanted]
+
+
+def centres(patches: Tensor, size: int, seed: int) -> Tensor:
+    """Of `size` clusters of patches (n, P), as vectors of length 1."""
+    with needs_extra("kmeans"):
+        from sklearn.cluster import MiniBatchKMeans
+    print(f"k-means: {size} words of {len(patches):,} patches", file=sys.stderr)
+    means = MiniBatchKMeans(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)
+    return F.normalize(torch.from_numpy(means.fit(patches.numpy()).cluster_centers_.astype(np.float32)), dim=1)

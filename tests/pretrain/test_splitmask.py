@@ -1,0 +1,163 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scott_models import SCOTT
+from scott_models import tokenizer as tokenizer_module
+from scott_models.pretrain.splitmask import Decoder, SplitMask, info_nce
+from scott_models.pretrain.vocabulary import Vocabulary
+from scott_models.tokenizer import keep
+
+WORDS = 20
+
+
+def build(tokenizer="sparse_conv", **settings):
+    encoder = SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2, tokenizer=tokenizer)
+    decoder = Decoder(32, (4, 4), num_heads=2, encoder_depth=2)
+    vocabulary = Vocabulary(16, WORDS)
+    vocabulary.words = F.normalize(torch.randn(WORDS, 768), dim=1)
+    return SplitMask(encoder, decoder, vocabulary, **settings)
+
+
+@pytest.fixture(params=["sparse_conv", "patch"])
+def objective(request):
+    return build(request.param)
+
+
+@pytest.fixture
+def first():
+    """The first halves of two images of 4 x 4 patches."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 16, generator=generator).argsort(dim=1) < 8
+
+
+def pixels(patches):
+    """Bool (B, 16) of patches -> of pixels (B, 1, 64, 64)."""
+    return patches.view(-1, 1, 4, 4).repeat_interleave(16, dim=-1).repeat_interleave(16, dim=-2)
+
+
+def test_no_half_reaches_the_other(objective, first):
+    """What is predicted of a patch does not change with its half's pixels, be they no numbers, and does with others."""
+    student = objective.student.eval()
+    images = torch.randn(2, 3, 64, 64)
+    logits, one, other = student(images, first)
+    for noise in (torch.randn(2, 3, 64, 64), torch.full((2, 3, 64, 64), float("nan"))):
+        changed = torch.where(pixels(first), images, noise)  # the second half is another
+        ours, ones, others = student(changed, first)
+        assert torch.equal(ours[~first], logits[~first])
+        assert torch.equal(ones, one)
+        assert not torch.equal(ours[first], logits[first])
+        assert not torch.equal(others, other)
+
+
+def test_no_gradient_crosses(objective, first):
+    images = torch.randn(2, 3, 64, 64, requires_grad=True)
+    logits, one, other = objective.student(images, first)
+    of_second = torch.autograd.grad(logits[~first].square().sum() + one.square().sum(), images, retain_graph=True)[0]
+    assert (of_second.abs().sum(dim=1, keepdim=True)[~pixels(first)] == 0).all()
+    assert of_second.abs().sum() > 0
+    of_first = torch.autograd.grad(logits[first].square().sum() + other.square().sum(), images)[0]
+    assert (of_first.abs().sum(dim=1, keepdim=True)[pixels(first)] == 0).all()
+
+
+def stages(objective, images, first, monkeypatch, removed=None):
+    """What the tokenizer's stages hold while the halves are encoded: (map, visible) of every stage, twice five."""
+    maps = []
+
+    def spy(x, visible):
+        kept = x if len(maps) == removed else keep(x, visible)
+        maps.append((kept, visible))
+        return kept
+
+    monkeypatch.setattr(tokenizer_module, "keep", spy)
+    monkeypatch.setattr(tokenizer_module, "gains", lambda x: False)  # the sparse product has no stage of its own
+    objective.student(images, first)
+    return maps
+
+
+def leaks(map_, visible):
+    scale = map_.shape[-1] // visible.shape[-1]
+    cells = visible.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    return bool((map_.masked_fill(cells, 0) != 0).any())
+
+
+def test_the_other_half_is_hidden_in_every_stage(first, monkeypatch):
+    maps = stages(build(), torch.randn(2, 3, 64, 64), first, monkeypatch)
+    assert [map_.shape[-1] for map_, _ in maps] == 2 * [64, 32, 16, 8, 4]
+    assert all(torch.equal(visible.flatten(1), half) for (_, visible), half in zip(maps, 5 * [first] + 5 * [~first]))
+    assert not any(leaks(*stage) for stage in maps)
+
+
+@pytest.mark.parametrize("removed", range(10))
+def test_every_stage_would_show_a_leak(first, monkeypatch, removed):
+    maps = stages(build(), torch.randn(2, 3, 64, 64), first, monkeypatch, removed)
+    assert leaks(*maps[removed])
+
+
+def test_patches_are_decoded_where_they_are(objective, first):
+    """As if each image were put together patch by patch."""
+    decoder = objective.student.decoder.eval()
+    encoded = torch.randn(2, 8, 32)
+    whole = decoder.mask_token.detach().expand(2, 16, 32).clone()
+    for image in range(2):
+        for number, place in enumerate(first[image].nonzero().flatten().tolist()):
+            whole[image, place] = encoded[image, number]
+    expected = F.layer_norm(decoder.blocks(whole + decoder.pos_embed), (32,), eps=1e-5)
+    torch.testing.assert_close(decoder(encoded, first), expected)
+
+
+def test_halves_are_encoded_alone(objective, first, monkeypatch):
+    """Eight patches at a time go through the blocks."""
+    counts = []
+    forward = objective.student.encoder._forward_blocks
+    monkeypatch.setattr(objective.student.encoder, "_forward_blocks", lambda x: counts.append(x.shape[1]) or forward(x))
+    objective.student(torch.randn(2, 3, 64, 64), first)
+    assert counts == [8, 8]
+
+
+def test_grids_of_an_odd_number_of_patches():
+    encoder = SCOTT(img_size=48, embed_dim=32, depth=1, num_heads=2)
+    decoder = Decoder(32, (3, 3), num_heads=2, encoder_depth=1)
+    vocabulary = Vocabulary(16, WORDS)
+    vocabulary.words = torch.randn(WORDS, 768)
+    objective = SplitMask(encoder, decoder, vocabulary)
+    inputs = objective.inputs(torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8), torch.Generator())
+    assert inputs[2].sum(dim=1).tolist() == [5] * 4
+    objective(*inputs).backward()
+
+
+def test_inputs(objective):
+    crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    images, tokens, first = objective.inputs(crops, torch.Generator().manual_seed(0))
+    again = objective.inputs(crops, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((images, tokens, first), again))
+    assert first.sum(dim=1).tolist() == [8] * 4
+    assert (first != first[0]).any()
+    assert tokens.shape == (4, 16)
+    assert images.shape == (4, 3, 64, 64)
+
+
+def test_the_loss_is_cross_entropy_and_the_match(first, monkeypatch):
+    objective = build(match=0.5)
+    logits, one, other = torch.randn(2, 16, WORDS), torch.randn(2, 32), torch.randn(2, 32)
+    monkeypatch.setattr(objective.student, "forward", lambda images, first: (logits, one, other))
+    tokens = torch.randint(WORDS, (2, 16))
+    inpaint = -logits.log_softmax(dim=-1).gather(2, tokens[..., None]).mean()
+    match = (info_nce(one, other, 0.2) + info_nce(other, one, 0.2)) / 2
+    loss = objective(torch.zeros(2, 3, 64, 64), tokens, first)
+    torch.testing.assert_close(loss, inpaint + 0.5 * match)
+
+
+def test_info_nce_by_hand():
+    ours, theirs = torch.tensor([[2.0, 0], [0, 3]]), torch.tensor([[5.0, 0], [4.0, 4.0]])
+    right = [1 / 0.5, math.sqrt(0.5) / 0.5]
+    wrong = [math.sqrt(0.5) / 0.5, 0.0]
+    expected = sum(math.log(1 + math.exp(w - r)) for r, w in zip(right, wrong)) / 2
+    assert info_nce(ours, theirs, 0.5).item() == pytest.approx(expected)
+
+
+def test_one_encoder_whatever_it_is_called(objective):
+    assert objective.encoders["target"] is objective.encoders["context"] is objective.student.encoder
+    assert objective.encoders["target"].mask_token is None

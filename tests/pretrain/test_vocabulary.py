@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from scott_models.data import find_samples
+from scott_models.pretrain import store
+from scott_models.pretrain.loader import Crops
+from scott_models.pretrain.vocabulary import FILE, PER_CROP, Vocabulary, make_words, patches_of
+
+SIZE = 48  # pixels: 9 patches
+
+
+@pytest.fixture
+def crops(photos):
+    return Crops(store.open_images(find_samples([photos]), 60), SIZE, seed=0)
+
+
+def test_patches_row_by_row():
+    images = torch.randn(2, 3, 32, 48)
+    patches = patches_of(images, 16)
+    assert patches.shape == (2, 6, 768)
+    second_row = images[1, :, 16:, :16].flatten()
+    torch.testing.assert_close(patches[1, 3], second_row / second_row.norm())
+
+
+@pytest.mark.parametrize("kind", ["patches", "kmeans", "projection"])
+def test_words_are_directions_that_a_seed_decides(crops, kind):
+    words = make_words(crops, 16, kind, size=12, seed=0)
+    assert words.shape == (12, 768)
+    torch.testing.assert_close(words.norm(dim=1), torch.ones(12))
+    assert torch.equal(make_words(crops, 16, kind, size=12, seed=0), words)
+    assert not torch.equal(make_words(crops, 16, kind, size=12, seed=1), words)
+    assert len(words.unique(dim=0)) == 12
+
+
+def test_projections_look_at_no_image(crops, tmp_path):
+    rng = np.random.default_rng(1)
+    (tmp_path / "others").mkdir()
+    for i in range(12):
+        noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "others" / f"{i}.png")
+    others = Crops(store.open_images(find_samples([tmp_path / "others"]), 60), SIZE, seed=0)
+    for kind, alike in (("projection", True), ("patches", False)):
+        made = [make_words(source, 16, kind, size=12, seed=0) for source in (crops, others)]
+        assert torch.equal(*made) == alike
+
+
+def test_words_that_are_patches_are_of_every_kind_of_image(crops):
+    """The pictures are red or blue, and so are the words; no crop gives more than a few."""
+    words = make_words(crops, 16, "patches", size=5 * PER_CROP, seed=0).view(-1, 3, 256).mean(dim=-1)
+    red = words[:, 0] > words[:, 2]
+    assert 0 < red.sum() < len(words)
+
+
+def test_centres_find_the_clusters(crops):
+    """Two kinds of patches, two centres."""
+    words = make_words(crops, 16, "kmeans", size=2, seed=0).view(2, 3, 256).mean(dim=-1)
+    assert sorted((words[:, 0] > words[:, 2]).tolist()) == [False, True]
+
+
+def test_as_many_words_as_the_images_have_patches(crops):
+    assert len(make_words(crops, 16, "patches", size=8192, seed=0)) == 12 * 9
+
+
+def test_tokens_are_the_nearest_words(crops, tmp_path, monkeypatch):
+    vocabulary = Vocabulary(16, 40)
+    vocabulary.fill(crops, tmp_path)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    cosines = patches_of(images, 16) @ vocabulary.words.T
+    assert torch.equal(vocabulary(images), cosines.argmax(dim=-1))
+    monkeypatch.setattr("scott_models.pretrain.vocabulary.PIECE", 7 * 40)  # patches at a time
+    assert torch.equal(vocabulary(images), cosines.argmax(dim=-1))
+    own = vocabulary.words[5].view(1, 3, 16, 16).repeat(1, 1, 3, 3)
+    assert (vocabulary(7 * own) == 5).all()  # whatever the contrast
+
+
+def test_a_run_keeps_its_words(crops, tmp_path):
+    first, again = Vocabulary(16, 20), Vocabulary(16, 20, seed=1)
+    first.fill(crops, tmp_path / "run")
+    again.fill(crops, tmp_path / "run")
+    assert torch.equal(again.words, first.words)
+    assert torch.equal(load_file(tmp_path / "run" / FILE)["words"], first.words)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
+    assert first.state_dict() == {}  # checkpoints do not hold them
+
+
+def test_without_words_there_are_no_tokens():
+    with pytest.raises(RuntimeError, match="expected words, found none"):
+        Vocabulary(16)(torch.zeros(1, 3, 32, 32))
