@@ -3,8 +3,8 @@
 python benchmarks/release_head.py TAG --flowers FOLDER
 
 TAG e.g. scott_12_16.mimjepa_flowers102_cpu; FOLDER holds train, val and test, and in each a folder for every class, in
-the official order. The head is trained on train and val (protocol `fast`, seed 0); the score is that of the released
-file, in bfloat16, on test.
+the official order. The head is trained on train and val (protocol `fast`, seed 0), or taken from --classifier, what
+`scott probe --export` left of these weights. The score is that of the released file, in bfloat16, on test.
 """
 
 import argparse
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.datasets import Flowers102
 
 from scott_models import manifest, weights
 from scott_models.classifiers import Accuracy
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import WeightsError, told_in_a_sentence
 from scott_models.features import evaluation_batches, on_device
 from scott_models.labelled import Labelled, find_labelled
 from scott_models.manifest import Entry, write_entry
@@ -39,11 +40,14 @@ def accuracy(model: nn.Module, tested: Labelled) -> Accuracy:
     return Accuracy.of(torch.cat(logits), tested.labels)
 
 
-def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES) -> Entry:
+def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classifier: Path | None = None) -> Entry:
     """Write the release and return its entry.
 
+    Args:
+        classifier: what `scott probe --export` left of the tag's weights; by default it is made here.
+
     Raises:
-        WeightsError: a tag that is not released.
+        WeightsError: a tag that is not released, or a classifier of other weights.
         DataError: images that cannot be used.
     """
     backbone = manifest.entry_of(tag)
@@ -51,10 +55,14 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES) -> Ent
     trained, tested = find_labelled([flowers], [flowers])
     assert len(trained.names) == len(names)
     with tempfile.TemporaryDirectory() as temporary:
-        exported = Path(temporary) / "classifier"
-        whole = f"local-dir:{weights.resolve(tag).parent}"  # with its mask token
-        probe(whole, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=exported)
-        model = timm.create_model(f"local-dir:{exported}", pretrained=True)
+        released = weights.resolve(tag)
+        if classifier is None:
+            classifier, whole = Path(temporary) / "classifier", f"local-dir:{released.parent}"  # with its mask token
+            probe(whole, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=classifier)
+        found = load_file(classifier / "model.safetensors")
+        if not all(torch.equal(found[name], tensor.float()) for name, tensor in load_file(released).items()):
+            raise WeightsError(f"{classifier}: expected a classifier on the weights of {tag}, found others")
+        model = timm.create_model(f"local-dir:{classifier}", pretrained=True)
         weights.export(model, folder, label_names=names)
     top1 = accuracy(timm.create_model(f"local-dir:{folder}", pretrained=True), tested).top1
     file = folder / backbone["file"]
@@ -81,9 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tag")
     parser.add_argument("--flowers", type=Path, required=True)
+    parser.add_argument("--classifier", type=Path, help="what `scott probe --export` left")
     given = parser.parse_args()
     with told_in_a_sentence():
-        print(json.dumps(release_head(given.tag, given.flowers)["scores"], indent=2))
+        print(json.dumps(release_head(given.tag, given.flowers, classifier=given.classifier)["scores"], indent=2))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import weights
@@ -119,7 +119,7 @@ def _save_predictor(state: dict[str, Tensor], heads: int, folder: Path) -> Path:
     tensors = convert_reference_predictor(state)
     Predictor(**settings).load_state_dict(tensors)
     with weights.replaced(folder) as partial:
-        save_file(tensors, partial / "model.safetensors")
+        (partial / "model.safetensors").write_bytes(save(tensors))
         (partial / "config.json").write_text(json.dumps({"predictor": settings}, indent=2) + "\n")
     return folder
 

@@ -259,6 +259,7 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
     shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
     seen = " The test images were seen in pretraining, without labels." if "transductive" in entry["data"] else ""
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("torch", "timm"))
+    epochs = f"{entry['epochs']:g} epoch{'' if entry['epochs'] == 1 else 's'}"
     classes = entry.get("label_names")
     made = f" An {entry['head']} probe on top names {len(classes)} classes." if classes else ""
     gives = f"logits (B, {len(classes)}), of model.pretrained_cfg['label_names']" if classes else "(B, 384)"
@@ -281,7 +282,7 @@ model.eval()(images)  # (B, {channels}, {size}, {size}) -> {gives}
 {SHOWN if picture else ""}{table(entry)}
 
 - **Data:** {entry["data"]}; {entry["data_terms"]}.{seen}
-- **Training:** recipe `{entry["recipe"]}`, {entry["epochs"]:g} epochs, {entry["images_seen"]:,} images, seed
+- **Training:** recipe `{entry["recipe"]}`, {epochs}, {entry["images_seen"]:,} images, seed
   {entry["seed"]}, {entry["minutes"]} minutes on {entry["hardware"]}; {versions}.
 - **File:** `{entry["file"]}`, the {entry["encoder"]} encoder in {entry["dtype"]}, {entry["bytes"]:,} bytes, sha256
   `{entry["sha256"]}`.

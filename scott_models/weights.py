@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -319,7 +319,8 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
     """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
     model = model.to("cpu", memory_format=torch.contiguous_format)
     with replaced(folder) as partial:
-        save_file(model.state_dict(), partial / "model.safetensors")
+        # safetensors' own writer makes a file that its owner alone may read
+        (partial / "model.safetensors").write_bytes(save(model.state_dict()))
         write_config(model, partial / "config.json", model_args, label_names)
     return folder
 

@@ -131,7 +131,7 @@ def test_weights_that_are_not_there(monkeypatch):
 
 def test_zoo_has_a_row_for_every_model_and_tag():
     rows = {(row["model"], row["tag"]): row for row in weights.zoo()}
-    assert ("scott_12_16", None) in rows
+    assert ("scott_vit_12_16", None) in rows
     released = rows["scott_3_16", "mimjepa_flowers102_cpu"]
     assert released["kNN %"] == weights.manifest()[TAG]["scores"]["knn"]
     assert Path(released["weights"]).is_dir()
@@ -143,6 +143,7 @@ def test_export_round_trip(tmp_path):
     model = timm.create_model("scott_3_16", img_size=48, use_mask_token=True, pos_drop_rate=0.2)
     folder = weights.export(model, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read both
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float())

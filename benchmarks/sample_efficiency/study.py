@@ -9,6 +9,9 @@ images, without labels, and sees equally many images in each; supervised trainin
 give of the same images. Then every encoder, frozen, is probed with all labels of train and val, on test. One file a
 cell is left in OUT; what is done is not done again, and a run that was cut goes on. --table puts them into
 docs/RESULTS.md, with a picture.
+
+--scenes asks whether an image must show one thing in its middle: each objective pretrains on the images' central
+squares, and on as many mosaics of four such squares each, the same ones.
 """
 
 import argparse
@@ -21,19 +24,22 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 
-from scott_models.data import Sample, find_samples
+from scott_models.data import Sample, find_samples, load_image
 from scott_models.errors import told_in_a_sentence
 from scott_models.finetune import FinetuneRecipe, finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probe import probe
 from scott_models.release import seconds_of
+from scott_models.weights import replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 PICTURE = PAGE.parent / "pictures" / "sample_efficiency.png"
 BEGIN, END = "<!-- made by benchmarks/sample_efficiency/study.py -->\n", "<!-- end of the study -->\n"
-SHARES = (0.1, 0.25, 1.0)
+SHARES = ("0.1", "0.25", "1")  # of all images
+SCENES = ("squares", "mosaics")
 SUPERVISED, RANDOM = "supervised", "random weights"
 METHODS = (*OBJECTIVES, SUPERVISED)
 PROBES = ("knn", "linear", "attentive")
@@ -71,6 +77,22 @@ def subset(samples: Sequence[Sample], root: Path, share: float, seed: int, folde
     return folder
 
 
+def scenes(samples: Sequence[Sample], side: int, seed: int, folder: Path, mosaics: bool) -> Path:
+    """A folder of the images' central squares of `side` pixels, or of as many mosaics, each of four of them, halved."""
+    if folder.is_dir():
+        return folder
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    with replaced(folder) as partial:
+        for i, sample in enumerate(samples):
+            others = [samples[order[(order.index(i) + k) % len(order)]] for k in range(4)] if mosaics else [sample]
+            part = side // 2 if mosaics else side
+            scene = Image.new("RGB", (side, side))
+            for k, other in enumerate(others):
+                scene.paste(ImageOps.fit(load_image(other.image), (part, part)), (k % 2 * part, k // 2 * part))
+            scene.save(partial / f"{i:05d}.webp", lossless=True)
+    return folder
+
+
 def epochs_of(scale: Scale, images: int) -> list[str]:
     """Settings with which so many images give the scale's updates, a tenth of them to warm up."""
     epochs = scale.images_seen / (images // scale.batch_size * scale.batch_size)
@@ -94,24 +116,31 @@ def train(method: str, images: Path, test: Path, scale: Scale, seed: int, run: P
     pretrain(Recipe.load("flowers102", [*own, *common, *fitted]), [images], run, resume=True)
 
 
-def cell(method: str, share: float, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
+def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
     """Train and probe, and leave the result in `out`; nothing where that is done.
 
     Random weights are probed with MIM-JEPA on all images, as its control.
+
+    Args:
+        kind: of images: a share of them, or one of SCENES.
     """
-    name = f"{method}-{share:g}-{seed}"
+    name = f"{method}-{kind}-{seed}"
     file, run = out / f"{name}.json", work / name
     if file.exists():
         return
     print(f"== {name}", flush=True)
-    images = subset(find_samples([flowers]), flowers, share, seed, work / f"images-{share:g}-{seed}")
+    samples, folder = find_samples([flowers]), work / f"images-{kind}-{seed}"
+    if kind in SCENES:
+        images = scenes(samples, 2 * scale.img_size, seed, folder, mosaics=kind == "mosaics")
+    else:
+        images = subset(samples, flowers, float(kind), seed, folder)
     train(method, images, flowers, scale, seed, run)
-    control = method == METHODS[0] and share == 1
+    control = method == METHODS[0] and kind == "1"
     report = probe(str(run), [flowers], [flowers], kinds=PROBES, control=control, duplicates=False)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     result: dict[str, Any] = {
         "method": method,
-        "share": share,
+        "kind": kind,
         "images": len(find_samples([images])),
         "seed": seed,
         "scale": asdict(scale),
@@ -122,42 +151,46 @@ def cell(method: str, share: float, seed: int, flowers: Path, scale: Scale, work
         result["itself"] = json.loads((run / "result.json").read_text())["top1"]
     if control:
         others = {score.probe: score.top1 for score in report.scores if score.model != str(run)}
-        alone = {**result, "method": RANDOM, "share": 0, "images": 0, "minutes": 0, "scores": others}
+        alone = {**result, "method": RANDOM, "kind": "0", "images": 0, "minutes": 0, "scores": others}
         (out / f"random-0-{seed}.json").write_text(json.dumps(alone, indent=1) + "\n")
     file.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def gathered(out: Path) -> dict[tuple[str, float], list[dict[str, Any]]]:
-    """The results of all seeds of each method and share, in the order of the table."""
-    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+Results = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def gathered(out: Path, kinds: Sequence[str]) -> Results:
+    """The results of all seeds by method and kind of images, in the order of the table."""
+    found: Results = {}
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     order = [RANDOM, SUPERVISED, *reversed(OBJECTIVES)]
-    for result in sorted(results, key=lambda result: (result["share"], order.index(result["method"]), result["seed"])):
-        found.setdefault((result["method"], result["share"]), []).append(result)
+    for kind in ("0", *kinds):
+        of_kind = [result for result in results if result["kind"] == kind]
+        for result in sorted(of_kind, key=lambda result: (order.index(result["method"]), result["seed"])):
+            found.setdefault((result["method"], kind), []).append(result)
     return found
 
 
-def table(out: Path) -> str:
-    """A row for each method and share, means and standard deviations over the seeds."""
-    head = ["pretraining images", "objective", "seeds", *PROBES, "minutes of a run"]
+def table(found: Results, first: str) -> str:
+    """A row for each method and kind of images, means and standard deviations over the seeds."""
+    head = [first, "objective", "seeds", *PROBES, "minutes of a run"]
     rows = [head, ["---"] * len(head)]
-    for (method, _), results in gathered(out).items():
+    for (method, kind), results in found.items():
         cells = []
-        for kind in PROBES:
-            each = [result["scores"][kind] for result in results]
+        for probe_kind in PROBES:
+            each = [result["scores"][probe_kind] for result in results]
             cells.append(f"{mean(each):.1f}" + (f" ± {stdev(each):.1f}" if len(each) > 1 else ""))
-        count = f"{results[0]['images']:,}" if results[0]["images"] else "none"
+        count = kind if kind in SCENES else f"{results[0]['images']:,}" if results[0]["images"] else "none"
         minutes = f"{mean(result['minutes'] for result in results):.0f}"
         rows.append([count, method, str(len(results)), *cells, minutes])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
 
-def draw(out: Path, file: Path) -> None:
+def draw(found: Results, file: Path) -> None:
     """The same as a picture: a panel for each probe, a line for each objective."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    found = gathered(out)
     for axes, kind in zip(figure.subplots(1, len(PROBES), sharey=True), PROBES):
         for method in dict.fromkeys(method for method, _ in found):
             line = [results for (its, _), results in found.items() if its == method]
@@ -175,12 +208,16 @@ def draw(out: Path, file: Path) -> None:
 
 
 def fill(out: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
-    """Put table and picture between the page's two marks."""
-    draw(out, picture)
+    """Put tables and picture between the page's two marks."""
+    shares, of_scenes = gathered(out, SHARES), gathered(out, SCENES)
+    draw(shares, picture)
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     shown = f"![Top-1 by the number of pretraining images, a line for each objective](pictures/{picture.name})"
-    page.write_text(f"{before}{BEGIN}\n{table(out)}\n{shown}\n\n{END}{after}")
+    tables = [table(shares, "pretraining images"), f"{shown}\n"]
+    if len(of_scenes) > 1:
+        tables.append(table(of_scenes, "images are"))
+    page.write_text(f"{before}{BEGIN}\n{chr(10).join(tables)}\n{END}{after}")
 
 
 def main() -> None:
@@ -191,7 +228,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
     parser.add_argument("--seeds", type=int, default=1, help="default 1")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
+    parser.add_argument("--shares", nargs="+", choices=SHARES, default=SHARES)
+    parser.add_argument("--scenes", action="store_true", help="central squares and mosaics instead of shares")
     parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
     given = parser.parse_args()
     if given.table:
@@ -204,9 +242,9 @@ def main() -> None:
         os.makedirs(folder, exist_ok=True)
     with told_in_a_sentence():
         for seed in range(given.seeds):
-            for share in sorted(given.shares, reverse=True):
-                for method in given.methods:
-                    cell(method, share, seed, given.data, SCALES[given.scale], work, given.out)
+            for kind in SCENES if given.scenes else given.shares[::-1]:
+                for method in [m for m in given.methods if not (given.scenes and m == SUPERVISED)]:
+                    cell(method, kind, seed, given.data, SCALES[given.scale], work, given.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..errors import needs_extra
@@ -62,7 +62,7 @@ class Vocabulary(nn.Module):
             words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            save_file({"words": words}, partial)
+            partial.write_bytes(save({"words": words}))
             partial.replace(path)
         self.words = load_file(path)["words"].to(self.words.device)
 
