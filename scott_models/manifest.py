@@ -37,6 +37,7 @@ class Entry(TypedDict):
         license: of the weights.
         recipe, epochs, images_seen, seed, hardware, minutes, versions: how they were made.
         scores, protocol: measured top-1 %, e.g. "knn", and of what it is compared with, e.g. "knn_random"; and how.
+        objective: what was learned, where that is not MIM-JEPA: "splitmask" or "beit".
         head, label_names: of a classifier alone: the kind of probe behind the encoder, "attentive" or "linear", and its
             classes in the order of the logits.
     """
@@ -62,6 +63,7 @@ class Entry(TypedDict):
     versions: dict[str, str]
     scores: dict[str, float]
     protocol: str
+    objective: NotRequired[str]
     head: NotRequired[str]
     label_names: NotRequired[list[str]]
 
@@ -143,6 +145,11 @@ RULES: dict[str, dict[str, Any]] = {
         "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
     },
     "protocol": {"description": "how the scores were measured, in words", **_WORDS},
+    "objective": {
+        "description": "what was learned where that is not MIM-JEPA, splitmask or beit",
+        "type": "string",
+        "enum": ["splitmask", "beit"],
+    },
     "head": {
         "description": "the kind of probe behind the encoder, attentive or linear; none of a backbone",
         "type": "string",

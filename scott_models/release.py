@@ -25,6 +25,11 @@ Drawn by `scott pca`: the first principal component of the features of all patch
 three components of the foreground as colours.
 
 """
+METHODS = {
+    "mimjepa": "MIM-JEPA (arXiv 2502.18056)",
+    "splitmask": "SplitMask (arXiv 2112.10740)",
+    "beit": "BEiT's objective (arXiv 2106.08254) with tokens made from images (arXiv 2112.10740)",
+}
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
 MOST_CHANGES = 3  # of a recipe that still goes by its name
 DTYPES = RULES["dtype"]["enum"]
@@ -115,6 +120,8 @@ def entry_of_run(
         "scores": measured,
         "protocol": protocol,
     }
+    if recipe.objective.name != "mimjepa":
+        entry["objective"] = recipe.objective.name
     check_told(file.parent, recipe.model.name, entry)
     return entry
 
@@ -259,6 +266,7 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
     shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
     seen = " The test images were seen in pretraining, without labels." if "transductive" in entry["data"] else ""
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("torch", "timm"))
+    method = METHODS[entry.get("objective", "mimjepa")]
     epochs = f"{entry['epochs']:g} epoch{'' if entry['epochs'] == 1 else 's'}"
     classes = entry.get("label_names")
     made = f" An {entry['head']} probe on top names {len(classes)} classes." if classes else ""
@@ -269,7 +277,7 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
 
 # {tag}
 
-A SCOTT vision transformer pretrained without labels by MIM-JEPA (arXiv 2502.18056). These are weights of an independent
+A SCOTT vision transformer pretrained without labels by {method}. These are weights of an independent
 implementation, not the paper's{"; the run was shorter or its images smaller than there" if shorter else ""}.{made}
 
 ```python

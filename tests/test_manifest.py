@@ -52,6 +52,7 @@ LIES = {
     "versions": [{}, None, {"torch": "2"}, {"torch": 2, "timm": "1", "scott_models": "0"}],
     "scores": [None, [], {"knn": 143.2}, {"knn": None}, {"best": 1}, {"knn_224_context": 1}, {"knn": True}],
     "protocol": [None],
+    "objective": ["mimjepa", "dino", "", None, 1, ["beit"]],
     "head": ["knn", "ridge", "", None, 1, ["linear"]],
     "label_names": [[], ["rose"], ["rose", "rose"], ["rose", ""], ["rose", 1], "rose", {"rose": 0, "daisy": 1}, None],
 }
@@ -73,7 +74,8 @@ def test_the_manifest_is_as_its_schema_says(entry):
     assert SCHEMA["$defs"]["entry"]["properties"] == RULES  # so what is checked here is what others check
     assert list(RULES) == list(Entry.__annotations__)
     assert SCHEMA["$defs"]["entry"]["required"] == [name for name in RULES if name in Entry.__required_keys__]
-    assert SCHEMA["$defs"]["entry"]["dependentRequired"].keys() == HEADED.keys() == Entry.__optional_keys__
+    assert SCHEMA["$defs"]["entry"]["dependentRequired"].keys() == HEADED.keys()
+    assert Entry.__optional_keys__ == {"objective", *HEADED}
     assert set(weights.POOL_ARGS) == {None, *RULES["head"]["enum"]}
     assert SCHEMA["properties"]["weights"]["propertyNames"]["pattern"] == f"^{TAG_PATTERN}$"
     assert set(LIES) == set(RULES)

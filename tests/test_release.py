@@ -11,6 +11,7 @@ from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
 from scott_models.pretrain import Recipe, pretrain
+from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.release import PICTURE, card, check_told, dtype_of, entry_of_run, is_pretraining, name_of, source_name
 
 CHECKOUT = Path(__file__).parents[1]
@@ -71,6 +72,16 @@ def test_an_entry_of_a_run(run, photos):
     looks = [line["monitor"] for line in lines if "monitor" in line]
     assert entry["scores"]["knn"] == round(looks[-1]["knn"], 1)
     assert entry["scores"]["ridge_random"] == round(looks[0]["ridge"], 1)
+
+
+def test_a_card_names_the_objective(photos, tmp_path):
+    pretrain(Recipe.load("smoke", [*OBJECTIVES["beit"], *SMOKE, "objective.words=20"]), [photos], tmp_path / "run")
+    entry = entry_of_run(tmp_path / "run", license="mit")
+    assert entry["objective"] == "beit"
+    assert "without labels by BEiT's objective (arXiv 2106.08254)" in card("scott_3_16.x", entry)
+    released = next(iter(manifest().values()))
+    assert "objective" not in released
+    assert "without labels by MIM-JEPA (arXiv 2502.18056)" in card("scott_3_16.x", released)
 
 
 def test_recipes_go_by_the_name_of_the_closest():
