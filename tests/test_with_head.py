@@ -2,6 +2,7 @@ import json
 import shutil
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import _registry
 from torch import nn
 
 from scott_models import scott, weights
@@ -89,6 +91,8 @@ PROBE = f"{BACKBONE}_probe"
 def zoo_of(entries):
     """Until the end the manifest has these entries of scott_3_16 alone, and timm knows their tags."""
     released, known = dict(manifest()), scott.default_cfgs
+    books = [getattr(_registry, f"_model_{name}") for name in ("has_pretrained", "pretrained_cfgs", "with_tags")]
+    before = deepcopy(books)
     try:
         manifest().clear()
         manifest().update(entries)
@@ -100,6 +104,9 @@ def zoo_of(entries):
         manifest().update(released)
         scott.default_cfgs = known
         register_again()
+        for book, was in zip(books, before):  # older timm forgets no tag
+            book.clear()
+            book.update(was)
 
 
 def register_again():
