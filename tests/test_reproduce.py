@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scott_models import manifest, weights
-from scott_models.errors import WeightsError
+from scott_models.errors import DataError, WeightsError
 from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.report.run import page_of_run
@@ -202,5 +202,14 @@ def test_what_cannot_be_run_is_told(shards, tmp_path):
     assert ended.returncode == 2
     if not torch.cuda.is_available():
         assert "--gpu: expected a GPU, found none; --rehearse tries everything" in ended.stderr
+    with pytest.raises(DataError, match="expected a folder with train, val and test, found none; give all tar files"):
+        reproduce["unpacked"](shards[:1], tmp_path / "some")
+    assert not (tmp_path / "some" / "images").exists()  # or all tar files would come too late
+    with pytest.raises(DataError, match="expected a folder with train, val and test"):
+        reproduce["unpacked"]([tmp_path], tmp_path / "none")
+    damaged = tmp_path / "damaged.tar"
+    damaged.write_bytes(shards[0].read_bytes()[:700])
+    with pytest.raises(DataError, match="damaged.tar: expected a whole tar file"):
+        reproduce["unpacked"]([damaged, shards[1]], tmp_path / "damaged")
     ended = run("--rehearse", "--data", *shards, "--out", tmp_path / "out", "--rows", "nothing")
     assert "--rows: expected some of ['blocks_masked', " in ended.stderr

@@ -2,7 +2,7 @@
 
 python benchmarks/paper/reproduce.py --gpu --data flowers102-320-*.tar --out results --minutes 28
 python benchmarks/paper/reproduce.py --cpu --data flowers102 --out results --minutes 170
-python benchmarks/paper/reproduce.py --rehearse --data flowers102 --out /tmp/results
+python benchmarks/paper/reproduce.py --rehearse --data flowers102 --out rehearsal
 
 DATA is Oxford Flowers-102, as tar files or as a folder with train, val and test. Nothing else is read, and no network.
 What was begun goes on where it stopped when the same command is given again; what is done is not done again.
@@ -41,7 +41,7 @@ from torch import nn
 
 from scott_models import weights
 from scott_models.classifiers import Accuracy, knn, ridge
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import DataError, told_in_a_sentence
 from scott_models.features import load_model
 from scott_models.frozen import Frozen
 from scott_models.labelled import find_labelled
@@ -129,16 +129,37 @@ class Clock:
 
 
 def unpacked(data: Sequence[Path], work: Path) -> Path:
-    """The folder with train, val and test: the one given, or what the tar files hold, unpacked once."""
-    if len(data) == 1 and data[0].is_dir():
-        return data[0]
-    done = work / "images"
-    if not done.is_dir():
-        with weights.replaced(done) as partial:
+    """The folder with train, val and test: the one given, or what the tar files hold, unpacked once.
+
+    Raises:
+        DataError: a file that is no tar file or is damaged, or no such folder in what is given.
+    """
+    root = data[0] if len(data) == 1 and data[0].is_dir() else work / "images"
+    if not root.is_dir():
+        with weights.replaced(root) as partial:
             for path in data:
-                with tarfile.open(path) as tar:
-                    tar.extractall(partial, filter="data")
-    return next(folder.parent for folder in sorted(done.rglob("train")) if folder.is_dir())
+                try:
+                    with tarfile.open(path) as tar:
+                        tar.extractall(partial, filter="data")
+                except tarfile.TarError as error:
+                    raise DataError(f"{path}: expected a whole tar file ({error}); fetch it again") from error
+            split_folder(partial, data)
+    return split_folder(root, data)
+
+
+def split_folder(root: Path, data: Sequence[Path]) -> Path:
+    """Where in a folder train, val and test lie.
+
+    Raises:
+        DataError: nowhere.
+    """
+    for folder in (root, *sorted(root.rglob("*"))):
+        if all((folder / split).is_dir() for split in ("train", "val", "test")):
+            return folder
+    given = ", ".join(map(str, data))
+    raise DataError(
+        f"{given}: expected a folder with train, val and test, found none; give all tar files, or the folder"
+    )
 
 
 def pretrain(row: Row, flowers: Path, clock: Clock) -> None:

@@ -6,8 +6,6 @@ the patches hidden in blocks, cross-entropy of their tokens.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,8 @@ from ..on_cpu import Linear
 from ..scott import SCOTT
 from . import masks
 from .augment import moved, two_views
+from .denoising import Denoising
 from .draws import Draws
-from .loader import Crops
 from .vocabulary import Vocabulary
 
 
@@ -41,7 +39,7 @@ class NamingStudent(nn.Module):
         return self.head(self.norm(tokens))
 
 
-class BEiT(nn.Module):
+class BEiT(Denoising):
     """Cross-entropy of the hidden patches' tokens.
 
     Args:
@@ -63,22 +61,10 @@ class BEiT(nn.Module):
         views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.4, blocks="masked"),  # noqa: B008 -- a constant
     ) -> None:
-        super().__init__()
         if encoder.mask_token is None:
             raise ValueError("encoder: expected a model created with use_mask_token=True, got one without a mask token")
-        self.student: Any = NamingStudent(encoder, vocabulary.size)
-        self.vocabulary = vocabulary
+        super().__init__(NamingStudent(encoder, vocabulary.size), vocabulary)
         self.views, self.mask = views, mask
-
-    @property
-    def encoders(self) -> dict[str, SCOTT]:
-        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
-        encoder = getattr(self.student, "module", self.student).encoder
-        return {"target": encoder, "context": encoder}
-
-    def prepare(self, crops: Crops, folder: Path) -> None:
-        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
-        self.vocabulary.fill(crops, folder)
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), visible bool (B, N); hidden places and tokens (B, K)."""
@@ -92,6 +78,3 @@ class BEiT(nn.Module):
         """Averaged over the hidden patches: a scalar."""
         logits = self.student(images, visible, hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-
-    def after_step(self, step: int, total: int) -> None:
-        """Nothing follows an update."""

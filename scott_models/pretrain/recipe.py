@@ -17,7 +17,7 @@ from ..errors import RecipeError
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 TITLES = {"mimjepa": "MIM-JEPA", "splitmask": "SplitMask", "beit": "BEiT's objective"}
-# What an objective other than MIM-JEPA changes in a recipe, as its paper has it (Sections 3 and 4).
+# What an objective other than MIM-JEPA changes in a recipe.
 OBJECTIVES = {
     "mimjepa": ["objective.name=mimjepa"],
     "splitmask": ["objective.name=splitmask", "data.views=same", "mask.kind=random", "mask.ratio=0.5"],

@@ -1,14 +1,12 @@
 """SplitMask: each half of an image's patches, encoded alone, names the other half's and finds it among other images.
 
-Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740), Section 3. What it
+Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740). What it
 leaves open is this project's choice: the decoder is as wide as the encoder, descriptors are compared without a layer
 in between, and both losses weigh the same (docs/objectives.md).
 """
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +17,8 @@ from ..on_cpu import Linear
 from ..scott import SCOTT
 from . import masks
 from .augment import moved, two_views
+from .denoising import Denoising
 from .draws import Draws
-from .loader import Crops
 from .vocabulary import Vocabulary
 
 
@@ -74,7 +72,7 @@ class SplitStudent(nn.Module):
         return self.head(filled), of_first.mean(dim=1), of_second.mean(dim=1)
 
 
-class SplitMask(nn.Module):
+class SplitMask(Denoising):
     """Split, inpaint, match: cross-entropy of the hidden patches' tokens, and InfoNCE between the two halves.
 
     Args:
@@ -98,21 +96,9 @@ class SplitMask(nn.Module):
         views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
         split: Callable[..., Tensor] = partial(masks.random, ratio=0.5),  # noqa: B008 -- a constant
     ) -> None:
-        super().__init__()
-        self.student: Any = SplitStudent(encoder, decoder, vocabulary.size)
-        self.vocabulary = vocabulary
+        super().__init__(SplitStudent(encoder, decoder, vocabulary.size), vocabulary)
         self.match, self.temperature = match, temperature
         self.views, self.split = views, split
-
-    @property
-    def encoders(self) -> dict[str, SCOTT]:
-        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
-        encoder = getattr(self.student, "module", self.student).encoder
-        return {"target": encoder, "context": encoder}
-
-    def prepare(self, crops: Crops, folder: Path) -> None:
-        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
-        self.vocabulary.fill(crops, folder)
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), first half bool (B, N)."""
@@ -127,9 +113,6 @@ class SplitMask(nn.Module):
         inpaint = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
         match = info_nce(one, other, self.temperature) + info_nce(other, one, self.temperature)
         return inpaint + self.match * match / 2
-
-    def after_step(self, step: int, total: int) -> None:
-        """Nothing follows an update."""
 
 
 def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
