@@ -46,12 +46,12 @@ def test_larger_shares_hold_the_smaller_ones(small_flowers, tmp_path):
 
 def test_mosaics_are_made_of_the_same_squares(small_flowers, tmp_path):
     samples = find_samples([small_flowers])
-    squares = study["scenes"](samples, 32, 0, tmp_path / "squares", mosaics=False)
-    mosaics = study["scenes"](samples, 32, 0, tmp_path / "mosaics", mosaics=True)
-    one, four = (sorted(folder.iterdir()) for folder in (squares, mosaics))
-    assert len(one) == len(four) == len(samples)
-    square, mosaic = (np.asarray(Image.open(files[7]), dtype=float) for files in (one, four))
-    assert square.shape == mosaic.shape == (32, 32, 3)
+    folders = [study["scenes"](kind, samples, 32, 0, tmp_path / kind) for kind in study["SCENES"]]
+    files = [sorted(folder.iterdir()) for folder in folders]
+    assert [len(found) for found in files] == 3 * [len(samples)]
+    square, repeated, mosaic = (np.asarray(Image.open(found[7]), dtype=float) for found in files)
+    assert square.shape == repeated.shape == mosaic.shape == (32, 32, 3)
+    assert all((repeated[y : y + 16, x : x + 16] == mosaic[:16, :16]).all() for y in (0, 16) for x in (0, 16))
     corner = mosaic[:16, :16].mean(axis=(0, 1))  # the image itself comes first
     assert np.abs(corner - square.mean(axis=(0, 1))).max() < 3
     quarters = [mosaic[y : y + 16, x : x + 16].mean(axis=(0, 1)) for y in (0, 16) for x in (0, 16)]
@@ -68,7 +68,8 @@ def test_the_study_from_images_to_the_page(small_flowers, tmp_path, monkeypatch,
     assert "== mimjepa-1-0" in run("--methods", "mimjepa", "supervised", "--shares", "1")
     run("--methods", "splitmask", "--scenes")
     names = {path.stem for path in (tmp_path / "out").iterdir()}
-    assert names == {"mimjepa-1-0", "supervised-1-0", "random-0-0", "splitmask-squares-0", "splitmask-mosaics-0"}
+    of_scenes = {f"splitmask-{kind}-0" for kind in study["SCENES"]}
+    assert names == {"mimjepa-1-0", "supervised-1-0", "random-0-0", *of_scenes}
     assert "==" not in run("--methods", "mimjepa", "supervised", "--shares", "1")  # done is done
     seen = {}
     for name in ("mimjepa-1-0", "supervised-1-0"):

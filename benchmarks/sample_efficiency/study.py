@@ -11,7 +11,8 @@ cell is left in OUT; what is done is not done again, and a run that was cut goes
 docs/RESULTS.md, with a picture.
 
 --scenes asks whether an image must show one thing in its middle: each objective pretrains on the images' central
-squares, and on as many mosaics of four such squares each, the same ones.
+squares, on as many mosaics of four of these squares each, and, as mosaics have smaller things and seams too, on mosaics
+of one square four times.
 """
 
 import argparse
@@ -27,11 +28,12 @@ import torch
 from PIL import Image, ImageOps
 
 from scott_models.data import Sample, find_samples, load_image
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import DataError, told_in_a_sentence
 from scott_models.finetune import FinetuneRecipe, finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probe import probe
+from scott_models.progress import track
 from scott_models.release import seconds_of
 from scott_models.weights import replaced
 
@@ -39,7 +41,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 PICTURE = PAGE.parent / "pictures" / "sample_efficiency.png"
 BEGIN, END = "<!-- made by benchmarks/sample_efficiency/study.py -->\n", "<!-- end of the study -->\n"
 SHARES = ("0.1", "0.25", "1")  # of all images
-SCENES = ("squares", "mosaics")
+SCENES = ("squares", "repeated", "mosaics")
 SUPERVISED, RANDOM = "supervised", "random weights"
 METHODS = (*OBJECTIVES, SUPERVISED)
 PROBES = ("knn", "linear", "attentive")
@@ -77,19 +79,25 @@ def subset(samples: Sequence[Sample], root: Path, share: float, seed: int, folde
     return folder
 
 
-def scenes(samples: Sequence[Sample], side: int, seed: int, folder: Path, mosaics: bool) -> Path:
-    """A folder of the images' central squares of `side` pixels, or of as many mosaics, each of four of them, halved."""
+def scenes(kind: str, samples: Sequence[Sample], side: int, seed: int, folder: Path) -> Path:
+    """A folder of as many pictures of `side` pixels as there are images.
+
+    Args:
+        kind: "squares", the middle of each image; "mosaics", four of those, halved; "repeated", one of them four times.
+    """
     if folder.is_dir():
         return folder
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    part = side if kind == "squares" else side // 2
+    shown = track(samples, kind, total=len(samples))
+    parts = [ImageOps.fit(load_image(sample.image), (part, part)) for sample in shown]
+    order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
     with replaced(folder) as partial:
-        for i, sample in enumerate(samples):
-            others = [samples[order[(order.index(i) + k) % len(order)]] for k in range(4)] if mosaics else [sample]
-            part = side // 2 if mosaics else side
+        for place, i in enumerate(order):
+            others = [order[(place + k) % len(order)] for k in range(4)] if kind == "mosaics" else 4 * [i]
             scene = Image.new("RGB", (side, side))
-            for k, other in enumerate(others):
-                scene.paste(ImageOps.fit(load_image(other.image), (part, part)), (k % 2 * part, k // 2 * part))
-            scene.save(partial / f"{i:05d}.webp", lossless=True)
+            for k, other in enumerate(others):  # of squares one covers all
+                scene.paste(parts[other], (k % 2 * part, k // 2 * part))
+            scene.save(partial / f"{i:05d}.png", compress_level=1)
     return folder
 
 
@@ -99,56 +107,64 @@ def epochs_of(scale: Scale, images: int) -> list[str]:
     return [f"optim.epochs={epochs:.6f}", f"optim.warmup_epochs={epochs / 10:.6f}"]
 
 
-def train(method: str, images: Path, test: Path, scale: Scale, seed: int, run: Path) -> None:
-    """One run of a cell, from its start or from where it was cut."""
+def sources(method: str, images: Path) -> list[Path]:
+    """Where a method's images are, of a folder of them: those with labels that may be used, if it needs labels."""
+    labelled = [images / split for split in ("train", "val") if (images / split).is_dir()]
+    return labelled if method == SUPERVISED else [images]
+
+
+def train(method: str, images: Path, scale: Scale, seed: int, run: Path, changes: Sequence[str] = ()) -> None:
+    """One run, from its start or from where it was cut; `changes` are settings of pretraining that come last."""
+    found = sources(method, images)
     common = [f"model.name={scale.model}", f"model.img_size={scale.img_size}", f"run.seed={seed}"]
     common += [f"optim.batch_size={scale.batch_size}", *scale.settings]
+    common += epochs_of(scale, len(find_samples(found)))
     if method == SUPERVISED:
-        labelled = [images / split for split in ("train", "val") if (images / split).is_dir()]
-        fitted = epochs_of(scale, len(find_samples(labelled)))
-        recipe = FinetuneRecipe.load("scratch", [*common, *fitted, f"monitor.every={scale.images_seen}"])
-        finetune(recipe, labelled, [test / "test"], run, resume=True)
+        recipe = FinetuneRecipe.load("scratch", [*common, f"monitor.every={scale.images_seen}"])
+        finetune(recipe, found, found, run, resume=True)  # few images lack classes that test has
         return
-    fitted = epochs_of(scale, len(find_samples([images])))
     own = [*OBJECTIVES[method], f"objective.words={scale.words}", "monitor.every=0"]
     if scale.images_seen < 300 * 8189:  # a short run needs a target that follows faster (docs/RESULTS.md)
         own += ["optim.start_ema=0.99", "optim.final_ema=0.998"]
-    pretrain(Recipe.load("flowers102", [*own, *common, *fitted]), [images], run, resume=True)
+    pretrain(Recipe.load("flowers102", [*own, *common, *changes]), found, run, resume=True)
 
 
 def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
     """Train and probe, and leave the result in `out`; nothing where that is done.
 
-    Random weights are probed with MIM-JEPA on all images, as its control.
+    Random weights, of one seed, are probed with MIM-JEPA on all images, as its control.
 
     Args:
         kind: of images: a share of them, or one of SCENES.
+
+    Raises:
+        DataError: what is done was done at another scale.
     """
     name = f"{method}-{kind}-{seed}"
     file, run = out / f"{name}.json", work / name
     if file.exists():
+        if (its := json.loads(file.read_text())["scale"]) != json.loads(json.dumps(asdict(scale))):
+            raise DataError(f"{file}: expected a result of this scale, found one of {its}; choose another --out")
         return
     print(f"== {name}", flush=True)
     samples, folder = find_samples([flowers]), work / f"images-{kind}-{seed}"
     if kind in SCENES:
-        images = scenes(samples, 2 * scale.img_size, seed, folder, mosaics=kind == "mosaics")
+        images = scenes(kind, samples, 2 * scale.img_size, seed, folder)
     else:
         images = subset(samples, flowers, float(kind), seed, folder)
-    train(method, images, flowers, scale, seed, run)
-    control = method == METHODS[0] and kind == "1"
+    train(method, images, scale, seed, run)
+    control = method == METHODS[0] and kind == "1" and seed == 0
     report = probe(str(run), [flowers], [flowers], kinds=PROBES, control=control, duplicates=False)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     result: dict[str, Any] = {
         "method": method,
         "kind": kind,
-        "images": len(find_samples([images])),
+        "images": len(find_samples(sources(method, images))),
         "seed": seed,
         "scale": asdict(scale),
         "minutes": round(seconds_of(lines, scale.batch_size) / 60, 1),
         "scores": {score.probe: score.top1 for score in report.scores if score.model == str(run)},
     }
-    if method == SUPERVISED:
-        result["itself"] = json.loads((run / "result.json").read_text())["top1"]
     if control:
         others = {score.probe: score.top1 for score in report.scores if score.model != str(run)}
         alone = {**result, "method": RANDOM, "kind": "0", "images": 0, "minutes": 0, "scores": others}
@@ -229,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="default 1")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shares", nargs="+", choices=SHARES, default=SHARES)
-    parser.add_argument("--scenes", action="store_true", help="central squares and mosaics instead of shares")
+    parser.add_argument("--scenes", action="store_true", help="squares and mosaics instead of shares")
     parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
     given = parser.parse_args()
     if given.table:

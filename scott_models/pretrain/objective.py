@@ -256,14 +256,17 @@ def mimjepa(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Te
 
 def splitmask(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> SplitMask:
     """SplitMask around an encoder, whose masks are halves."""
-    chosen = recipe.objective
+    chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
     require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
+    fits = chosen.decoder_dim % heads == chosen.decoder_dim % 4 == 0
+    require(fits, "objective.decoder_dim", f"a multiple of 4 and of {heads} heads", chosen.decoder_dim)
     decoder = Decoder(
         encoder.embed_dim,
         encoder.patch_embed.grid_size,
-        num_heads=encoder.blocks[0].attn.num_heads,
+        num_heads=heads,
         encoder_depth=len(encoder.blocks),
         depth=chosen.decoder_depth,
+        dim=chosen.decoder_dim,
     )
     settings = {"match": chosen.match, "temperature": chosen.temperature}
     return SplitMask(encoder, decoder, vocabulary(recipe, encoder), views=views, split=mask, **settings)

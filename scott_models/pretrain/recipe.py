@@ -92,6 +92,7 @@ class Objective:
     vocabulary: Literal["patches", "kmeans", "projection"] = "patches"
     words: int = 8192  # of the vocabulary; images with fewer patches give fewer
     decoder_depth: int = 2  # blocks of splitmask's decoder
+    decoder_dim: int = 0  # its width; 0: the encoder's
     match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
     temperature: float = 0.2  # of that InfoNCE
 
@@ -103,6 +104,7 @@ class Objective:
     def __post_init__(self) -> None:
         require(self.words > 1, "objective.words", "at least 2", self.words)
         require(self.decoder_depth > 0, "objective.decoder_depth", "at least 1 block", self.decoder_depth)
+        require(self.decoder_dim >= 0, "objective.decoder_dim", "0 (the encoder's) or more", self.decoder_dim)
         require(self.match >= 0, "objective.match", "a weight of 0 or more", self.match)
         require(self.temperature > 0, "objective.temperature", "more than 0", self.temperature)
 

@@ -1,8 +1,8 @@
 """SplitMask: each half of an image's patches, encoded alone, names the other half's and finds it among other images.
 
 Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740). What it
-leaves open is this project's choice: the decoder is as wide as the encoder, descriptors are compared without a layer
-in between, and both losses weigh the same (docs/objectives.md).
+leaves open is this project's choice (docs/objectives.md): the decoder's width, that descriptors are compared without a
+layer in between, and how both losses weigh.
 """
 
 from collections.abc import Callable
@@ -23,28 +23,33 @@ from .vocabulary import Vocabulary
 
 
 class Decoder(nn.Module):
-    """A shallow transformer that fills in: encoded patches (B, K, D), where they are, bool (B, N) -> all (B, N, D).
+    """A shallow transformer that fills in: encoded patches (B, K, D), where they are, bool (B, N) -> all (B, N, W).
 
     Args:
+        embed_dim: D, of the encoder.
         grid: rows and columns of patches.
         encoder_depth: blocks of the encoder in front, which makes the initial residual branches smaller.
+        dim: W, the decoder's own width; D if 0. Of another width, a linear layer comes first.
     """
 
     pos_embed: Tensor
 
     def __init__(
-        self, embed_dim: int, grid: tuple[int, int], *, num_heads: int, encoder_depth: int, depth: int = 2
+        self, embed_dim: int, grid: tuple[int, int], *, num_heads: int, encoder_depth: int, depth: int = 2, dim: int = 0
     ) -> None:
         super().__init__()
-        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.dim = dim or embed_dim
+        self.proj = nn.Identity() if self.dim == embed_dim else Linear(embed_dim, self.dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, self.dim))
         nn.init.normal_(self.mask_token, std=1e-6)
-        self.register_buffer("pos_embed", sincos_2d(grid, embed_dim)[None], persistent=False)
-        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads) for _ in range(depth)))
-        self.norm = PlainLayerNorm(embed_dim)
+        self.register_buffer("pos_embed", sincos_2d(grid, self.dim)[None], persistent=False)
+        self.blocks = nn.Sequential(*(Block(self.dim, num_heads) for _ in range(depth)))
+        self.norm = PlainLayerNorm(self.dim)
         for i, block in enumerate(self.blocks, start=1):
             block.init_weights(residual_divisor=(2 * (i + encoder_depth)) ** 0.5)
 
     def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        encoded = self.proj(encoded)
         tokens = self.mask_token.to(encoded.dtype).expand(*visible.shape, -1)
         tokens = tokens.masked_scatter(visible[..., None], encoded)
         return self.norm(self.blocks(tokens + self.pos_embed))
@@ -56,12 +61,12 @@ class SplitStudent(nn.Module):
     def __init__(self, encoder: SCOTT, decoder: Decoder, words: int) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.head = Linear(encoder.embed_dim, words)
+        self.head = Linear(decoder.dim, words)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W), their first half bool (B, N) -> logits (B, N, V), descriptors of both halves (B, D).
+        """Images (B, 3, H, W), their first half bool (B, N) -> logits (B, N, V), descriptors of both halves (B, W).
 
         A patch's logits come from the half that it is not in.
         """
@@ -120,7 +125,8 @@ def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
     ours, theirs = (F.normalize(x.float(), dim=1) for x in (ours, theirs))
     everyone, before = gathered(theirs)
     own = torch.arange(before, before + len(ours), device=ours.device)
-    return F.cross_entropy(ours @ everyone.T / temperature, own)
+    with torch.autocast(ours.device.type, enabled=False):  # cosines near 1 differ by less than bf16 tells
+        return F.cross_entropy(ours @ everyone.T / temperature, own)
 
 
 def gathered(x: Tensor) -> tuple[Tensor, int]:

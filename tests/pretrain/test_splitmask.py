@@ -13,9 +13,9 @@ from scott_models.tokenizer import keep
 WORDS = 20
 
 
-def build(tokenizer="sparse_conv", **settings):
+def build(tokenizer="sparse_conv", dim=0, **settings):
     encoder = SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2, tokenizer=tokenizer)
-    decoder = Decoder(32, (4, 4), num_heads=2, encoder_depth=2)
+    decoder = Decoder(32, (4, 4), num_heads=2, encoder_depth=2, dim=dim)
     vocabulary = Vocabulary(16, WORDS)
     vocabulary.words = F.normalize(torch.randn(WORDS, 768), dim=1)
     return SplitMask(encoder, decoder, vocabulary, **settings)
@@ -128,6 +128,15 @@ def test_grids_of_an_odd_number_of_patches():
     objective(*inputs).backward()
 
 
+def test_a_decoder_of_its_own_width(first):
+    """Tokens come from it, descriptors are its own, and the encoder learns through the layer between."""
+    objective = build(dim=16)
+    logits, one, other = objective.student(torch.randn(2, 3, 64, 64), first)
+    assert (logits.shape, one.shape, other.shape) == ((2, 16, WORDS), (2, 16), (2, 16))
+    logits.sum().backward()
+    assert objective.student.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
 def test_inputs(objective):
     crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     images, tokens, first = objective.inputs(crops, torch.Generator().manual_seed(0))
@@ -156,6 +165,13 @@ def test_info_nce_by_hand():
     wrong = [math.sqrt(0.5) / 0.5, 0.0]
     expected = sum(math.log(1 + math.exp(w - r)) for r, w in zip(right, wrong)) / 2
     assert info_nce(ours, theirs, 0.5).item() == pytest.approx(expected)
+
+
+def test_info_nce_tells_close_cosines_apart_under_autocast():
+    ours = torch.ones(4, 32) + 0.1 * torch.randn(4, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = info_nce(ours, ours, 0.05)
+    assert found == info_nce(ours, ours, 0.05)
 
 
 def test_one_encoder_whatever_it_is_called(objective):
