@@ -256,8 +256,12 @@ def mimjepa(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Te
 
 def splitmask(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> SplitMask:
     """SplitMask around an encoder, whose masks are halves."""
-    chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
+    chosen, run, heads = recipe.objective, recipe.run, encoder.blocks[0].attn.num_heads
     require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
+    patches = encoder.patch_embed.num_patches
+    require(patches > 1, "model.img_size", "more than one patch, to split them in halves", recipe.model.img_size)
+    told_apart = recipe.optim.batch_size // run.accumulate > 1 or not chosen.match
+    require(told_apart, "run.accumulate", "parts of 2 images or more, to match them", run.accumulate)
     fits = chosen.decoder_dim % heads == chosen.decoder_dim % 4 == 0
     require(fits, "objective.decoder_dim", f"a multiple of 4 and of {heads} heads", chosen.decoder_dim)
     decoder = Decoder(

@@ -17,12 +17,14 @@ from ..errors import RecipeError
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 TITLES = {"mimjepa": "MIM-JEPA", "splitmask": "SplitMask", "beit": "BEiT's objective"}
-# What an objective other than MIM-JEPA changes in a recipe.
+DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # as both denoising papers train
+# What goes with an objective, whatever a recipe says.
 OBJECTIVES = {
-    "mimjepa": ["objective.name=mimjepa"],
-    "splitmask": ["objective.name=splitmask", "data.views=same", "mask.kind=random", "mask.ratio=0.5"],
-    "beit": ["objective.name=beit", "data.views=same", "mask.ratio=0.4", "mask.blocks=masked"],
+    "mimjepa": ["data.views=different", "mask.kind=blockwise", "mask.ratio=0.6", "mask.blocks=visible"],
+    "splitmask": ["data.views=same", "mask.kind=random", "mask.ratio=0.5", "mask.blocks=visible", *DRY],
+    "beit": ["data.views=same", "mask.kind=blockwise", "mask.ratio=0.4", "mask.blocks=masked", *DRY],
 }
+OBJECTIVES = {name: [f"objective.name={name}", *settings] for name, settings in OBJECTIVES.items()}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew).
 HARMLESS = {
     "monitor": {"every", "images", "test"},
@@ -104,7 +106,8 @@ class Objective:
     def __post_init__(self) -> None:
         require(self.words > 1, "objective.words", "at least 2", self.words)
         require(self.decoder_depth > 0, "objective.decoder_depth", "at least 1 block", self.decoder_depth)
-        require(self.decoder_dim >= 0, "objective.decoder_dim", "0 (the encoder's) or more", self.decoder_dim)
+        wide = self.decoder_dim == 0 or self.decoder_dim >= 32  # below, an MLP would have no width
+        require(wide, "objective.decoder_dim", "0 (the encoder's) or at least 32", self.decoder_dim)
         require(self.match >= 0, "objective.match", "a weight of 0 or more", self.match)
         require(self.temperature > 0, "objective.temperature", "more than 0", self.temperature)
 
@@ -277,6 +280,13 @@ class Recipe(Settings):
     optim: Optim = field(default_factory=Optim)
     monitor: Monitor = field(default_factory=Monitor)
     run: Run = field(default_factory=Run)
+
+    def differences(self, other: Self) -> list[str]:
+        found = super().differences(other)
+        ours, theirs = self.run.accumulate, other.run.accumulate
+        if ours != theirs and self.objective.name == "splitmask" and self.objective.match:  # negatives are a part's
+            found.append(f"run.accumulate: {ours!r} and {theirs!r}")
+        return found
 
 
 def _section(name: str, kind: type, fields: Any) -> Any:

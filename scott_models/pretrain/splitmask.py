@@ -7,10 +7,11 @@ layer in between, and how both losses weigh.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ..layers import Block, PlainLayerNorm, sincos_2d
 from ..on_cpu import Linear
@@ -131,10 +132,22 @@ def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
 
 def gathered(x: Tensor) -> tuple[Tensor, int]:
     """The rows of all processes, with gradients, and how many come before this one's own."""
-    from torch import distributed
-
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x, 0
-    from torch.distributed.nn.functional import all_gather
+    return Gathered.apply(x), distributed.get_rank() * len(x)
 
-    return torch.cat(all_gather(x)), distributed.get_rank() * len(x)
+
+class Gathered(torch.autograd.Function):
+    """All processes' x, one after the other; each gets the sum of all gradients of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(distributed.get_world_size())[distributed.get_rank()]

@@ -97,7 +97,7 @@ class Run:
         self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
         self.encoder = engine.objective.encoders[export]
         if hasattr(engine.objective, "prepare"):
-            with engine.accelerator.local_main_process_first():  # the others find what it wrote
+            with engine.accelerator.main_process_first():  # the others, of other machines too, find what it wrote
                 engine.objective.prepare(self.crops, out)
         self.monitor = self.build_monitor(recipe, images)
         self.album = self.build_album(recipe, images) if engine.is_main and recipe.monitor.every else None

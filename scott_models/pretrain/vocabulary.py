@@ -7,15 +7,16 @@ the images themselves, or even at random, serve a denoising objective as well as
 import sys
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import needs_extra
+from ..errors import DataError, needs_extra
 from ..progress import track
 from .augment import normalize
 from .loader import Crops, key
@@ -26,6 +27,7 @@ PER_CROP = 8  # patches taken of a crop, at most
 PER_WORD = 16  # patches that k-means sees for each word
 AT_ONCE = 64  # crops
 PIECE = 2**24  # similarities that are held at a time on a CPU
+ANEW = "delete it, and the same words are made anew"
 
 
 class Vocabulary(nn.Module):
@@ -45,6 +47,8 @@ class Vocabulary(nn.Module):
         self.patch_size, self.size, self.kind, self.seed = patch_size, size, kind, seed
         # Not in a checkpoint: a run keeps it in a file of its own, or makes it again from its seed.
         self.register_buffer("words", torch.empty(0, 3 * patch_size**2), persistent=False)
+        if kind == "kmeans":
+            kmeans()  # before any work is done in vain
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -56,15 +60,36 @@ class Vocabulary(nn.Module):
         return torch.cat(nearest).view(patches.shape[:2])
 
     def fill(self, crops: Crops, folder: Path) -> None:
-        """Take the words from a run's folder, or else make them of its images and write them there."""
-        path = folder / FILE
-        if not path.is_file():
+        """Take the words from a run's folder, or make them of its images and write them there.
+
+        What an earlier start left there is made anew unless it is the same; once a run has checkpoints, it is refused.
+
+        Raises:
+            DataError: words that are damaged, or those of other images or settings than the run's.
+        """
+        path, began = folder / FILE, any(folder.glob("checkpoints/step_*.pt"))
+        made = f"{self.kind} {self.size} {self.seed} {self.patch_size} {crops.size} {crops.images.digest}"
+        words, theirs = read(path) if path.is_file() else (None, "")
+        if words is not None and theirs != made and began:
+            raise DataError(f"{path}: expected this run's words ({made}), found others ({theirs}); {ANEW}")
+        if words is None or theirs != made:
+            if began:
+                print(f"{path}: expected the run's words, found none; making them anew", file=sys.stderr)
             words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            partial.write_bytes(save({"words": words}))
+            partial.write_bytes(save({"words": words}, metadata={"made": made}))
             partial.replace(path)
-        self.words = load_file(path)["words"].to(self.words.device)
+        self.words = words.to(self.words.device)
+
+
+def read(path: Path) -> tuple[Tensor, str]:
+    """Words, and of what they were made."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("words"), (file.metadata() or {}).get("made", "")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: expected this run's words, found a damaged file ({error}); {ANEW}") from error
 
 
 def patches_of(images: Tensor, patch_size: int) -> Tensor:
@@ -108,8 +133,13 @@ def sampled(crops: Crops, patch_size: int, wanted: int, seed: int, generator: to
 
 def centres(patches: Tensor, size: int, seed: int) -> Tensor:
     """Of `size` clusters of patches (n, P), as vectors of length 1."""
+    print(f"k-means: {size} words of {len(patches):,} patches", file=sys.stderr)
+    means = kmeans()(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)
+    return F.normalize(torch.from_numpy(means.fit(patches.numpy()).cluster_centers_.astype(np.float32)), dim=1)
+
+
+def kmeans() -> Any:
+    """scikit-learn's, if it is installed."""
     with needs_extra("kmeans"):
         from sklearn.cluster import MiniBatchKMeans
-    print(f"k-means: {size} words of {len(patches):,} patches", file=sys.stderr)
-    means = MiniBatchKMeans(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)
-    return F.normalize(torch.from_numpy(means.fit(patches.numpy()).cluster_centers_.astype(np.float32)), dim=1)
+    return MiniBatchKMeans

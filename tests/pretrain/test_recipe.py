@@ -3,7 +3,7 @@ import re
 import pytest
 
 from scott_models.errors import RecipeError
-from scott_models.pretrain.recipe import Recipe
+from scott_models.pretrain.recipe import OBJECTIVES, Recipe
 
 RECIPES = sorted(path.stem for path in Recipe.folder.glob("*.toml"))
 
@@ -80,6 +80,7 @@ def test_lists_of_names(tmp_path):
         (["objective.name=dino"], r"recipe.objective.name: expected one of \['mimjepa', 'splitmask', 'beit'\]"),
         (["objective.words=1"], "recipe.objective.words: expected at least 2, got 1"),
         (["objective.decoder_depth=0"], "recipe.objective.decoder_depth: expected at least 1 block, got 0"),
+        (["objective.decoder_dim=16"], "recipe.objective.decoder_dim: expected 0 .* or at least 32, got 16"),
         (["objective.match=-1"], "recipe.objective.match: expected a weight of 0 or more, got -1.0"),
         (["objective.temperature=0"], "recipe.objective.temperature: expected more than 0, got 0.0"),
         (["data.short_side=0"], "recipe.data.short_side: expected at least 16 pixels, got 0"),
@@ -103,3 +104,22 @@ def test_recipes_that_are_none(tmp_path):
     broken.write_text("optim = 3\n")
     with pytest.raises(RecipeError, match=r"recipe.optim: expected a section with fields, got 3"):
         Recipe.load(broken, ["optim.epochs=2"])
+
+
+@pytest.mark.parametrize("recipe", ["flowers102", "splitmask-flowers102", "beit-flowers102"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_brings_its_settings_to_any_recipe(recipe, name):
+    """As its own recipe has them, whatever another objective's says; MIM-JEPA trains with dropout or without."""
+    switched = Recipe.load(recipe, OBJECTIVES[name])
+    own = Recipe.load("flowers102" if name == "mimjepa" else f"{name}-flowers102")
+    assert (switched.objective, switched.mask, switched.data) == (own.objective, own.mask, own.data)
+    assert name == "mimjepa" or switched.model == own.model
+
+
+def test_parts_of_a_batch_change_what_splitmask_learns():
+    """Its negatives are a part's; without InfoNCE, or for other objectives, parts only save memory."""
+    for changes, different in ((OBJECTIVES["mimjepa"], []), (OBJECTIVES["splitmask"], ["run.accumulate: 1 and 2"])):
+        one, two = (Recipe.load("smoke", [*changes, f"run.accumulate={parts}"]) for parts in (1, 2))
+        assert one.differences(two) == different
+    one, two = (one.changed("objective", match=0.0), two.changed("objective", match=0.0))
+    assert one.differences(two) == []

@@ -6,6 +6,10 @@ import torch.nn.functional as F
 
 from scott_models import SCOTT
 from scott_models import tokenizer as tokenizer_module
+from scott_models.errors import RecipeError
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.pretrain.splitmask import Decoder, SplitMask, info_nce
 from scott_models.pretrain.vocabulary import Vocabulary
 from scott_models.tokenizer import keep
@@ -130,9 +134,9 @@ def test_grids_of_an_odd_number_of_patches():
 
 def test_a_decoder_of_its_own_width(first):
     """Tokens come from it, descriptors are its own, and the encoder learns through the layer between."""
-    objective = build(dim=16)
+    objective = build(dim=64)
     logits, one, other = objective.student(torch.randn(2, 3, 64, 64), first)
-    assert (logits.shape, one.shape, other.shape) == ((2, 16, WORDS), (2, 16), (2, 16))
+    assert (logits.shape, one.shape, other.shape) == ((2, 16, WORDS), (2, 64), (2, 64))
     logits.sum().backward()
     assert objective.student.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
@@ -146,6 +150,30 @@ def test_inputs(objective):
     assert (first != first[0]).any()
     assert tokens.shape == (4, 16)
     assert images.shape == (4, 3, 64, 64)
+
+
+def test_tokens_are_the_target_views(objective):
+    crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    objective.views = lambda crops, draws: (torch.zeros(4, 3, 64, 64), crops.float())
+    images, tokens, _ = objective.inputs(crops, torch.Generator())
+    assert torch.equal(tokens, objective.vocabulary(crops.float()))
+    assert not images.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mask.ratio=0.6", r"recipe.mask.ratio: expected 0.5, since splitmask splits in halves, got 0.6"),
+        ("model.img_size=16", "recipe.model.img_size: expected more than one patch, to split them in halves, got 16"),
+        ("run.accumulate=8", "recipe.run.accumulate: expected parts of 2 images or more, to match them, got 8"),
+        ("objective.decoder_dim=100", "recipe.objective.decoder_dim: expected a multiple of 4 and of 6 heads, got 100"),
+        ("objective.decoder_dim=66", "recipe.objective.decoder_dim: expected a multiple of 4 and of 6 heads, got 66"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(change, message):
+    settings = ["model.name=scott_3_16", "model.num_heads=6", "optim.batch_size=8", change]
+    with pytest.raises(RecipeError, match=message):
+        build_objective(Recipe.load("smoke", [*OBJECTIVES["splitmask"], *settings]))
 
 
 def test_the_loss_is_cross_entropy_and_the_match(first, monkeypatch):

@@ -1,11 +1,14 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from scott_models.data import find_samples
-from scott_models.pretrain import store
+from scott_models.errors import DataError, UserError
+from scott_models.pretrain import store, vocabulary
 from scott_models.pretrain.loader import Crops
 from scott_models.pretrain.vocabulary import FILE, PER_CROP, Vocabulary, make_words, patches_of
 
@@ -47,11 +50,15 @@ def test_projections_look_at_no_image(crops, tmp_path):
         assert torch.equal(*made) == alike
 
 
-def test_words_that_are_patches_are_of_every_kind_of_image(crops):
+def test_words_that_are_patches_are_of_every_kind_of_image(crops, monkeypatch):
     """The pictures are red or blue, and so are the words; no crop gives more than a few."""
+    asked = []
+    getitems = Crops.__getitems__
+    monkeypatch.setattr(Crops, "__getitems__", lambda self, places: asked.extend(places) or getitems(self, places))
     words = make_words(crops, 16, "patches", size=5 * PER_CROP, seed=0).view(-1, 3, 256).mean(dim=-1)
     red = words[:, 0] > words[:, 2]
     assert 0 < red.sum() < len(words)
+    assert len(set(asked)) == 5
 
 
 def test_centres_find_the_clusters(crops):
@@ -65,25 +72,59 @@ def test_as_many_words_as_the_images_have_patches(crops):
 
 
 def test_tokens_are_the_nearest_words(crops, tmp_path, monkeypatch):
-    vocabulary = Vocabulary(16, 40)
-    vocabulary.fill(crops, tmp_path)
+    filled = Vocabulary(16, 40)
+    filled.fill(crops, tmp_path)
     images = torch.randn(3, 3, SIZE, SIZE)
-    cosines = patches_of(images, 16) @ vocabulary.words.T
-    assert torch.equal(vocabulary(images), cosines.argmax(dim=-1))
+    cosines = patches_of(images, 16) @ filled.words.T
+    assert torch.equal(filled(images), cosines.argmax(dim=-1))
     monkeypatch.setattr("scott_models.pretrain.vocabulary.PIECE", 7 * 40)  # patches at a time
-    assert torch.equal(vocabulary(images), cosines.argmax(dim=-1))
-    own = vocabulary.words[5].view(1, 3, 16, 16).repeat(1, 1, 3, 3)
-    assert (vocabulary(7 * own) == 5).all()  # whatever the contrast
+    assert torch.equal(filled(images), cosines.argmax(dim=-1))
+    own = filled.words[5].view(1, 3, 16, 16).repeat(1, 1, 3, 3)
+    assert (filled(7 * own) == 5).all()  # whatever the contrast
 
 
-def test_a_run_keeps_its_words(crops, tmp_path):
-    first, again = Vocabulary(16, 20), Vocabulary(16, 20, seed=1)
+def test_a_run_keeps_its_words(crops, tmp_path, monkeypatch):
+    first, again = Vocabulary(16, 20), Vocabulary(16, 20)
     first.fill(crops, tmp_path / "run")
+    monkeypatch.setattr(vocabulary, "make_words", None)  # they are not made again
     again.fill(crops, tmp_path / "run")
     assert torch.equal(again.words, first.words)
     assert torch.equal(load_file(tmp_path / "run" / FILE)["words"], first.words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
     assert first.state_dict() == {}  # checkpoints do not hold them
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"size": 30}, {"kind": "projection"}])
+def test_other_words_are_made_anew_before_a_run_began_and_refused_afterwards(crops, tmp_path, changes, capsys):
+    Vocabulary(16, 20).fill(crops, tmp_path)
+    other, expected = Vocabulary(16, **{"size": 20, **changes}), Vocabulary(16, **{"size": 20, **changes})
+    other.fill(crops, tmp_path)
+    expected.fill(crops, tmp_path / "of its own")
+    assert torch.equal(other.words, expected.words)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000000001.pt").touch()
+    with pytest.raises(DataError, match=r"expected this run's words \(patches 20 0 16 48 .*found others .*delete it"):
+        Vocabulary(16, 20).fill(crops, tmp_path)
+    (tmp_path / FILE).unlink()
+    other.fill(crops, tmp_path)
+    assert "expected the run's words, found none; making them anew" in capsys.readouterr().err
+    assert torch.equal(other.words, expected.words)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
+def test_damaged_words_are_told(crops, tmp_path, damage):
+    Vocabulary(16, 20).fill(crops, tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    content = {"cut": whole[:1000], "empty": b"", "foreign": save({"weights": torch.zeros(2)})}[damage]
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(DataError, match=r"expected this run's words, found a damaged file .*; delete it"):
+        Vocabulary(16, 20).fill(crops, tmp_path)
+
+
+def test_kmeans_is_asked_for_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(UserError, match="kmeans"):
+        Vocabulary(16, 20, kind="kmeans")
 
 
 def test_without_words_there_are_no_tokens():
