@@ -24,7 +24,7 @@ from scott_models.pretrain.splitmask import SplitMask, SplitStudent
 DRY = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
 
 
-def undropped(self: SplitStudent, images: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def undropped(self: SplitStudent, images: Tensor, first: Tensor, *places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """SplitStudent.forward, but the blocks see mask tokens in the places of the other half."""
     one, other = (self.decoder(self.encoder.forward_tokens(images, half)[half], half) for half in (first, ~first))
     return self.head(torch.where(first[..., None], other, one)), one.mean(dim=1), other.mean(dim=1)

@@ -68,7 +68,7 @@ def pretrain(
         out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
         recipe: name of a recipe of the package, or the path of a TOML file.
         objective: what is learned, with the masks and views that its paper gives it; by default the recipe's.
-        init: weights that both encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
+        init: weights that the encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
         resume: go on with the run in --out from its last checkpoint.
         minutes: measure the speed first, then fit epochs and schedules into this time.
         images_seen: fit epochs and schedules to this many images instead.

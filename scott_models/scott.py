@@ -198,17 +198,23 @@ class SCOTT(VisionTransformer):
         x = self.patch_drop(self._pos_embed(x))
         return self._forward_blocks(x)
 
-    def forward_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def forward_visible(self, images: Tensor, visible: Tensor, places: Tensor | None = None) -> Tensor:
         """Encode the K visible patches of each image alone: images (B, C, H, W), visible bool (B, N) -> (B, K, D).
+
+        Args:
+            places: of the visible patches in each image, int64 (B, K), where they are known; a GPU need not be waited
+                for then.
 
         Raises:
             ValueError: images with different numbers of visible patches, or a mask of the wrong shape or dtype.
         """
         x = self._pos_embed(self.patch_embed(images, visible))
-        counts = visible.sum(dim=1)
-        if (counts != counts[0]).any():
-            raise ValueError(f"visible: expected equally many visible patches in each image, got {counts.tolist()}")
-        return self._forward_blocks(x[visible].view(len(x), -1, self.embed_dim))
+        if places is None:
+            counts = visible.sum(dim=1)
+            if (counts != counts[0]).any():
+                raise ValueError(f"visible: expected equally many visible patches in each image, got {counts.tolist()}")
+            places = places_of(visible)
+        return self._forward_blocks(x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])))
 
     def _forward_blocks(self, x: Tensor) -> Tensor:
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
@@ -223,6 +229,11 @@ class SCOTT(VisionTransformer):
                 maps[i] = block.attention_map(x)
             x = block(x)
         return [maps[i] for i in wanted]
+
+
+def places_of(patches: Tensor) -> Tensor:
+    """Where they are, row by row: bool (B, N) with K in each row -> int64 (B, K)."""
+    return patches.nonzero()[:, 1].view(len(patches), -1)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[str, Tensor]:

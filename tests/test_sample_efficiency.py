@@ -1,7 +1,8 @@
-"""benchmarks/sample_efficiency/study.py at toy scale: cells, what is done, the page."""
+"""benchmarks/sample_efficiency at toy scale: cells, what is done, the page; the trial's table."""
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 
 from scott_models.data import find_samples
+from scott_models.errors import DataError
+from scott_models.pretrain import Recipe
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "sample_efficiency" / "study.py"
-study = runpy.run_path(str(SCRIPT))
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "sample_efficiency"
+study = runpy.run_path(str(FOLDER / "study.py"))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,8 @@ def test_mosaics_are_made_of_the_same_squares(small_flowers, tmp_path):
     folders = [study["scenes"](kind, samples, 32, 0, tmp_path / kind) for kind in study["SCENES"]]
     files = [sorted(folder.iterdir()) for folder in folders]
     assert [len(found) for found in files] == 3 * [len(samples)]
-    square, repeated, mosaic = (np.asarray(Image.open(found[7]), dtype=float) for found in files)
-    assert square.shape == repeated.shape == mosaic.shape == (32, 32, 3)
+    square, mosaic, repeated = (np.asarray(Image.open(found[7]), dtype=float) for found in files)
+    assert square.shape == mosaic.shape == repeated.shape == (32, 32, 3)
     assert all((repeated[y : y + 16, x : x + 16] == mosaic[:16, :16]).all() for y in (0, 16) for x in (0, 16))
     corner = mosaic[:16, :16].mean(axis=(0, 1))  # the image itself comes first
     assert np.abs(corner - square.mean(axis=(0, 1))).max() < 3
@@ -61,7 +64,7 @@ def test_mosaics_are_made_of_the_same_squares(small_flowers, tmp_path):
 def test_the_study_from_images_to_the_page(small_flowers, tmp_path, monkeypatch, capsys):
     def run(*arguments):
         given = ["--scale", "toy", "--data", small_flowers, "--out", tmp_path / "out", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, given)])
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, given)])
         study["main"]()
         return capsys.readouterr().out
 
@@ -89,3 +92,37 @@ def test_the_study_from_images_to_the_page(small_flowers, tmp_path, monkeypatch,
     assert "| 36 | mimjepa | 1 |" in text
     assert "| mosaics | splitmask | 1 |" in text
     assert Image.open(picture).size[0] > 500
+
+
+def test_another_scale_is_not_mixed_in(tmp_path):
+    done = {"scale": {"model": "scott_12_16"}}
+    (tmp_path / "beit-1-0.json").write_text(json.dumps(done))
+    with pytest.raises(DataError, match=r"expected a result of this scale, found one of .*scott_12_16.*; choose anoth"):
+        study["cell"]("beit", "1", 0, tmp_path, study["SCALES"]["toy"], tmp_path / "work", tmp_path)
+
+
+def test_few_labelled_images_lack_classes(small_flowers, tmp_path, monkeypatch):
+    """Supervised training on a share where one class has no label; it is probed with all of them all the same."""
+    flowers, images = tmp_path / "flowers", tmp_path / "images"
+    shutil.copytree(small_flowers, flowers)
+    for split in ("train", "val", "test"):
+        shutil.copytree(flowers / split / "red", flowers / split / "scarlet")
+    shutil.copytree(small_flowers / "train", images / "train")
+    monkeypatch.setitem(study["cell"].__globals__, "subset", lambda *given: images)
+    study["cell"]("supervised", "0.1", 0, flowers, study["SCALES"]["toy"], tmp_path, tmp_path)
+    result = json.loads((tmp_path / "supervised-0.1-0.json").read_text())
+    assert result["images"] == 12
+    assert set(result["scores"]) == {"knn", "linear", "attentive"}
+
+
+def test_the_trial(small_flowers, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    trial = runpy.run_path(str(FOLDER / "trial.py"))
+    trial["row"].__globals__["SCALE"] = study["SCALES"]["toy"]
+    given = ["--data", small_flowers, "--out", tmp_path / "out", "--only", "temperature 0.1"]
+    monkeypatch.setattr(sys, "argv", ["trial.py", *map(str, given)])
+    trial["main"]()
+    scores = json.loads((tmp_path / "out" / "temperature-0.1.json").read_text())["scores"]
+    assert f"| temperature 0.1 | {scores['knn']:.1f} | {scores['ridge']:.1f} |" in capsys.readouterr().out
+    recipe = Recipe.load(tmp_path / "out-work" / "temperature-0.1" / "recipe.toml")
+    assert (recipe.objective.name, recipe.objective.temperature) == ("splitmask", 0.1)

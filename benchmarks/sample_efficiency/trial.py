@@ -19,14 +19,13 @@ from scott_models.probe import probe
 SCALE = replace(SCALES["cpu"], images_seen=SCALES["cpu"].images_seen // 2)
 SETTINGS = {
     "our choice": (),
+    "our choice, another seed": ("run.seed=1",),
     "temperature 0.05": ("objective.temperature=0.05",),
     "temperature 0.1": ("objective.temperature=0.1",),
     "temperature 0.5": ("objective.temperature=0.5",),
     "no InfoNCE": ("objective.match=0",),
     "InfoNCE weighs 0.25": ("objective.match=0.25",),
     "decoder 192 wide": ("objective.decoder_dim=192",),
-    "decoder of 1 block": ("objective.decoder_depth=1",),
-    "words by k-means": ("objective.vocabulary=kmeans",),
     "words by projection": ("objective.vocabulary=projection",),
 }
 PROBES = ("knn", "ridge")
@@ -34,7 +33,8 @@ PROBES = ("knn", "ridge")
 
 def row(name: str, flowers: Path, work: Path, out: Path) -> dict[str, float]:
     """Scores of a setting, by probe: those in `out`, or new ones."""
-    file, run = out / f"{name.replace(' ', '-')}.json", work / name.replace(" ", "-")
+    short = name.replace(",", "").replace(" ", "-")
+    file, run = out / f"{short}.json", work / short
     if not file.exists():
         print(f"== {name}", flush=True)
         train("splitmask", flowers, SCALE, 0, run, SETTINGS[name])

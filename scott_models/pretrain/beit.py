@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import PlainLayerNorm
 from ..on_cpu import Linear
-from ..scott import SCOTT
+from ..scott import SCOTT, places_of
 from . import masks
 from .augment import moved, two_views
 from .denoising import Denoising
@@ -71,7 +71,7 @@ class BEiT(Denoising):
         draws = Draws.of(generator, len(crops))
         images, target = self.views(crops, draws)
         visible = self.mask(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
-        hidden = moved((~visible).nonzero()[:, 1].view(len(crops), -1), crops.device)
+        hidden = moved(places_of(~visible), crops.device)
         return images, moved(visible, crops.device), hidden, self.vocabulary(target).gather(1, hidden)
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:

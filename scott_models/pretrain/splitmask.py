@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from ..layers import Block, PlainLayerNorm, sincos_2d
 from ..on_cpu import Linear
-from ..scott import SCOTT
+from ..scott import SCOTT, places_of
 from . import masks
 from .augment import moved, two_views
 from .denoising import Denoising
@@ -66,13 +66,19 @@ class SplitStudent(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, first: Tensor, ours: Tensor | None = None, theirs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W), their first half bool (B, N) -> logits (B, N, V), descriptors of both halves (B, W).
 
         A patch's logits come from the half that it is not in.
+
+        Args:
+            ours, theirs: places of the first half and of the second, as `SCOTT.forward_visible` takes them.
         """
         of_first, of_second = (
-            self.decoder(self.encoder.forward_visible(images, half), half) for half in (first, ~first)
+            self.decoder(self.encoder.forward_visible(images, half, places), half)
+            for half, places in ((first, ours), (~first, theirs))
         )
         filled = torch.where(first[..., None], of_second, of_first)
         return self.head(filled), of_first.mean(dim=1), of_second.mean(dim=1)
@@ -106,16 +112,20 @@ class SplitMask(Denoising):
         self.match, self.temperature = match, temperature
         self.views, self.split = views, split
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), first half bool (B, N)."""
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, ...]:
+        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), the first half bool (B, N).
+
+        And the places of both halves, int64 (B, K) and (B, N - K).
+        """
         draws = Draws.of(generator, len(crops))
         images, target = self.views(crops, draws)
         first = self.split(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
-        return images, self.vocabulary(target), moved(first, crops.device)
+        halves = (moved(half, crops.device) for half in (first, places_of(first), places_of(~first)))
+        return images, self.vocabulary(target), *halves
 
-    def forward(self, images: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
+    def forward(self, images: Tensor, tokens: Tensor, first: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
         """Cross-entropy over all patches, each hidden once, plus the weighted mean of both directions' InfoNCE."""
-        logits, one, other = self.student(images, first)
+        logits, one, other = self.student(images, first, ours, theirs)
         inpaint = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
         match = info_nce(one, other, self.temperature) + info_nce(other, one, self.temperature)
         return inpaint + self.match * match / 2

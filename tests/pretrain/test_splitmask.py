@@ -12,6 +12,7 @@ from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.pretrain.splitmask import Decoder, SplitMask, info_nce
 from scott_models.pretrain.vocabulary import Vocabulary
+from scott_models.scott import places_of
 from scott_models.tokenizer import keep
 
 WORDS = 20
@@ -112,6 +113,12 @@ def test_patches_are_decoded_where_they_are(objective, first):
     torch.testing.assert_close(decoder(encoded, first), expected)
 
 
+def test_places_that_are_known_change_nothing(objective, first):
+    student, images = objective.student.eval(), torch.randn(2, 3, 64, 64)
+    known = student(images, first, places_of(first), places_of(~first))
+    assert all(torch.equal(a, b) for a, b in zip(known, student(images, first), strict=True))
+
+
 def test_halves_are_encoded_alone(objective, first, monkeypatch):
     """Eight patches at a time go through the blocks."""
     counts = []
@@ -143,9 +150,11 @@ def test_a_decoder_of_its_own_width(first):
 
 def test_inputs(objective):
     crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    images, tokens, first = objective.inputs(crops, torch.Generator().manual_seed(0))
+    found = images, tokens, first, ours, theirs = objective.inputs(crops, torch.Generator().manual_seed(0))
     again = objective.inputs(crops, torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip((images, tokens, first), again))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert torch.equal(torch.zeros_like(first).scatter(1, ours, True), first)
+    assert torch.equal(torch.zeros_like(first).scatter(1, theirs, True), ~first)
     assert first.sum(dim=1).tolist() == [8] * 4
     assert (first != first[0]).any()
     assert tokens.shape == (4, 16)
@@ -155,7 +164,7 @@ def test_inputs(objective):
 def test_tokens_are_the_target_views(objective):
     crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     objective.views = lambda crops, draws: (torch.zeros(4, 3, 64, 64), crops.float())
-    images, tokens, _ = objective.inputs(crops, torch.Generator())
+    images, tokens, *_ = objective.inputs(crops, torch.Generator())
     assert torch.equal(tokens, objective.vocabulary(crops.float()))
     assert not images.any()
 
@@ -179,11 +188,11 @@ def test_settings_that_do_not_fit_are_named(change, message):
 def test_the_loss_is_cross_entropy_and_the_match(first, monkeypatch):
     objective = build(match=0.5)
     logits, one, other = torch.randn(2, 16, WORDS), torch.randn(2, 32), torch.randn(2, 32)
-    monkeypatch.setattr(objective.student, "forward", lambda images, first: (logits, one, other))
+    monkeypatch.setattr(objective.student, "forward", lambda images, *halves: (logits, one, other))
     tokens = torch.randint(WORDS, (2, 16))
     inpaint = -logits.log_softmax(dim=-1).gather(2, tokens[..., None]).mean()
     match = (info_nce(one, other, 0.2) + info_nce(other, one, 0.2)) / 2
-    loss = objective(torch.zeros(2, 3, 64, 64), tokens, first)
+    loss = objective(torch.zeros(2, 3, 64, 64), tokens, first, places_of(first), places_of(~first))
     torch.testing.assert_close(loss, inpaint + 0.5 * match)
 
 
