@@ -104,17 +104,21 @@ def test_training_learns(photos, tmp_path):
     assert sum(found[-6:]) < 0.8 * sum(found[:6])
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, monkeypatch):
-    pretrain(recipe, [photos], tmp_path / "whole")
-
+def interrupt_at(update, monkeypatch):
+    """Ctrl-C during that update, until `monkeypatch.undo`."""
     set_schedules = engine.set_schedules
 
     def interrupt(recipe, optimizer, step, total, steps):
-        if step == 4:
+        if step == update:
             os.kill(os.getpid(), signal.SIGINT)
         return set_schedules(recipe, optimizer, step, total, steps)
 
     monkeypatch.setattr(engine, "set_schedules", interrupt)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, monkeypatch):
+    pretrain(recipe, [photos], tmp_path / "whole")
+    interrupt_at(4, monkeypatch)
     with pytest.raises(Interrupted, match="stopped after update 4 of 6 and saved; go on with --resume"):
         pretrain(recipe, [photos], tmp_path / "cut")
     assert state(tmp_path / "cut")["step"] == 4
@@ -136,14 +140,7 @@ def test_other_objectives_learn_resume_and_export(name, photos, tmp_path, monkey
     found = losses(tmp_path / "whole")
     assert len(found) == 12
     assert sum(found[-3:]) < 0.95 * sum(found[:3])
-    set_schedules = engine.set_schedules
-
-    def interrupt(recipe, optimizer, step, total, steps):
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return set_schedules(recipe, optimizer, step, total, steps)
-
-    monkeypatch.setattr(engine, "set_schedules", interrupt)
+    interrupt_at(5, monkeypatch)
     with pytest.raises(Interrupted, match="stopped after update 5 of 12"):
         pretrain(recipe, [photos], tmp_path / "cut")
     monkeypatch.undo()
