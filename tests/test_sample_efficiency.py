@@ -70,28 +70,35 @@ def test_the_study_from_images_to_the_page(small_flowers, tmp_path, monkeypatch,
 
     assert "== mimjepa-1-0" in run("--methods", "mimjepa", "supervised", "--shares", "1")
     run("--methods", "splitmask", "--scenes")
-    names = {path.stem for path in (tmp_path / "out").iterdir()}
+    names = {path.stem for path in (tmp_path / "out" / "toy").iterdir()}
     of_scenes = {f"splitmask-{kind}-0" for kind in study["SCENES"]}
     assert names == {"mimjepa-1-0", "supervised-1-0", "random-0-0", *of_scenes}
     assert "==" not in run("--methods", "mimjepa", "supervised", "--shares", "1")  # done is done
     seen = {}
     for name in ("mimjepa-1-0", "supervised-1-0"):
-        lines = (tmp_path / "out-work" / name / "metrics.jsonl").read_text().splitlines()
+        lines = (tmp_path / "out-work" / "toy" / name / "metrics.jsonl").read_text().splitlines()
         seen[name] = 4 * [json.loads(line)["step"] for line in lines if "loss" in line][-1]
     assert set(seen.values()) == {24}  # equally many images
-    result = json.loads((tmp_path / "out" / "mimjepa-1-0.json").read_text())
+    result = json.loads((tmp_path / "out" / "toy" / "mimjepa-1-0.json").read_text())
     assert set(result["scores"]) == {"knn", "linear", "attentive"}
-    page, picture = tmp_path / "page.md", tmp_path / "study.png"
+    page = tmp_path / "page.md"
     page.write_text(f"before\n{study['BEGIN']}old\n{study['END']}after\n")
-    study["fill"](tmp_path / "out", page, picture)
+    study["fill"](tmp_path / "out", page, tmp_path)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| none | random weights | 1 |" in text
-    assert "| 36 | mimjepa | 1 |" in text
-    assert "| mosaics | splitmask | 1 |" in text
-    assert Image.open(picture).size[0] > 500
+    assert "scott_3_16, 32 px, 24 images seen (`--scale toy`):" in text
+    assert "| - | random weights | 1 |" in text
+    assert "| 100%: 36 images | mimjepa | 1 |" in text
+    assert "| 100%: 24 labelled | supervised | 1 |" in text
+    assert "| mosaics: 36 images | splitmask | 1 |" in text
+    assert ".png" not in text  # of one share
+    quarter = {**result, "kind": "0.25", "images": 9}
+    (tmp_path / "out" / "toy" / "mimjepa-0.25-0.json").write_text(json.dumps(quarter))
+    study["fill"](tmp_path / "out", page, tmp_path)
+    assert "(pictures/sample_efficiency_toy.png)" in page.read_text()
+    assert Image.open(tmp_path / "sample_efficiency_toy.png").size[0] > 500
 
 
 def test_another_scale_is_not_mixed_in(tmp_path):

@@ -7,8 +7,8 @@ python benchmarks/sample_efficiency/study.py --table benchmarks/sample_efficienc
 DATA is Oxford Flowers-102, a folder with train, val and test. An objective pretrains on 10, 25 and 100 % of all 8,189
 images, without labels, and sees equally many images in each; supervised training has those labels that train and val
 give of the same images. Then every encoder, frozen, is probed with all labels of train and val, on test. One file a
-cell is left in OUT; what is done is not done again, and a run that was cut goes on. --table puts them into
-docs/RESULTS.md, with a picture.
+cell is left in OUT, in a folder for each scale; what is done is not done again, and a run that was cut goes on. --table
+puts them into docs/RESULTS.md, with pictures.
 
 --scenes asks whether an image must show one thing in its middle: each objective pretrains on the images' central
 squares, on as many mosaics of four of these squares each, and, as mosaics have smaller things and seams too, on mosaics
@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -38,7 +38,7 @@ from scott_models.release import seconds_of
 from scott_models.weights import replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
-PICTURE = PAGE.parent / "pictures" / "sample_efficiency.png"
+PICTURES = PAGE.parent / "pictures"
 BEGIN, END = "<!-- made by benchmarks/sample_efficiency/study.py -->\n", "<!-- end of the study -->\n"
 SHARES = ("0.1", "0.25", "1")  # of all images
 SCENES = ("squares", "mosaics", "repeated")
@@ -60,9 +60,11 @@ class Scale:
 
 
 DRY = tuple(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))
+CPU = Scale("scott_3_16", 64, 40_960, 64, 1024, (*DRY, "data.short_side=96", "optim.lr_scaling=none"))
 SCALES = {
+    "cpu": CPU,
+    "cpu-long": replace(CPU, images_seen=4 * CPU.images_seen),
     "gpu": Scale("scott_12_16", 224, 300 * 8189, 128, 8192, ()),
-    "cpu": Scale("scott_3_16", 64, 40_960, 64, 1024, (*DRY, "data.short_side=96", "optim.lr_scaling=none")),
     "toy": Scale("scott_3_16", 32, 24, 4, 20, (*DRY, "data.short_side=36")),
 }
 
@@ -196,9 +198,11 @@ def table(found: Results, first: str) -> str:
         for probe_kind in PROBES:
             each = [result["scores"][probe_kind] for result in results]
             cells.append(f"{mean(each):.1f}" + (f" ± {stdev(each):.1f}" if len(each) > 1 else ""))
-        count = kind if kind in SCENES else f"{results[0]['images']:,}" if results[0]["images"] else "none"
+        share = kind if kind in SCENES else f"{float(kind):.0%}"
+        count = f"{round(mean(result['images'] for result in results)):,}"  # seeds draw other labels
+        images = f"{share}: {count} {'labelled' if method == SUPERVISED else 'images'}" if results[0]["images"] else "-"
         minutes = f"{mean(result['minutes'] for result in results):.0f}"
-        rows.append([count, method, str(len(results)), *cells, minutes])
+        rows.append([images, method, str(len(results)), *cells, minutes])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
 
 
@@ -215,25 +219,35 @@ def draw(found: Results, file: Path) -> None:
                 axes.axhline(mean(scores[0]), color="0.6", linestyle=":", label=method)
                 continue
             spread = [stdev(each) if len(each) > 1 else 0 for each in scores]
-            counts = [results[0]["images"] for results in line]
-            axes.errorbar(counts, [mean(each) for each in scores], spread, marker="o", capsize=2, label=method)
-        axes.set(title=kind, xlabel="pretraining images", xscale="log")
+            shares = [100 * float(results[0]["kind"]) for results in line]
+            axes.errorbar(shares, [mean(each) for each in scores], spread, marker="o", capsize=2, label=method)
+        axes.set(title=kind, xlabel="% of the images", xscale="log")
+        ticks = [100 * float(share) for share in SHARES]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     figure.axes[0].set_ylabel("top-1 % on test")
     figure.axes[-1].legend(fontsize="small")
     figure.savefig(file, dpi=120)
 
 
-def fill(out: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
-    """Put tables and picture between the page's two marks."""
-    shares, of_scenes = gathered(out, SHARES), gathered(out, SCENES)
-    draw(shares, picture)
+def fill(out: Path, page: Path = PAGE, pictures: Path = PICTURES) -> None:
+    """Put the tables of all scales between the page's two marks, and pictures of those with several shares."""
+    blocks = []
+    for name, scale in SCALES.items():
+        shares, of_scenes = gathered(out / name, SHARES), gathered(out / name, SCENES)
+        if shares:
+            what = f"{scale.model}, {scale.img_size} px, {scale.images_seen:,} images seen"
+            blocks += [f"{what} (`--scale {name}`):\n", table(shares, "trained on")]
+        if len({kind for _, kind in shares} - {"0"}) > 1:
+            picture = pictures / f"sample_efficiency_{name}.png"
+            draw(shares, picture)
+            shown = "Top-1 by the share of the images, a line for each objective"
+            blocks.append(f"![{shown}](pictures/{picture.name})\n")
+        if any(kind in SCENES for _, kind in of_scenes):
+            blocks.append(table(of_scenes, "images are"))
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    shown = f"![Top-1 by the number of pretraining images, a line for each objective](pictures/{picture.name})"
-    tables = [table(shares, "pretraining images"), f"{shown}\n"]
-    if len(of_scenes) > 1:
-        tables.append(table(of_scenes, "images are"))
-    page.write_text(f"{before}{BEGIN}\n{chr(10).join(tables)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{chr(10).join(blocks)}\n{END}{after}")
 
 
 def main() -> None:
@@ -253,14 +267,15 @@ def main() -> None:
         return
     if given.data is None or given.out is None:
         parser.error("expected --data and --out, or --table")
-    work = given.work or given.out.with_name(f"{given.out.name}-work")
-    for folder in (given.out, work):
+    out = given.out / given.scale
+    work = (given.work or given.out.with_name(f"{given.out.name}-work")) / given.scale
+    for folder in (out, work):
         os.makedirs(folder, exist_ok=True)
     with told_in_a_sentence():
         for seed in range(given.seeds):
             for kind in SCENES if given.scenes else given.shares[::-1]:
                 for method in [m for m in given.methods if not (given.scenes and m == SUPERVISED)]:
-                    cell(method, kind, seed, given.data, SCALES[given.scale], work, given.out)
+                    cell(method, kind, seed, given.data, SCALES[given.scale], work, out)
 
 
 if __name__ == "__main__":
