@@ -17,7 +17,7 @@ from ..errors import RecipeError
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 TITLES = {"mimjepa": "MIM-JEPA", "splitmask": "SplitMask", "beit": "BEiT's objective"}
-DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # as both denoising papers train
+DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for the denoising objectives
 # What goes with an objective, whatever a recipe says.
 OBJECTIVES = {
     "mimjepa": ["data.views=different", "mask.kind=blockwise", "mask.ratio=0.6", "mask.blocks=visible"],
