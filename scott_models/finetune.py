@@ -232,7 +232,7 @@ class FineTuning(Run):
     def build_monitor(self, recipe: Any, images: Images) -> Tested:
         engine = self.engine
         engine.objective.labels = Labelled.of(images.samples, self.trained.names).labels
-        return Tested(self.tested, recipe.model.img_size, engine.device, engine.accelerator.autocast)
+        return Tested(self.tested, recipe.model.img_size, engine.device, engine.autocast)
 
     def build_album(self, recipe: Any, images: Images) -> None:
         """None: its model may be of any kind."""

@@ -26,6 +26,7 @@ SETTINGS = {
     "no InfoNCE": ("objective.match=0",),
     "InfoNCE weighs 0.25": ("objective.match=0.25",),
     "decoder 192 wide": ("objective.decoder_dim=192",),
+    "words by k-means": ("objective.vocabulary=kmeans",),
     "words by projection": ("objective.vocabulary=projection",),
 }
 PROBES = ("knn", "ridge")

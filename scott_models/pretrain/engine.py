@@ -1,4 +1,4 @@
-"""An objective on its devices, and what one update does to it. Devices, precision and processes are Accelerate's."""
+"""An objective on its devices, and what one update does to it. Devices and processes are Accelerate's."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ class Engine:
         constants = DistributedDataParallelKwargs(broadcast_buffers=False)  # positions are, so they need no exchange
         try:
             self.accelerator = Accelerator(
-                mixed_precision=recipe.run.precision,
+                mixed_precision="no",  # `autocast` is ours: Accelerate keeps the first precision of a process for good
                 gradient_accumulation_steps=recipe.run.accumulate,
                 log_with=list(recipe.run.trackers) or None,
                 project_dir=out,
@@ -58,6 +59,8 @@ class Engine:
         if len(self.accelerator.log_with) < len(recipe.run.trackers):
             raise RecipeError(f"recipe.run.trackers: expected installed trackers, got {list(recipe.run.trackers)}")
         self.device: torch.device = self.accelerator.device
+        bf16 = recipe.run.precision == "bf16"
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -97,7 +100,7 @@ class Engine:
             inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
-                with self.accelerator.autocast():
+                with self.autocast():
                     loss = self.objective(*inputs)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())

@@ -141,14 +141,13 @@ class Run:
 
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
         """What the run watches: a function of an encoder, whose result may be `better_than` another."""
-        return Monitor(images, recipe, self.engine.device, self.engine.accelerator.autocast)
+        return Monitor(images, recipe, self.engine.device, self.engine.autocast)
 
     def build_album(self, recipe: Any, images: Images) -> Album | None:
         """Where pictures of the run are kept: of images that the monitor chose, of many classes."""
         assert isinstance(self.monitor, Monitor)
         chosen = [images[i] for i in evenly(self.monitor.held_out or self.monitor.train, PICTURES)]
-        autocast = self.engine.accelerator.autocast
-        return Album(self.out / "looks", chosen, recipe.model.img_size, self.encoder, autocast)
+        return Album(self.out / "looks", chosen, recipe.model.img_size, self.encoder, self.engine.autocast)
 
     def verdict(self, now: Any, control: Any) -> str:
         """What the monitor found, in a line."""

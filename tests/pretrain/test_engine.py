@@ -21,6 +21,14 @@ def running(recipe, tmp_path):
     return engine.Engine(recipe, tmp_path)
 
 
+def test_precisions_follow_each_other_in_a_process(recipe, tmp_path):
+    for precision in ("no", "bf16", "no"):
+        running = engine.Engine(recipe.changed("run", precision=precision), tmp_path)
+        with running.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
 def batch(count=4, fill=None):
     crops = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     where = torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1)
