@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import timm
 import torch
 from PIL import Image, ImageOps
 
@@ -35,7 +36,7 @@ from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probe import probe
 from scott_models.progress import track
 from scott_models.release import seconds_of
-from scott_models.weights import replaced
+from scott_models.weights import export, replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 PICTURES = PAGE.parent / "pictures"
@@ -134,8 +135,6 @@ def train(method: str, images: Path, scale: Scale, seed: int, run: Path, changes
 def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
     """Train and probe, and leave the result in `out`; nothing where that is done.
 
-    Random weights, of one seed, are probed with MIM-JEPA on all images, as its control.
-
     Args:
         kind: of images: a share of them, or one of SCENES.
 
@@ -144,34 +143,59 @@ def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: P
     """
     name = f"{method}-{kind}-{seed}"
     file, run = out / f"{name}.json", work / name
-    if file.exists():
-        if (its := json.loads(file.read_text())["scale"]) != json.loads(json.dumps(asdict(scale))):
-            raise DataError(f"{file}: expected a result of this scale, found one of {its}; choose another --out")
+    if done(file, scale):
         return
-    print(f"== {name}", flush=True)
     samples, folder = find_samples([flowers]), work / f"images-{kind}-{seed}"
     if kind in SCENES:
         images = scenes(kind, samples, 2 * scale.img_size, seed, folder)
     else:
         images = subset(samples, flowers, float(kind), seed, folder)
     train(method, images, scale, seed, run)
-    control = method == METHODS[0] and kind == "1" and seed == 0
-    report = probe(str(run), [flowers], [flowers], kinds=PROBES, control=control, duplicates=False)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    result: dict[str, Any] = {
+    result = {
         "method": method,
         "kind": kind,
         "images": len(find_samples(sources(method, images))),
         "seed": seed,
         "scale": asdict(scale),
         "minutes": round(seconds_of(lines, scale.batch_size) / 60, 1),
-        "scores": {score.probe: score.top1 for score in report.scores if score.model == str(run)},
+        "scores": scores(str(run), flowers),
     }
-    if control:
-        others = {score.probe: score.top1 for score in report.scores if score.model != str(run)}
-        alone = {**result, "method": RANDOM, "kind": "0", "images": 0, "minutes": 0, "scores": others}
-        (out / f"random-0-{seed}.json").write_text(json.dumps(alone, indent=1) + "\n")
     file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def untrained(seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
+    """The same for random weights, which no images were shown to."""
+    name = f"random-0-{seed}"
+    file = out / f"{name}.json"
+    if done(file, scale):
+        return
+    torch.manual_seed(seed)
+    model = timm.create_model(scale.model, img_size=scale.img_size)
+    folder = export(model, work / name, dtype=torch.float32)
+    result = {"method": RANDOM, "kind": "0", "images": 0, "seed": seed, "scale": asdict(scale), "minutes": 0}
+    result["scores"] = scores(f"local-dir:{folder}", flowers)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def done(file: Path, scale: Scale) -> bool:
+    """Whether a cell's result is there; its name is printed if not.
+
+    Raises:
+        DataError: it was done at another scale.
+    """
+    if not file.exists():
+        print(f"== {file.stem}", flush=True)
+        return False
+    if (its := json.loads(file.read_text())["scale"]) != json.loads(json.dumps(asdict(scale))):
+        raise DataError(f"{file}: expected a result of this scale, found one of {its}; choose another --out")
+    return True
+
+
+def scores(model: str, flowers: Path) -> dict[str, float]:
+    """Top-1 on test, by probe."""
+    report = probe(model, [flowers], [flowers], kinds=PROBES, control=False, duplicates=False)
+    return {score.probe: score.top1 for score in report.scores}
 
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
@@ -273,6 +297,7 @@ def main() -> None:
         os.makedirs(folder, exist_ok=True)
     with told_in_a_sentence():
         for seed in range(given.seeds):
+            untrained(seed, given.data, SCALES[given.scale], work, out)
             for kind in SCENES if given.scenes else given.shares[::-1]:
                 for method in [m for m in given.methods if not (given.scenes and m == SUPERVISED)]:
                     cell(method, kind, seed, given.data, SCALES[given.scale], work, out)
