@@ -134,7 +134,7 @@ def probe(
     *,
     kinds: Sequence[Kind] = KINDS,
     protocol: Protocol = "fast",
-    seeds: int = 1,
+    seeds: int | Sequence[int] = 1,
     img_size: int | None = None,
     control: bool = True,
     duplicates: bool = True,
@@ -151,13 +151,13 @@ def probe(
     Args:
         name: any timm model, ours, "local-dir:FOLDER", or the folder of a run.
         train, test: sources as `find_samples` takes them; one that has splits may be given for both.
-        seeds: how often what is random is drawn: a head's start, the order of images, the images held out to choose
-            settings, the views of `paper`, and the weights of the control.
+        seeds: how often what is random is drawn, or which seeds it is drawn from: a head's start, the order of images,
+            the images held out to choose settings, the views of `paper`, and the weights of the control.
         img_size: pixels; by default the size the weights were trained at.
         control: whether random weights are scored too.
         duplicates: whether to look for test images among the training images.
-        export: a folder for the model with the attentive head of seed 0, or the linear one if that is all there is;
-            models of other families take the linear one.
+        export: a folder for the model with the attentive head of the first seed, or the linear one if that is all there
+            is; models of other families take the linear one.
         features: an .npz file for the pooled features that the model's scores rest on: `train` (views, M, D), the
             images as they are and then, under `fast` with a head, augmented; `test` (n, D); both with `_labels`,
             numbers of `classes`, and `_images`, their names.
@@ -167,7 +167,7 @@ def probe(
             take, or a model without patches where an attentive probe is all that is asked for.
         WeightsError: a model that cannot be had.
     """
-    _check_seeds(seeds)
+    chosen = _seeds(seeds)
     if not kinds:
         raise DataError(f"probes: expected at least one of {[*KINDS]}, got none")
     export = exportable(export) if export else None
@@ -179,7 +179,7 @@ def probe(
     if copies is not None:
         print(f"duplicates: {copies}", file=sys.stderr)
     scores, confusions = [], []
-    for label, models in _with_control(name, img_size, seeds, control):
+    for label, models in _with_control(name, img_size, chosen, control):
         results: dict[Kind, list[Accuracy]] = {}
         for model, its_seeds in models:
             frozen = Frozen(model, label, img_size)
@@ -201,7 +201,7 @@ def probe(
             if export and label == name:
                 best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
                 size = frozen.config["input_size"]
-                folder = export_classifier(model, heads[best, 0], trained.names, export, size)
+                folder = export_classifier(model, heads[best, chosen[0]], trained.names, export, size)
                 usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
                 print(f"exported with the {best} head: {usage}", file=sys.stderr)
         scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
@@ -228,10 +228,9 @@ def retrieve(
         DataError: images without a class, fewer than two classes, or none of two images.
         WeightsError: a model that cannot be had.
     """
-    _check_seeds(seeds)
     images = find_labelled_unsplit(sources)
     rows = []
-    for label, models in _with_control(name, img_size, seeds, control):
+    for label, models in _with_control(name, img_size, _seeds(seeds), control):
         found = []
         for model, _ in models:
             frozen = Frozen(model, label, img_size)
@@ -241,18 +240,21 @@ def retrieve(
     return rows
 
 
-def _check_seeds(seeds: int) -> None:
-    if seeds < 1:
+def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    """List the seeds: those given, or as many from 0 on."""
+    chosen = range(seeds) if isinstance(seeds, int) else [*seeds]
+    if not chosen:
         raise DataError(f"seeds: expected at least 1, got {seeds}")
+    return chosen
 
 
 def _with_control(
-    name: str, img_size: int | None, seeds: int, control: bool
+    name: str, img_size: int | None, seeds: Sequence[int], control: bool
 ) -> Iterator[tuple[str, Iterable[tuple[nn.Module, Sequence[int]]]]]:
     """The model, then its control: each as its label, and models with the seeds they are probed with."""
-    yield name, [(load_model(name, img_size=img_size), range(seeds))]
+    yield name, [(load_model(name, img_size=img_size), seeds)]
     if control:
-        yield f"{name} (random weights)", ((random_weights(name, img_size, seed), [seed]) for seed in range(seeds))
+        yield f"{name} (random weights)", ((random_weights(name, img_size, seed), [seed]) for seed in seeds)
 
 
 def random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:

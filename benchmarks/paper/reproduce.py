@@ -1,18 +1,21 @@
-"""The rows that matter most, one after the other: pretraining, probes of both encoders, small files to carry away.
+"""Run the rows that matter most, one after the other: pretraining, probes of both encoders, small files to carry away.
 
 python benchmarks/paper/reproduce.py --gpu --data flowers102-320-*.tar --out results --minutes 28
 python benchmarks/paper/reproduce.py --cpu --data flowers102 --out results --minutes 170
 python benchmarks/paper/reproduce.py --rehearse --data flowers102 --out rehearsal
 
 DATA is Oxford Flowers-102, as tar files or as a folder with train, val and test. Nothing else is read, and no network.
-What was begun goes on where it stopped when the same command is given again; what is done is not done again.
+What was begun goes on where it stopped when the same command is given again; what is done is not done again. A row, a
+probe or a compiler that fails is reported and ends nothing but itself.
 
 WORK (next to OUT, unless given) takes images and run folders. OUT takes what is small, after every step:
 
-  <row>/                      recipe.toml, environment.json, metrics.jsonl (the curves), export/: a run folder, as
-                              `scott report` draws it; the bfloat16 weights in parts of at most 15 MiB
+  <row>/                      a run folder, as `scott report` draws it; the bfloat16 weights in parts of at most 15 MiB
   <row>.json                  probes of target encoder, context encoder and random weights, speed, memory, sha256,
                               and the command that joins the parts; benchmarks/paper/table.py reads it
+  <row>.tar, <row>.weights.*  the same as few files, with --pack; benchmarks/paper/lease.py unpacks them
+  trial.json                  with --trial: what 20 updates of each model did; where torch.compile failed, rows go on
+                              without it
 
 Rows are the TOML files beside this script. A GPU runs them at the paper's scale; --cpu runs those that are meant for a
 CPU; --rehearse runs the GPU's at 32 px for an epoch, on any machine, to see that everything works.
@@ -20,23 +23,22 @@ CPU; --rehearse runs the GPU's at 32 px for an epoch, on any machine, to see tha
 
 import argparse
 import json
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import tomllib
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
+from collect import collect, pack, write_whole
+from rows import ON_CPU, ON_GPU, STEPS, TOY, Row, Step, known_rows
 from torch import nn
 
 from scott_models import weights
@@ -48,61 +50,17 @@ from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.objective import build_objective
 from scott_models.probe import HEADS, KINDS, Kind, Protocol, probe
-from scott_models.release import seconds_of
 
-ROWS = Path(__file__).parent
-# In order of value.
-ON_GPU = (
-    "scott_12_16", "scott_3_16", "scott_7_16", "scott_9_16", "blocks_masked", "mask_random_0.6", "inductive",
-    "scott_vit_12_16",
-)  # fmt: skip
-ON_CPU = ("scott_12_16_cpu", "scott_9_16_cpu", "scott_7_16_cpu")
-TOY = ("model.img_size=32", "data.short_side=36", "optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=4")
-PART = 15 * 2**20  # bytes
 CONTROL, CONTEXT = " (random weights)", " (context encoder)"
 MARGIN = 20  # seconds that saving and the first small files take
-Step = Literal["target", "context", "paper"]  # the probes of a row; the last is the target's by the paper's protocol
-STEPS: tuple[Step, ...] = get_args(Step)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the paper's tables, and where its run is."""
-
-    name: str
-    recipe: str
-    changes: tuple[str, ...]
-    run: Path
-
-    @classmethod
-    def of(cls, name: str, work: Path, changes: Sequence[str] = ()) -> "Row":
-        """The row of a TOML file, whose first command is its pretraining, with further changes."""
-        command = first_command(name)
-        own = [word for word in command if "=" in word]
-        return cls(name, command[command.index("--recipe") + 1], (*own, *changes), work / name)
-
-    @property
-    def is_trained(self) -> bool:
-        return (self.run / "export" / "model.safetensors").is_file()
-
-    def kept(self, step: Step) -> Path:
-        """Where the scores of a step are kept."""
-        return self.run / "probes" / f"{step}.json"
-
-
-def first_command(name: str) -> list[str]:
-    """The words of a row's first command."""
-    return shlex.split(tomllib.loads((ROWS / f"{name}.toml").read_text())["commands"][0])
-
-
-def known_rows() -> list[str]:
-    """The rows that begin with a pretraining on Flowers-102."""
-    names = sorted(path.stem for path in ROWS.glob("*.toml"))
-    return [name for name in names if {"pretrain", "flowers102:ROOT"} <= {*first_command(name)}]
+SLACK = 1.1  # how much longer than an earlier row's speed promises a pretraining may take
+TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "monitor.every=0", "run.log_every=10")  # 20 of 63 updates
+STOPPED = (0, 130, -signal.SIGINT)
+UNCOMPILED = "run.compile=off"
 
 
 class Clock:
-    """What is left of the time."""
+    """Count what is left of the time."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
@@ -114,22 +72,58 @@ class Clock:
         return self.end - time.monotonic()
 
     def allows_another(self) -> bool:
-        """Whether a step as long as the longest so far would end in time."""
+        """Tell whether a step as long as the longest so far would end in time."""
         return self.left > max(self.longest, MARGIN)
 
-    def tell(self, what: str) -> None:
+    def say(self, what: str) -> None:
         print(f"== {what}; {self.left / 60:.1f} minutes left", file=sys.stderr, flush=True)
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        self.tell(what)
+        self.say(what)
         started = time.monotonic()
         yield
         self.longest = max(self.longest, time.monotonic() - started)
 
 
-def unpacked(data: Sequence[Path], work: Path) -> Path:
-    """The folder with train, val and test: the one given, or what the tar files hold, unpacked once.
+@dataclass
+class Session:
+    """Hold what all steps share.
+
+    Attributes:
+        seeds: of the probes.
+        failed: what went wrong so far, in words.
+    """
+
+    rows: list[Row]
+    flowers: Path
+    out: Path
+    clock: Clock
+    seeds: int
+    kinds: Sequence[Kind]
+    steps: Sequence[Step]
+    packed: bool
+    options: list[str]
+    failed: list[str] = field(default_factory=list)
+
+    def leave(self, row: Row) -> None:
+        """Write the small files of a row that is trained."""
+        with self.going_on(f"{row.name}: small files"):
+            (pack if self.packed else collect)(row, self.out)
+
+    @contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Report whatever goes wrong inside, and let what comes after it run."""
+        try:
+            yield
+        except Exception as error:  # of any kind: the other rows are worth no less for it
+            traceback.print_exc()
+            print(f"{what} failed ({type(error).__name__}: {error}); going on", file=sys.stderr, flush=True)
+            self.failed.append(what)
+
+
+def unpack_images(data: Sequence[Path], work: Path) -> Path:
+    """Find the folder with train, val and test: the one given, or what the tar files hold, unpacked once.
 
     Raises:
         DataError: a file that is no tar file or is damaged, or no such folder in what is given.
@@ -148,7 +142,7 @@ def unpacked(data: Sequence[Path], work: Path) -> Path:
 
 
 def split_folder(root: Path, data: Sequence[Path]) -> Path:
-    """Where in a folder train, val and test lie.
+    """Find where in a folder train, val and test lie.
 
     Raises:
         DataError: nowhere.
@@ -162,26 +156,108 @@ def split_folder(root: Path, data: Sequence[Path]) -> Path:
     )
 
 
-def pretrain(row: Row, flowers: Path, clock: Clock) -> None:
-    """Go on with a row's run until it has ended or the time has, in a process of its own; it saves itself then."""
-    command = [
-        sys.executable, "-m", "scott_models.pretrain", row.recipe, *row.changes,
-        "--data", str(flowers), "--out", str(row.run), "--resume",
-    ]  # fmt: skip
+def run_until(command: Sequence[str], seconds: float) -> int:
+    """Run a command that saves itself when interrupted; interrupt it when its time is over. Returns its status."""
     with subprocess.Popen(command) as process:
         try:
-            process.wait(max(clock.left - MARGIN, 1))
+            process.wait(max(seconds, 1))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         except KeyboardInterrupt:  # which it got too
             process.wait()
             raise
-    if process.returncode not in (0, 130, -signal.SIGINT):  # the other rows are worth no less for it
-        print(f"{row.name}: pretraining ended with status {process.returncode}; its words are above", file=sys.stderr)
+    return process.returncode
 
 
-def probed(row: Row, flowers: Path, step: Step, seeds: int, kinds: Sequence[Kind] = KINDS) -> None:
-    """Score an encoder of a run that has ended, and keep the scores in the run."""
+def pretraining(row: Row, flowers: Path, run: Path) -> list[str]:
+    """Name the command that begins a row's run, or goes on with it."""
+    return [
+        sys.executable, "-m", "scott_models.pretrain", row.recipe, *row.changes,
+        "--data", str(flowers), "--out", str(run), "--resume",
+    ]  # fmt: skip
+
+
+def pretrain(row: Row, session: Session) -> None:
+    """Go on with a row's run until it has ended or the time has; once more, uncompiled, where that fails."""
+    for tried in (row, row.changed(UNCOMPILED)):
+        status = run_until(pretraining(tried, session.flowers, row.run), session.clock.left - MARGIN)
+        if status in STOPPED:
+            return
+        print(f"{row.name}: pretraining ended with status {status}; its words are above", file=sys.stderr, flush=True)
+        if session.clock.left < MARGIN or UNCOMPILED in tried.changes:
+            break
+        print(f"{row.name}: once more, without torch.compile", file=sys.stderr, flush=True)
+    session.failed.append(f"{row.name}: pretraining")
+
+
+def fits(row: Row, session: Session) -> bool:
+    """Tell whether a pretraining can end in time, as far as the speed of those that have ended shows it."""
+    if session.clock.left < MARGIN:
+        return False
+    rates = []  # seconds for each PFLOP
+    for other in session.rows:
+        took = other.run / "seconds"
+        if took.is_file():
+            rates.append(float(took.read_text()) / other.petaflop(session.flowers))
+    begun = any(row.run.glob("checkpoints/step_*.pt"))
+    if not rates or begun:
+        return True
+    needed = SLACK * max(rates) * row.petaflop(session.flowers)
+    if needed > session.clock.left:
+        session.clock.say(f"{row.name}: would take {needed / 60:.1f} minutes, left out")
+    return needed <= session.clock.left
+
+
+def try_models(session: Session) -> None:
+    """Make 20 updates of each model, all models at once, and write what came of them to trial.json.
+
+    A model that fails is tried once more without torch.compile; if that works, its rows go on so.
+    """
+    kept = session.out / "trial.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    models = {row.settings.model.name: row.changed(*TRIAL) for row in reversed(session.rows)}
+    for change in ((), (UNCOMPILED,)):
+        left = {name: row.changed(*change) for name, row in models.items() if found.get(name, {}).get("status") != 0}
+        processes = {}
+        for name, row in left.items():
+            session.clock.say(f"{name}: 20 updates{', without torch.compile' if change else ''}")
+            folder = Path(tempfile.mkdtemp(prefix=f"trial-{name}-", dir=row.run.parent))
+            processes[name] = folder, subprocess.Popen(pretraining(row, session.flowers, folder))
+        for name, (folder, process) in processes.items():
+            status, lines = process.wait(), []
+            if (log := folder / "metrics.jsonl").is_file():
+                lines = [json.loads(line) for line in log.read_text().splitlines()]
+            found[name] = {"status": status, "changes": list(change), "last": lines[-1] if lines else None}
+    write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
+    session.failed += [f"{name}: 20 updates" for name, result in found.items() if result["status"] != 0]
+
+
+def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
+    """Change rows as the trial found necessary, if there was one."""
+    kept = out / "trial.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    return [row.changed(*found.get(row.settings.model.name, {}).get("changes", ())) for row in rows]
+
+
+def probe_row(row: Row, session: Session) -> None:
+    """Score the encoders of a run that has ended, seed by seed, and keep each seed's scores in the run."""
+    for step in session.steps:
+        for seed in range(session.seeds):
+            if row.scores(step, seed).is_file() or not session.clock.allows_another():
+                continue
+            what = f"{row.name}: probes, {step}, seed {seed}"
+            with session.going_on(what), session.clock.step(what):
+                scores = json.dumps(score(row, session.flowers, step, seed, session.kinds))
+                write_whole(row.scores(step, seed), scores.encode())
+        session.leave(row)
+
+
+def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Score one encoder with one seed.
+
+    Returns:
+        scores; and of the target how many images they rest on, and, with the first seed, what bfloat16 changes.
+    """
     protocol: Protocol = "paper" if step == "paper" else "fast"
     if step == "paper":  # the others have no protocol
         kinds = [kind for kind in kinds if kind in HEADS]
@@ -190,19 +266,26 @@ def probed(row: Row, flowers: Path, step: Step, seeds: int, kinds: Sequence[Kind
         if step == "context":
             name = f"local-dir:{weights.export(encoders(row.run)['context'], Path(folder) / 'context')}"
         report = probe(
-            name, [flowers], [flowers], kinds=kinds, protocol=protocol, seeds=seeds, control=step == "target"
+            name,
+            [flowers],
+            [flowers],
+            kinds=kinds,
+            protocol=protocol,
+            seeds=[seed],
+            control=step == "target",
+            duplicates=False,  # known of this data set (docs/RESULTS.md), and imagehash may not be there
         )
     called = {name: row.name + (CONTEXT if step == "context" else ""), name + CONTROL: row.name + CONTROL}
-    scores = [{**asdict(score), "model": called[score.model], "protocol": protocol} for score in report.scores]
-    result: dict[str, Any] = {"scores": scores, "train": report.train, "test": report.test}
+    scores = [{**asdict(each), "model": called[each.model], "protocol": protocol} for each in report.scores]
+    result: dict[str, Any] = {"scores": scores}
     if step == "target":
-        result["rounding"] = rounding(row.run, flowers)
-    row.kept(step).parent.mkdir(exist_ok=True)
-    row.kept(step).write_text(json.dumps(result))
+        result |= {"train": report.train, "test": report.test}
+        result |= {"rounding": rounding(row.run, flowers)} if seed == 0 else {}
+    return result
 
 
 def encoders(run: Path) -> dict[str, nn.Module]:
-    """Both encoders of a run's last checkpoint, in fp32."""
+    """Load both encoders of a run's last checkpoint, in fp32."""
     last = max((run / "checkpoints").glob("step_*.pt"))
     state = torch.load(last, map_location="cpu", weights_only=True)["objective"]
     objective = build_objective(Recipe.load(run / "recipe.toml").changed("model", init="", grow=False))
@@ -212,7 +295,7 @@ def encoders(run: Path) -> dict[str, nn.Module]:
 
 
 def rounding(run: Path, flowers: Path) -> dict[str, float]:
-    """What bfloat16 weights change: features of val's images, and the probes that train on train's.
+    """Measure what bfloat16 weights change: features of val's images, and the probes that train on train's.
 
     Returns:
         features, largest: the difference of pooled features relative to their length, of all images together and of
@@ -236,74 +319,44 @@ def rounding(run: Path, flowers: Path) -> dict[str, float]:
     return found
 
 
-def collect(row: Row, out: Path) -> None:
-    """Write what is small of a row that is trained: the run without checkpoints, and its scores and figures."""
-    small = out / row.name
-    parts_of = small / "export"
-    parts_of.mkdir(parents=True, exist_ok=True)
-    for name in ("recipe.toml", "environment.json", "metrics.jsonl", "export/config.json"):
-        shutil.copyfile(row.run / name, small / name)
-    whole = row.run / "export" / "model.safetensors"
-    data = whole.read_bytes()
-    for number, start in enumerate(range(0, len(data), PART)):
-        (parts_of / f"{whole.name}.part{number}").write_bytes(data[start : start + PART])
-    kept = [json.loads(path.read_text()) for path in map(row.kept, STEPS) if path.exists()]
-    lines = [json.loads(line) for line in (row.run / "metrics.jsonl").read_text().splitlines()]
-    timed = [line for line in lines if "images_per_second" in line]
-    batch = Recipe.load(row.run / "recipe.toml").optim.batch_size
-    sha256, joined = weights.sha256(whole), f"{row.name}/export/{whole.name}"
-    content = {
-        "row": row.name,
-        "command": f"python -m scott_models.pretrain {shlex.join([row.recipe, *row.changes])} --data DATA --out RUN",
-        "hardware": (start := json.loads((row.run / "environment.json").read_text())[-1])["gpu"]
-        or f"{start['cpus']} CPU cores",
-        "images_per_second": round(median(line["images_per_second"] for line in timed), 1),
-        "peak_gib": max((line["peak_gib"] for line in timed if "peak_gib" in line), default=None),
-        "minutes": round(seconds_of(lines, batch) / 60, 1),
-        "sha256": sha256,
-        "join": f"cat {joined}.part* > {joined} && echo '{sha256}  {joined}' | sha256sum --check",
-        "scores": [score for result in kept for score in result["scores"]],
-        **{name: value for result in kept for name, value in result.items() if name != "scores"},
-    }
-    (out / f"{row.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+def probe_apart(row: Row, session: Session, steps: Sequence[Step]) -> None:
+    """Probe a row in a process of its own: an error of the device there would spoil all that follows it here."""
+    wanted = [step for step in steps if not all(row.scores(step, s).is_file() for s in range(session.seeds))]
+    if not wanted or session.clock.left < MARGIN:
+        return
+    command = [sys.executable, __file__, *session.options, "--probes-only", "--rows", row.name, "--steps", *wanted]
+    status = run_until([*command, "--minutes", f"{session.clock.left / 60:.3f}"], session.clock.left)
+    if status not in STOPPED:
+        session.failed.append(f"{row.name}: probes")
 
 
-def reproduce(
-    rows: Sequence[Row],
-    flowers: Path,
-    out: Path,
-    clock: Clock,
-    seeds: int,
-    kinds: Sequence[Kind],
-    steps: Sequence[Step],
-) -> bool:
-    """All rows as far as the time goes: first each with its `fast` probes, then those by the paper's protocol.
+def reproduce(session: Session) -> bool:
+    """Run all rows as far as the time goes: first each with its `fast` probes, then those by the paper's protocol.
 
     Returns:
         whether all is done.
     """
-
-    def take(row: Row, step: Step) -> None:
-        if row.is_trained and not row.kept(step).exists() and clock.allows_another():
-            with clock.step(f"{row.name}: probes, {step}"):
-                probed(row, flowers, step, seeds, kinds)
-            collect(row, out)
-
-    for row in rows:
-        if not row.is_trained and clock.left > MARGIN:
-            clock.tell(f"{row.name}: pretraining")
-            pretrain(row, flowers, clock)
+    for row in session.rows:
+        if not row.is_trained and fits(row, session):
+            with session.clock.step(f"{row.name}: pretraining"):
+                started = time.monotonic()
+                begun = any(row.run.glob("checkpoints/step_*.pt"))
+                pretrain(row, session)
+            if row.is_trained and not begun:  # by which those that follow are judged
+                write_whole(row.run / "seconds", f"{time.monotonic() - started:.1f}".encode())
         if row.is_trained:
-            collect(row, out)
-        for step in ("target", "context"):
-            take(row, step)
-    if "paper" in steps:
-        for row in rows:
-            take(row, "paper")
-    return all(row.is_trained and all(row.kept(step).exists() for step in steps) for row in rows)
+            session.leave(row)
+            probe_apart(row, session, [step for step in session.steps if step != "paper"])
+    for row in session.rows:
+        if row.is_trained and "paper" in session.steps:
+            probe_apart(row, session, ["paper"])
+    seeds = range(session.seeds)
+    return all(
+        row.is_trained and all(row.scores(s, n).is_file() for s in session.steps for n in seeds) for row in session.rows
+    )
 
 
-def main() -> None:
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     scale = parser.add_mutually_exclusive_group(required=True)
     scale.add_argument("--gpu", action="store_true", help="the paper's scale")
@@ -315,26 +368,48 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=28, help="after which nothing is begun any more; default 28")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of {' '.join(known_rows())}")
     parser.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
-    parser.add_argument("--probes", nargs="+", choices=KINDS, default=KINDS, help="default: all")
-    parser.add_argument("--protocol", choices=("fast", "both"), help="of the probes; default: both on a GPU")
-    given = parser.parse_args()
+    parser.add_argument("--probes", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, help="of the probes; default: on a GPU all, else fast ones"
+    )
+    parser.add_argument("--trial", action="store_true", help="make 20 updates of each model, nothing else")
+    parser.add_argument("--pack", action="store_true", help="leave few files: ROW.tar and ROW.weights.*")
+    parser.add_argument("--probes-only", action="store_true", help="train nothing; probe the rows that are trained")
+    return parser, parser.parse_args()
+
+
+def main() -> None:
+    parser, given = parse()
     if given.gpu and not torch.cuda.is_available():
         parser.error("--gpu: expected a GPU, found none; --rehearse tries everything at toy scale")
-    work = given.work or given.out.with_name(f"{given.out.name}-work")
-    known = known_rows()
     names = given.rows or (ON_CPU if given.cpu else ON_GPU)
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"--rows: expected some of {known}, got {unknown}")
-    rows = [Row.of(name, work, TOY if given.rehearse else ()) for name in names]
-    both = given.protocol == "both" if given.protocol else given.gpu
-    steps: list[Step] = ["target", "context", "paper"] if both else ["target", "context"]
-    given.out.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
+    if unknown := [name for name in names if name not in known_rows()]:
+        parser.error(f"--rows: expected some of {known_rows()}, got {unknown}")
+    work = given.work or given.out.with_name(f"{given.out.name}-work")
+    rows = [Row.load(name, work, TOY if given.rehearse else ()) for name in names]
+    steps = given.steps or (STEPS if given.gpu else ("target", "context"))
+    scale = "--gpu" if given.gpu else "--cpu" if given.cpu else "--rehearse"
+    options = [scale, "--data", *map(str, given.data), "--out", str(given.out), "--work", str(work)]
+    options += ["--seeds", str(given.seeds), "--probes", *given.probes, *(["--pack"] if given.pack else [])]
+    for folder in (given.out, work):
+        folder.mkdir(parents=True, exist_ok=True)
     with told_in_a_sentence():
         clock = Clock(given.minutes)
-        flowers = unpacked(given.data, work)
-        done = reproduce(rows, flowers, given.out, clock, given.seeds, given.probes, steps)
-        print(f"{given.out}: all done" if done else "the time is spent; the same command goes on", file=sys.stderr)
+        flowers = unpack_images(given.data, work)
+        session = Session(rows, flowers, given.out, clock, given.seeds, given.probes, steps, given.pack, options)
+        if given.probes_only:
+            for row in rows:
+                if row.is_trained:
+                    probe_row(row, session)
+        elif given.trial:
+            try_models(session)
+        else:
+            session.rows = as_tried(rows, given.out)
+            done = reproduce(session)
+            print(f"{given.out}: all done" if done else "the time is spent; the same command goes on", file=sys.stderr)
+    if session.failed:
+        print(f"failed, with their words above: {'; '.join(session.failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""Go through docs/gpu.md's calls on this machine, at toy scale, with the limits of a lease enforced.
+
+python benchmarks/paper/rehearse_lease.py --data flowers102-320-*.tar --out rehearsal
+
+A machine as one is lent is played by a folder: a call carries at most 64 MiB there, ends after ten minutes, and brings
+back at most eight files of 16 MiB; the network is off where the system allows it, and packages that such machines lack
+cannot be imported. Whatever goes beyond is an error. Needs torch, torchvision, timm and accelerate.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lease import CARRIED, EACH, FILES, ROOT, WORK
+
+PAGE = ROOT / "docs" / "gpu.md"
+SECONDS, BACK, DEPTH = 600, 64 * 2**20, 2  # of a call, bytes back in all, folders below the one that comes back
+ABSENT = ("imagehash", "tyro", "rich", "jinja2", "datasets", "gradio")
+HERE, THERE = "python benchmarks/paper/lease.py ", "python3 lease/benchmarks/paper/lease.py "
+ROWS = ("scott_3_16", "inductive")
+
+
+class Machine:
+    """Play the machine that is lent, in a folder.
+
+    Attributes:
+        carried, returned: bytes of each call so far.
+        seconds: of each call so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.carried: list[int] = []
+        self.returned: list[int] = []
+        self.seconds: list[float] = []
+        absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ABSENT)  # an import of it fails
+        (folder / "absent").mkdir(parents=True)
+        (folder / "absent" / "sitecustomize.py").write_text(f"import sys\n{absent}")
+        isolate = ["unshare", "--net", "--map-root-user"]
+        works = shutil.which("unshare") and subprocess.run([*isolate, "true"], check=False).returncode == 0
+        self.isolate = isolate if works else []
+
+    def run(self, command: str, carry: Path, back: Path) -> str:
+        """Run a command in a fresh copy of `carry`, bring what it leaves in $OUT to `back`; returns what it printed.
+
+        Raises:
+            RuntimeError: more is carried, or left, than the lease allows, or the command failed or took too long.
+        """
+        tree, out = self.folder / "tree", self.folder / "out"
+        for place in (tree, out):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(carry, tree / carry.name)
+        self.carried.append(sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()))
+        require(self.carried[-1] <= CARRIED, f"at most {CARRIED:,} bytes to carry, found {self.carried[-1]:,}")
+        out.mkdir()
+        paths = [str(Path(sys.executable).parent), os.defpath]
+        environment = {"PATH": os.pathsep.join(paths), "HOME": str(self.folder), "OUT": str(out)}
+        environment["PYTHONPATH"] = str(self.folder / "absent")
+        started = time.monotonic()
+        with (self.folder / "printed").open("w+") as printed:
+            process = subprocess.Popen(
+                [*self.isolate, "bash", "-c", command],
+                cwd=tree, env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS)
+            kill_group(process.pid)  # what stays behind must have a session of its own
+            status = process.wait()
+        text = (self.folder / "printed").read_text()
+        self.seconds.append(time.monotonic() - started)
+        require(status == 0, f"status 0 of {command!r} within {SECONDS} s, found {status}: {text}")
+        self.bring_back(out, back)
+        return text
+
+    def bring_back(self, out: Path, back: Path) -> None:
+        files = [path for path in out.rglob("*") if path.is_file()]
+        sizes = [path.stat().st_size for path in files]
+        names = [part for path in files for part in path.relative_to(out).parts]
+        require(len(files) <= FILES, f"at most {FILES} files back, found {len(files)}")
+        require(
+            max(sizes, default=0) <= EACH, f"files of at most {EACH:,} bytes, found one of {max(sizes, default=0):,}"
+        )
+        require(sum(sizes) <= BACK, f"at most {BACK:,} bytes back, found {sum(sizes):,}")
+        deepest = max((len(path.relative_to(out).parts) - 1 for path in files), default=0)
+        require(deepest <= DEPTH, f"files at most {DEPTH} folders deep, found {deepest}")
+        odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]+", name)]
+        require(not odd, f"names of letters, digits, '.', '_' and '-', found {odd}")
+        shutil.copytree(out, back, dirs_exist_ok=True)
+        self.returned.append(sum(sizes))
+
+
+def require(condition: bool, expected: str) -> None:
+    if not condition:
+        raise RuntimeError(f"lease: expected {expected}")
+
+
+def kill_group(group: int) -> None:
+    with suppress(ProcessLookupError):  # nothing stayed behind
+        os.killpg(group, signal.SIGKILL)
+
+
+def calls() -> list[str]:
+    """Read the calls of the page, here and there, in their order."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith((HERE, THERE))]
+
+
+def rehearse(
+    data: Sequence[Path],
+    folder: Path,
+    out: Path,
+    rows: Sequence[str] = ROWS,
+    after: Callable[[str, Path], None] | None = None,
+) -> Machine:
+    """Make the page's calls with these tar files in place of its own, each `poll` as often as it asks for.
+
+    Args:
+        folder: for the machine and all that is on the way; it must not be there yet.
+        out: for the unpacked results.
+        after: called after each call there, with its command and the machine's work folder.
+    """
+    machine, work, staged, returned = (
+        Machine(folder / "machine"),
+        folder / "work",
+        folder / "lease",
+        folder / "returned",
+    )
+    tars = iter(data)
+    for line in calls():
+        if line.startswith(HERE):
+            words = line.removeprefix(HERE).split()
+            words = [str(next(tars)) if word.endswith(".tar") else word for word in words]
+            places = {"lease": staged, "RETURNED": returned, "results": out}
+            arguments = [str(places.get(word, word)) for word in words]
+            subprocess.run([sys.executable, str(ROOT / "benchmarks/paper/lease.py"), *arguments], check=True)
+            continue
+        command = re.sub(r"(lease\.py (?:take|start|poll))", rf"\1 --work {work}", line)
+        command = re.sub(r"--minutes \d+", rf"\g<0> --rehearse --seeds 2 --rows {' '.join(rows)}", command)
+        while True:
+            printed = machine.run(command, staged, returned)
+            print(printed, end="", file=sys.stderr)
+            if after:
+                after(command, work)
+            if " poll " not in command or "nothing is left" in printed:
+                break
+    require("all steps did what they should" in printed, "all steps to end with status 0; their words are above")
+    return machine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="the tar files, in the page's order")
+    parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--rows", nargs="+", default=ROWS, help=f"default: {' '.join(ROWS)}")
+    given = parser.parse_args()
+    machine = rehearse(given.data, given.out, given.out / "results", given.rows)
+    print("call  MiB there  MiB back  seconds")
+    for number, (there, back, seconds) in enumerate(zip(machine.carried, machine.returned, machine.seconds), start=1):
+        print(f"{number:4}  {there / 2**20:9.1f}  {back / 2**20:8.1f}  {seconds:7.1f}")
+    print(f"(the default work folder on a GPU machine is {WORK})")
+
+
+if __name__ == "__main__":
+    main()

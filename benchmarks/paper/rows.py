@@ -1,0 +1,77 @@
+"""The rows of the paper's tables that begin with a pretraining on Flowers-102, and where their runs are."""
+
+import shlex
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+from scott_models.contenders import Contender, gflop
+from scott_models.data import find_samples
+from scott_models.pretrain import Recipe
+
+FOLDER = Path(__file__).parent
+# In order of value.
+ON_GPU = (
+    "scott_12_16", "scott_3_16", "scott_7_16", "scott_9_16", "blocks_masked", "inductive", "scott_vit_12_16",
+    "mask_random_0.6",
+)  # fmt: skip
+ON_CPU = ("scott_12_16_cpu", "scott_9_16_cpu", "scott_7_16_cpu")
+TOY = ("model.img_size=32", "data.short_side=36", "optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=4")
+Step = Literal["target", "context", "paper"]  # the probes of a row; the last is the target's by the paper's protocol
+STEPS: tuple[Step, ...] = get_args(Step)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables, the recipe of its pretraining, and the folder of its run."""
+
+    name: str
+    recipe: str
+    changes: tuple[str, ...]
+    run: Path
+
+    @classmethod
+    def load(cls, name: str, work: Path, changes: Sequence[str] = ()) -> "Row":
+        """Read the row of a TOML file, whose first command is its pretraining, and add further changes."""
+        command = first_command(name)
+        own = [word for word in command if "=" in word]
+        return cls(name, command[command.index("--recipe") + 1], (*own, *changes), work / name)
+
+    def changed(self, *changes: str) -> "Row":
+        """Copy the row with further changes of its recipe."""
+        return replace(self, changes=(*self.changes, *changes))
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.run / "export" / "model.safetensors").is_file()
+
+    def scores(self, step: Step, seed: int) -> Path:
+        """Name the file that keeps the scores of one step and seed."""
+        return self.run / "probes" / f"{step}-{seed}.json"
+
+    @cached_property
+    def settings(self) -> Recipe:
+        return Recipe.load(self.recipe, self.changes)
+
+    def petaflop(self, flowers: Path) -> float:
+        """Count the operations of the whole pretraining."""
+        settings = self.settings
+        batch = settings.optim.batch_size
+        updates = settings.optim.epochs * (len(find_samples([flowers], settings.data.splits)) // batch)
+        image = gflop(Contender(settings.model.name, "step", img_size=settings.model.img_size))
+        assert image is not None
+        return updates * batch * image / 1e6
+
+
+def first_command(name: str) -> list[str]:
+    """Split a row's first command into words."""
+    return shlex.split(tomllib.loads((FOLDER / f"{name}.toml").read_text())["commands"][0])
+
+
+def known_rows() -> list[str]:
+    """List the rows that begin with a pretraining on Flowers-102."""
+    names = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return [name for name in names if {"pretrain", "flowers102:ROOT"} <= {*first_command(name)}]
