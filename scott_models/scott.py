@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import weights
 from .attention import Dropout
 from .errors import WeightsError
-from .layers import Block, PlainLayerNorm, sincos_2d
+from .layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from .pool import AttentivePool
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
@@ -138,7 +138,7 @@ class SCOTT(VisionTransformer):
                     module.reset_parameters()
             self.attn_pool.init_weights()
         if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            draw_normal(self.head.weight, 0.02)
             nn.init.zeros_(self.head.bias)
 
     def init_non_persistent_buffers(self) -> None:
