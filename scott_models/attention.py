@@ -17,7 +17,7 @@ LARGEST_WRITTEN_OUT = 2**25  # attention weights of one image, all heads: 64 MiB
 PIECE = 2**20  # attention weights of a piece of a batch
 
 
-# torch.library.custom_op would be shorter, but older torch lets it have no tags.
+# torch.library.custom_op would be shorter, but takes no tags before torch 2.8.
 torch.library.define(
     "scott_models::kept",
     "(Tensor like, SymInt[] shape, SymInt dropped) -> Tensor",
