@@ -55,12 +55,12 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
     trained, tested = find_labelled([flowers], [flowers])
     assert len(trained.names) == len(names)
     with tempfile.TemporaryDirectory() as temporary:
-        released = weights.resolve(tag)
+        path, released = weights.load(tag)
         if classifier is None:
-            classifier, whole = Path(temporary) / "classifier", f"local-dir:{released.parent}"  # with its mask token
+            classifier, whole = Path(temporary) / "classifier", f"local-dir:{path.parent}"  # with its mask token
             probe(whole, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=classifier)
         found = load_file(classifier / "model.safetensors")
-        if not all(torch.equal(found[name], tensor.float()) for name, tensor in load_file(released).items()):
+        if not all(torch.equal(found[name], tensor.float()) for name, tensor in released.items()):
             raise WeightsError(f"{classifier}: expected a classifier on the weights of {tag}, found others")
         model = timm.create_model(f"local-dir:{classifier}", pretrained=True)
         weights.export(model, folder, label_names=names)

@@ -17,8 +17,17 @@ LARGEST_WRITTEN_OUT = 2**25  # attention weights of one image, all heads: 64 MiB
 PIECE = 2**20  # attention weights of a piece of a batch
 
 
-@torch.library.custom_op("scott_models::kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def kept(like: Tensor, shape: list[int], dropped: int) -> Tensor:
+# torch.library.custom_op would be shorter, but takes no tags before torch 2.8.
+torch.library.define(
+    "scott_models::kept",
+    "(Tensor like, SymInt[] shape, SymInt dropped) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+)
+kept = torch.ops.scott_models.kept
+
+
+@torch.library.impl("scott_models::kept", "default")
+def _kept(like: Tensor, shape: list[int], dropped: int) -> Tensor:
     """What dropout multiplies with: bfloat16 of a shape, 0 with probability dropped / 65536 and 1 otherwise.
 
     Each random word of 64 bits, of torch's generator for `like`'s device, makes four decisions, where `bernoulli_`
@@ -30,7 +39,7 @@ def kept(like: Tensor, shape: list[int], dropped: int) -> Tensor:
     return kept.mul_(0x3F80).view(torch.bfloat16)  # the bits of 1.0
 
 
-@kept.register_fake
+@torch.library.register_fake("scott_models::kept")
 def _(like: Tensor, shape: list[int], dropped: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device=like.device)
 

@@ -57,7 +57,7 @@ def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
             return weights.verified(copy, tag, entry, "try again")
     if entry["repository"] is None:
         return weights.resolve(tag)  # which says that it is nowhere
-    return weights.from_hub(tag, entry, cache_dir=partial).resolve()
+    return weights.from_hub(tag, entry, weights.verified, cache_dir=partial).resolve()
 
 
 def _write_config(model: str, entry: Entry, file: Path) -> None:

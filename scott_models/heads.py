@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .classifiers import Accuracy, logistic
 from .features import Features
+from .layers import draw_normal
 from .pool import AttentivePool
 from .pretrain.engine import apply_gradients, build_optimizer, set_schedules
 from .pretrain.loader import Order, Place
@@ -47,7 +48,7 @@ Head = LinearHead | AttentiveHead
 def classifier(dim: int, classes: int) -> nn.Linear:
     """The last layer of a head: truncated-normal weights of spread 0.02, no bias yet."""
     linear = nn.Linear(dim, classes)
-    nn.init.trunc_normal_(linear.weight, std=0.02)
+    draw_normal(linear.weight, 0.02)
     nn.init.zeros_(linear.bias)
     return linear
 

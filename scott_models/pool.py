@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Dropout
-from .layers import SwiGLU, swiglu_width
+from .layers import SwiGLU, draw_normal, swiglu_width
 from .on_cpu import Linear
 
 HEADS = 4
@@ -60,7 +60,7 @@ class AttentivePool(nn.Module):
     def init_weights(self) -> None:
         """Truncated-normal weights and query of spread 0.02."""
         for weight in (self.query, self.q.weight, self.kv.weight, self.proj.weight, *self.mlp.parameters()):
-            nn.init.trunc_normal_(weight, std=0.02)
+            draw_normal(weight, 0.02)
         for norm in (self.norm1, self.norm2, self.norm3):
             norm.reset_parameters()
 

@@ -4,6 +4,7 @@ Source: "Escaping the Big Data Paradigm in Self-Supervised Representation Learni
 Appendix C.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from . import weights
 from .attention import Dropout
 from .errors import WeightsError
-from .layers import Block, PlainLayerNorm, sincos_2d
+from .layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from .pool import AttentivePool
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
@@ -137,7 +138,7 @@ class SCOTT(VisionTransformer):
                     module.reset_parameters()
             self.attn_pool.init_weights()
         if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            draw_normal(self.head.weight, 0.02)
             nn.init.zeros_(self.head.bias)
 
     def init_non_persistent_buffers(self) -> None:
@@ -262,6 +263,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
     return state_dict
 
 
+def _give(tensors: dict[str, Tensor], placeholder: dict[str, str], model: SCOTT) -> dict[str, Tensor]:
+    """Replace, as timm's filter, the placeholder of `weights.pretrained_cfg_overlay` by the verified tensors."""
+    model.pretrained_cfg.pop("state_dict")  # before timm copies it
+    return checkpoint_filter_fn(tensors, model)
+
+
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 0,
@@ -306,16 +313,19 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
         name = weights.tag_in(pretrained_cfg, variant)
     if entry := weights.usable().get(name or ""):
         kwargs = {**weights.POOL_ARGS[entry.get("head")], **kwargs}
+    filter_fn = checkpoint_filter_fn
     if pretrained and name:
-        kwargs["pretrained_cfg_overlay"] = weights.pretrained_cfg_overlay(
+        kwargs["pretrained_cfg_overlay"], tensors = weights.pretrained_cfg_overlay(
             name, kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
         )
+        if tensors is not None:
+            filter_fn = partial(_give, tensors)
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
         SCOTT,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )

@@ -1,6 +1,6 @@
 """Weights: manifest -> file (folder, wheel, Hub) -> sha256 -> timm, and back into timm's layout.
 
-A file is verified before a tensor of it is read, wherever it came from; only safetensors are read.
+Tensors of a tag are parsed from the very bytes that were verified, wherever they came from; only safetensors are read.
 """
 
 import hashlib
@@ -8,20 +8,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import safetensors.torch
 import timm
 import torch
-from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from .errors import UserError, WeightsError
 from .manifest import PACKAGE, Entry, entry_of, manifest
 from .reference import convert_reference, convert_reference_predictor
 
-__all__ = ["convert_reference", "convert_reference_predictor", "export", "manifest", "resolve"]
+__all__ = ["convert_reference", "convert_reference_predictor", "export", "load", "manifest", "resolve"]
 
 # What a classifier's head needs of a SCOTT, as arguments; nothing of a backbone's, which has none.
 POOL_ARGS: dict[str | None, dict[str, Any]] = {
@@ -38,7 +38,11 @@ POOL_ARGS: dict[str | None, dict[str, Any]] = {
     "attentive": {"global_pool": "attentive"},
     "linear": {"fc_norm": True},
 }
+PIECE = 2**20  # bytes that are read at once of a file that is too long
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for where weights come from
+
+Found = TypeVar("Found")
+Check = Callable[[Path, str, Entry, str], Found]  # of a file, its tag, its entry, and what to do if it is damaged
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,8 @@ def is_released(path: Path, entry: Entry) -> bool:
 def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
     """The verified weight file of a tag: of the first folder that has it, or else of the Hub at the pinned commit.
 
+    Whoever reads the path afterwards may find other bytes there; `load` gives the tensors of those that were verified.
+
     Args:
         tag: e.g. "scott_3_16.mimjepa_flowers102_cpu".
         cache_dir, token: of the Hub, as `hub.fetch` takes them.
@@ -97,33 +103,55 @@ def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None 
         WeightsError: a tag the manifest does not know, a file that is nowhere or cannot be downloaded, or one whose
             sha256 is not the released file's.
     """
+    return _obtain(tag, verified, cache_dir=cache_dir, token=token)
+
+
+def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[str, Tensor]]:
+    """The weight file that `resolve` would give, and its tensors by name, parsed from the bytes that were verified.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    path, content = _obtain(tag, read, cache_dir=cache_dir)
+    return path, safetensors.torch.load(content)
+
+
+def _obtain(tag: str, check: Check[Found], *, cache_dir: str | Path | None = None, token: str | None = None) -> Found:
+    """What a check makes of a tag's file, where `resolve` looks for it."""
     entry = entry_of(tag)
     if path := find(tag):
         again = f"replace it: scott download {tag} --dir '{path.parents[1]}'"
         restore = "take it from the release again, or reinstall the package"  # there is nothing to download
-        return verified(path, tag, entry, again if entry["repository"] else restore)
+        return check(path, tag, entry, again if entry["repository"] else restore)
     if entry["repository"] is None:
         looked = ", ".join(str(folder / tag) for folder in folders())
         raise WeightsError(f"{tag}: no weight file in any of {looked}; put the released folder into one of them")
-    return from_hub(tag, entry, cache_dir=cache_dir, token=token)
+    return from_hub(tag, entry, check, cache_dir=cache_dir, token=token)
 
 
-def from_hub(tag: str, entry: Entry, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
-    """The verified weight file of a published tag; one that is damaged in the cache is downloaded once more.
+def from_hub(
+    tag: str,
+    entry: Entry,
+    check: Check[Found],
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+) -> Found:
+    """What a check makes of a published tag's file; one that is damaged in the cache is downloaded once more.
 
     Raises:
         WeightsError: it cannot be downloaded, or is not what was released.
     """
     path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token)
     try:
-        return verified(path, tag, entry, "a fresh download failed too")
+        return check(path, tag, entry, "a fresh download failed too")
     except WeightsError as damaged:
         logger.warning("%s: damaged, downloading it again", path)
         try:
             path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token, fresh=True)
         except WeightsError as error:
             raise WeightsError(f"{damaged}: {error}") from error
-    return verified(path, tag, entry, f"{entry['repository']} does not hold what was released, do not use it")
+    return check(path, tag, entry, f"{entry['repository']} does not hold what was released, do not use it")
 
 
 def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
@@ -133,11 +161,32 @@ def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
         WeightsError: other bytes; both hashes are named, and what to do.
     """
     if not is_released(path, entry):
-        raise WeightsError(
-            f"{path}: damaged or not the released weights of {tag}: expected sha256 {entry['sha256']}, found "
-            f"{sha256(path)} ({path.stat().st_size} bytes, expected {entry['bytes']}); {advice}"
-        )
+        raise _damaged(path, tag, entry, sha256(path), path.stat().st_size, advice)
     return path
+
+
+def read(path: Path, tag: str, entry: Entry, advice: str) -> tuple[Path, bytes]:
+    """The same path, and its bytes, opened once, if they are the released ones.
+
+    Raises:
+        WeightsError: as `verified`.
+    """
+    with path.open("rb") as file:
+        content = file.read(entry["bytes"])
+        digest, size = hashlib.sha256(content), len(content)
+        while further := file.read(PIECE):  # of a longer file, which need not fit into memory
+            digest.update(further)
+            size += len(further)
+    if (digest.hexdigest(), size) != (entry["sha256"], entry["bytes"]):
+        raise _damaged(path, tag, entry, digest.hexdigest(), size, advice)
+    return path, content
+
+
+def _damaged(path: Path, tag: str, entry: Entry, found: str, size: int, advice: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: damaged or not the released weights of {tag}: expected sha256 {entry['sha256']}, found "
+        f"{found} ({size} bytes, expected {entry['bytes']}); {advice}"
+    )
 
 
 def sha256(path: Path) -> str:
@@ -206,12 +255,17 @@ def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
 
 
 def pretrained_cfg_overlay(
-    tag: str, overlay: dict[str, Any] | None, cache_dir: str | Path | None = None
-) -> dict[str, Any]:
-    """timm's overlay with the verified file of a tag, unless the caller's overlay names a source of its own."""
+    tag: str, overlay: Mapping[str, Any] | None, cache_dir: str | Path | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """timm's overlay for a tag, and the tensors to load; None of them where the overlay names the caller's own source.
+
+    timm would open `file` once more, and so read bytes that nobody verified. `state_dict` outranks `file`, and timm
+    copies whatever is in it: so it holds no tensor, and timm's filter is where the tensors come in.
+    """
     if any((overlay or {}).get(name) for name in WEIGHT_SOURCES):
-        return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}  # or the tag's own would outrank the caller's
-    return {**(overlay or {}), "file": str(resolve(tag, cache_dir=cache_dir))}
+        return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}, None  # or the tag's own would outrank the caller's
+    path, tensors = load(tag, cache_dir=cache_dir)
+    return {**(overlay or {}), "file": str(path), "state_dict": {"of": tag}}, tensors
 
 
 def zoo() -> list[dict[str, Any]]:
@@ -320,7 +374,7 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
     model = model.to("cpu", memory_format=torch.contiguous_format)
     with replaced(folder) as partial:
         # safetensors' own writer makes a file that its owner alone may read
-        (partial / "model.safetensors").write_bytes(save(model.state_dict()))
+        (partial / "model.safetensors").write_bytes(safetensors.torch.save(model.state_dict()))
         write_config(model, partial / "config.json", model_args, label_names)
     return folder
 

@@ -1,10 +1,12 @@
 """sdist and wheel carry what the package reads, and the installed wheel loads its weights without a network."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -92,6 +94,14 @@ def test_installed_from_a_checkout_it_finds_the_checkouts_weights(tmp_path):
             assert Path(result.stdout.strip()) == checkout / "weights" / TAG / "model.safetensors", result.stderr
         else:
             assert "no weight file in any of" in result.stderr
+
+
+def test_the_oldest_versions_that_are_allowed_are_the_ones_that_ci_tests():
+    required = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
+    allowed = {name for name in required if name.startswith(("torch", "timm"))}
+    tested = re.findall(r"\b(?:torch|torchvision|timm)==[\d.]+", (CHECKOUT / ".ci" / "run").read_text())
+    assert len(allowed) == 3
+    assert sorted(tested) == sorted(name.replace(">=", "==") for name in allowed)
 
 
 def test_import_is_silent():

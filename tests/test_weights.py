@@ -1,12 +1,16 @@
+import io
 import json
+import pickle
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
+from timm.models import save_for_hf
 
 from scott_models import SCOTT, weights
 from scott_models.errors import WeightsError
@@ -85,6 +89,62 @@ def test_own_sources_are_left_alone(models_dir):
 
 def test_models_dir_comes_first(models_dir):
     assert weights.resolve(TAG) == models_dir / TAG / "model.safetensors"
+
+
+@pytest.fixture
+def exchanged(models_dir, monkeypatch):
+    """The path of released weights in whose place others are, well-formed ones, as soon as they have been read once."""
+    path, opened = models_dir / TAG / "model.safetensors", Path.open
+    others = save({name: torch.full_like(tensor, 7.0) for name, tensor in load_file(path).items()})
+
+    class ReadOnce(io.BytesIO):
+        def close(self):
+            super().close()
+            path.write_bytes(others)
+
+    def watched(self, mode="r", *arguments, **options):
+        file = opened(self, mode, *arguments, **options)
+        return ReadOnce(file.read()) if self == path and mode == "rb" else file
+
+    monkeypatch.setattr(Path, "open", watched)
+    yield path
+    assert path.read_bytes() == others
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_classes": 5}, {"in_chans": 1}, {"features_only": True}, {"img_size": 64}]
+)
+def test_the_bytes_that_were_verified_are_the_ones_that_are_used(exchanged, options):
+    released = load_file(CHECKOUT / "weights" / TAG / "model.safetensors")
+    model = timm.create_model(TAG, pretrained=True, **options)
+    encoder = model.model if "features_only" in options else model
+    for name, tensor in encoder.blocks.state_dict().items():
+        assert torch.equal(tensor, released[f"blocks.{name}"].float()), name
+    assert (encoder.patch_embed.conv1.weight.abs() < 7).all()
+    with pytest.raises(WeightsError, match=re.escape(f"{exchanged}: damaged or not the released weights")):
+        timm.create_model(TAG, pretrained=True, **options)
+
+
+def test_a_model_keeps_the_place_of_its_weights_and_nothing_else_of_their_loading(tmp_path):
+    path = str(weights.resolve(TAG))
+    for options in ({}, {"features_only": True}, {"in_chans": 1, "num_classes": 5}):
+        model = timm.create_model(TAG, pretrained=True, **options)
+        for copy in (model, deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert copy.pretrained_cfg["file"] == copy.default_cfg["file"] == path
+            assert not {"state_dict"} & {*copy.pretrained_cfg, *copy.default_cfg}
+        assert weights.tag_in(model.pretrained_cfg, "scott_3_16") == TAG
+    assert "state_dict" not in timm.get_pretrained_cfg(TAG).to_dict()
+    model = timm.create_model(TAG, pretrained=True)
+    model = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=model.pretrained_cfg)  # and once more
+    save_for_hf(model, tmp_path / "saved")
+    assert "state_dict" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_a_longer_file_is_told_with_its_own_hash(models_dir):
+    path = models_dir / TAG / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"more" * 2**19)
+    with pytest.raises(WeightsError, match=f"found {weights.sha256(path)} \\({path.stat().st_size} bytes, expected"):
+        weights.load(TAG)
 
 
 def test_a_flipped_byte_is_refused(models_dir):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import PlainLayerNorm
+from ..layers import PlainLayerNorm, draw_normal
 from ..on_cpu import Linear
 from ..scott import SCOTT, places_of
 from . import masks
@@ -29,7 +29,7 @@ class NamingStudent(nn.Module):
         self.encoder = encoder
         self.norm = PlainLayerNorm(encoder.embed_dim)
         self.head = Linear(encoder.embed_dim, words)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:

@@ -147,10 +147,10 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
     if init in weights.manifest():
         model = init.split(".", maxsplit=1)[0]
         require(grow or model == name, "model.name", f"{model}, whose weights {init} are, or model.grow=true", name)
-        path = weights.resolve(init)
+        path, released = weights.load(init)
         heads = weights.registered_args(model)["num_heads"]  # or it would not be a tag's
     else:
-        folder = Path(init.removeprefix("local-dir:"))
+        released, folder = None, Path(init.removeprefix("local-dir:"))
         path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
         if not path.is_file():
             tags = sorted(weights.manifest())
@@ -161,7 +161,7 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
             f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
         )
     try:
-        state = load_file(path)
+        state = load_file(path) if released is None else released
         if encoder.mask_token is not None:
             state.setdefault("mask_token", encoder.mask_token)
         if grow:

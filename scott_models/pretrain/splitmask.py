@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from ..layers import Block, PlainLayerNorm, sincos_2d
+from ..layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from ..on_cpu import Linear
 from ..scott import SCOTT, places_of
 from . import masks
@@ -63,7 +63,7 @@ class SplitStudent(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.head = Linear(decoder.dim, words)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(

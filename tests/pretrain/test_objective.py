@@ -207,6 +207,24 @@ def test_starting_from_released_weights():
     assert torch.equal(objective.predictor.head[2].weight, fresh.predictor.head[2].weight)  # starts as ever
 
 
+def test_starting_from_the_bytes_that_were_verified(tmp_path, monkeypatch):
+    """Whatever the file holds once they have been read."""
+    path, read = Path(shutil.copy(weights.resolve(TAG), tmp_path)), weights.read
+    released = load_file(weights.resolve(TAG))
+
+    def exchange(*arguments):
+        found = read(*arguments)
+        path.write_bytes(b"others")
+        return found
+
+    monkeypatch.setattr(weights, "find", lambda tag: path)
+    monkeypatch.setattr(weights, "read", exchange)
+    state = build_objective(small(init=TAG)).context_encoder.state_dict()
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in released.items())
+    with pytest.raises(WeightsError, match="damaged or not the released weights"):
+        build_objective(small(init=TAG))
+
+
 def test_starting_from_a_folder_without_a_mask_token(tmp_path):
     """The mask token stays fresh where the file has none, and a classifier's head stays behind."""
     model = timm.create_model("scott_3_16", img_size=48, num_classes=5)
@@ -262,7 +280,7 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
 def test_tags_have_their_models_heads(tmp_path, monkeypatch):
     """Also from the Hub's cache, where nothing but the weights lies."""
     path = shutil.copy(weights.resolve(TAG), tmp_path)
-    monkeypatch.setattr(weights, "resolve", lambda tag: Path(path))
+    monkeypatch.setattr(weights, "find", lambda tag: Path(path))
     build_objective(small(init=TAG))
     with pytest.raises(WeightsError, match="expected weights of 6 heads, found 4 in .*; set model.num_heads=4"):
         build_objective(small(init=TAG, num_heads=6))
