@@ -139,7 +139,9 @@ def test_crops_are_made_once(split_photos, monkeypatch):
     images = store.open_images(find_samples([split_photos]), 36)
     encoder = model().eval()
     watching = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)
-    expected = [torch.cat([centre_crops([images[i]], 32) for i in part]) for part in (watching.train, watching.held_out)]
+    expected = [
+        torch.cat([centre_crops([images[i]], 32) for i in part]) for part in (watching.train, watching.held_out)
+    ]
     monkeypatch.setattr(monitor, "centre_crops", None)
     assert watching.crops.dtype == torch.uint8
     assert torch.equal(watching.crops, torch.cat(expected))
