@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -185,11 +186,13 @@ def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
 
 
 class Convolutional(torch.nn.Module):
-    """An objective around BatchNorm: the crops' own mean is to be 0."""
+    """An objective around BatchNorm, with dropout: its output is to be 0."""
 
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 1, 3))
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Conv2d(4, 1, 3)
+        )
         self.spoilt = 1.0
 
     def inputs(self, crops, draws):
@@ -233,7 +236,7 @@ def test_processes_exchange_buffers_that_training_changes(recipe, tmp_path, buil
 
 
 def fail(*_):
-    raise RuntimeError("no such\ncompiler\nfor many reasons")
+    raise RuntimeError("no such compiler\nfor many reasons\non many lines")
 
 
 @pytest.fixture
@@ -251,9 +254,8 @@ def broken_compiler(monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("build", [engine.build_objective, convolutional])
 @pytest.mark.parametrize("where", ["forward", "backward", "second update"])
-def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, capsys, parts, build, where):
+def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, capsys, parts, where):
     """To the same weights as if it had never compiled; dropout is drawn again."""
     backward = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=fail)
     broken_compiler(backward if where == "backward" else fail)
@@ -261,7 +263,7 @@ def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, 
     results = []
     for choice in ("off", "auto"):
         recipe = Recipe.load("smoke", [*SMALL, f"run.accumulate={parts}", f"run.compile={choice}"])
-        running = engine.Engine(recipe, tmp_path, build)
+        running = engine.Engine(recipe, tmp_path, convolutional)
         for step, each in enumerate(batches, start=1):
             with torch.compiler.set_stance("force_eager" if where == "second update" and step == 1 else "default"):
                 running.update(recipe, each, step, 10, 5)
@@ -269,7 +271,7 @@ def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, 
     assert same(*results)
     told = capsys.readouterr().err
     assert told.count("torch.compile failed (") == told.count("\n") == 1
-    assert "no such compiler): the run goes on without it, and slower" in told.replace("RuntimeError: ", "")
+    assert re.search(r"RuntimeError: no such compiler.*\): the run goes on without it, and slower$", told)
 
 
 def test_timing_goes_on_without_a_compiler_that_fails(recipe, tmp_path, photos, broken_compiler, monkeypatch, capsys):

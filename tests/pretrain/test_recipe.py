@@ -34,7 +34,7 @@ def test_complete_toml_round_trip(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.load(path) == recipe
-    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5"])) == [
+    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5", "monitor.test=true"])) == [
         "optim.epochs: 7.0 and 2.0"
     ]
 
