@@ -164,8 +164,11 @@ class Supervised(nn.Module):
         """Nothing follows a classifier."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Vectors and biases are not decayed; each layer learns more slowly than the next, by `layer_decay`."""
-        groups = param_groups_layer_decay(self.model, weight_decay=1.0, layer_decay=self.optim.layer_decay)
+        """Vectors, biases and what the model itself names are not decayed; `layer_decay` slows the earlier layers."""
+        named: set[str] = getattr(self.model, "no_weight_decay", set)()  # such as positions and class tokens
+        groups = param_groups_layer_decay(
+            self.model, weight_decay=1.0, no_weight_decay_list=named, layer_decay=self.optim.layer_decay
+        )
         return [{**group, "decayed": group["weight_decay"] > 0} for group in groups]
 
 

@@ -101,6 +101,17 @@ def test_layers_below_learn_more_slowly():
     assert id(made.model.head.bias) not in decayed
 
 
+def test_what_a_model_names_is_not_decayed():
+    """timm's ViTs name their positions and class token; of SCOTT everything is decayed but vectors."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    made = Supervised(model, FinetuneRecipe.load("smoke", SMALL))
+    decayed = {id(p) for group in build_optimizer(made).param_groups if group["decayed"] for p in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
+    assert not names & model.no_weight_decay()
+    assert {"patch_embed.proj.weight", "head.weight"} <= names
+
+
 def test_the_whole_way_from_folders_to_a_classifier(photos, tmp_path, capsys):
     recipe = FinetuneRecipe.load("smoke", [*SMALL, "optim.epochs=8", "optim.peak_lr=0.002"])
     accuracy = finetune(recipe, [photos], [photos], tmp_path / "run")

@@ -4,8 +4,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import RecipeError, TrainingError, needs_extra
+from ..errors import RecipeError, TrainingError, UserError, needs_extra
 from ..on_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
 from .draws import Draws
 from .loader import Crops, Order, key, load
@@ -25,6 +25,7 @@ from .schedules import linear, warmup_flat_cosine
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 BAD_UPDATES = 3  # in a row, after which the run stops
+TRIAL = 3  # updates after which torch.compile is trusted
 WARM_UPDATES, TIMED_SECONDS = 3, 15
 DECODING_HOURS = 24  # that other processes wait for the first to decode all images
 
@@ -45,14 +46,14 @@ class Engine:
 
         recipe = settled(recipe)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
-        constants = DistributedDataParallelKwargs(broadcast_buffers=False)  # positions are, so they need no exchange
+        wrapping = DistributedDataParallelKwargs()
         try:
             self.accelerator = Accelerator(
                 mixed_precision="no",  # `autocast` is ours: Accelerate keeps the first precision of a process for good
                 gradient_accumulation_steps=recipe.run.accumulate,
                 log_with=list(recipe.run.trackers) or None,
                 project_dir=out,
-                kwargs_handlers=[patience, constants],
+                kwargs_handlers=[patience, wrapping],
             )
         except ValueError as error:
             raise RecipeError(f"recipe.run: {error}") from error
@@ -69,15 +70,21 @@ class Engine:
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
-        objective = build(recipe, compiled=can_compile(recipe, self.device))
+        compiled = can_compile(recipe, self.device)
+        self.on_trial, self.gave_up = TRIAL if compiled else 0, False  # updates left; whether torch.compile failed
+        objective = build(recipe, compiled=compiled)
         self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
         self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
+        self.statistics = [buffer for name in self.trained for buffer in persistent_buffers(self.parts[name])]
+        # Other buffers are constants, such as positions: they need no exchange.
+        wrapping.broadcast_buffers = any(buffer.is_floating_point() for buffer in self.statistics)
         if self.processes > 1:
             for name in self.trained:  # the rest, a teacher, is every process's own
                 setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
-        self.in_a_row = torch.zeros((), device=self.device)
+        self.in_a_row = torch.zeros((), device=self.device)  # skipped updates up to now
+        self.longest = torch.zeros((), device=self.device)  # row of them so far
         self.skipped = torch.zeros((), device=self.device)
 
     def order(self, recipe: Settings, images: int) -> Order:
@@ -85,14 +92,72 @@ class Engine:
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
     def update(
-        self, recipe: Settings, batch: Iterable[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
+        self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
     ) -> dict[str, Any]:
         """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
 
         Returns:
             lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
+
+        Raises:
+            TrainingError: no memory, or a failure of torch.compile that the run may not go on without.
         """
         lr, weight_decay = set_schedules(recipe, self.optimizer, step, total, steps_per_epoch)
+        before = [buffer.clone() for buffer in self.statistics]
+        loss = self.accelerator.reduce(self.try_compiled(recipe, batch, step, before), "mean")
+        grad_norm, skipped = apply_gradients(self.optimizer, loss)
+        put_back(self.statistics, before, skipped)
+        self.objective.after_step(step, total)
+        self.in_a_row = (self.in_a_row + skipped) * skipped
+        self.longest = torch.maximum(self.longest, self.in_a_row)
+        self.skipped += skipped
+        return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
+
+    def try_compiled(
+        self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int, before: Sequence[Tensor]
+    ) -> Tensor:
+        """Gather the gradients of a batch, from now on without torch.compile if it fails in the first updates.
+
+        Args:
+            before: what `statistics` were before the update.
+
+        Returns:
+            the loss of this process, a scalar on the device.
+
+        Raises:
+            TrainingError: as `update`.
+        """
+        if self.on_trial:
+            try:
+                loss = self.gather_gradients(recipe, batch, step)
+                self.on_trial -= 1
+                return loss
+            except (UserError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+                self.give_up_compiling(recipe, error)
+            self.optimizer.zero_grad()
+            put_back(self.statistics, before)
+        with torch.compiler.set_stance("force_eager") if self.gave_up else nullcontext():
+            return self.gather_gradients(recipe, batch, step)
+
+    def give_up_compiling(self, recipe: Settings, error: Exception) -> None:
+        """Say that torch.compile failed, and go on without it.
+
+        Raises:
+            TrainingError: the recipe insists on it, or other processes may go on with it.
+        """
+        reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # the first of many
+        if recipe.run.compile == "on" or self.processes > 1:
+            choice = "off" if recipe.run.compile == "auto" else "off or auto"
+            raise TrainingError(
+                f"recipe.run.compile: expected that torch.compile works, found {reason}; set run.compile={choice}"
+            ) from error
+        print(f"torch.compile failed ({reason}): the run goes on without it, and slower", file=sys.stderr)
+        self.on_trial, self.gave_up = 0, True
+
+    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int) -> Tensor:
+        """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
         for where, crops in batch:
@@ -104,12 +169,7 @@ class Engine:
                     loss = self.objective(*inputs)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
-        grad_norm, skipped = apply_gradients(self.optimizer, loss)
-        self.objective.after_step(step, total)
-        self.in_a_row = (self.in_a_row + skipped) * skipped
-        self.skipped += skipped
-        return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
+        return torch.stack(losses).mean()
 
     def on_host(self, values: dict[str, Any]) -> dict[str, float]:
         """What `update` returned as plain numbers, the updates skipped so far, a GPU's peak memory; waits for it."""
@@ -124,7 +184,7 @@ class Engine:
         Raises:
             TrainingError: three updates in a row were skipped because a gradient was not finite.
         """
-        if self.in_a_row.item() >= BAD_UPDATES:
+        if self.longest.item() >= BAD_UPDATES:
             raise TrainingError(
                 f"the loss or a gradient was not finite in {BAD_UPDATES} updates in a row; lower optim.peak_lr or set "
                 f"run.precision=no; {last_good()}"
@@ -151,8 +211,8 @@ class Engine:
         for name, part in self.parts.items():
             part.load_state_dict(before[name])
         self.optimizer.state.clear()
-        self.in_a_row.zero_()
-        self.skipped.zero_()
+        for count in (self.in_a_row, self.longest, self.skipped):
+            count.zero_()
         return speed
 
     def agreed(self, value: T) -> T:
@@ -210,6 +270,19 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
     optimizer.step()
     optimizer.zero_grad()
     return norm, skipped
+
+
+def persistent_buffers(module: nn.Module) -> list[Tensor]:
+    """What training changes besides parameters and a checkpoint holds, such as BatchNorm's statistics and counts."""
+    buffers = dict(module.named_buffers())
+    return [buffers[name] for name in module.state_dict() if name in buffers]
+
+
+@torch.no_grad()
+def put_back(buffers: Sequence[Tensor], before: Sequence[Tensor], skipped: Tensor | None = None) -> None:
+    """Give buffers the values they had before; with `skipped`, a scalar on their device, only if it is not 0."""
+    for buffer, old in zip(buffers, before):
+        buffer.copy_(old if skipped is None else torch.where(skipped > 0, old, buffer))
 
 
 def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:

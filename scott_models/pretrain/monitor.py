@@ -4,6 +4,7 @@ Every figure stands beside that of the same encoder before its first update (ran
 others): colours alone say much about some data sets, so a probe's score means nothing without it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,11 +26,14 @@ BATCH = 64
 HELD_OUT = 5  # one image of five
 DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
 COLLAPSED_SHARE = 0.5  # of the random weights' rank or spread
+SHARE_OF_DEVICE = 0.1  # of a GPU's free memory, for the crops
 
 
 @dataclass(frozen=True)
 class Health:
     """What the frozen, average-pooled features of images look like.
+
+    A figure that is no number may be given as None, as metrics.jsonl has it: JSON knows no NaN.
 
     Attributes:
         rankme: effective number of dimensions used, 1 to D (Garrido and others, 2023): exp of the entropy of the
@@ -45,6 +49,11 @@ class Health:
     cosine: float
     knn: float | None = None
     ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rankme", "spread", "cosine"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, math.nan)  # the way into a frozen dataclass
 
     @classmethod
     def of(cls, features: Tensor) -> "Health":
@@ -91,33 +100,40 @@ class Monitor:
     Images of a test split are left out, unless there are no others, or the recipe's `monitor.test` asks for them to be
     what is scored. Labels are used if every image has one, of at least two classes: of each class one image of five,
     at least one, is held out to score the probes, the others train them. Exact copies of an earlier image are never
-    chosen.
+    chosen. Crops are made once, and kept on a GPU if they take no more than 0.1 of its free memory.
 
     Args:
         autocast: makes the context of the forward passes.
+        watches: False for all processes but the first, which need no crops.
     """
 
     def __init__(
-        self, images: Images, recipe: Recipe, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        images: Images,
+        recipe: Recipe,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        *,
+        watches: bool = True,
     ) -> None:
-        self.images, self.device, self.autocast = images, device, autocast
-        self.size = recipe.model.img_size
+        self.device, self.autocast = device, autocast
         rng = np.random.default_rng(recipe.run.seed)
         self.train, self.held_out = choose(images, recipe.monitor.images, recipe.monitor.test, rng)
         names, numbers = np.unique([str(sample.label) for sample in images.samples], return_inverse=True)
         self.classes, labels = len(names), torch.from_numpy(numbers)
         self.train_labels, self.held_out_labels = labels[self.train], labels[self.held_out]
+        if watches and recipe.monitor.every:
+            crops = crops_of(images, [*self.train, *self.held_out], recipe.model.img_size)
+            fits = device.type == "cuda" and crops.nbytes <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
+            self.crops = crops.to(device) if fits else crops
 
     @torch.no_grad()
     def __call__(self, encoder: Any) -> Health:
         """Health of an encoder's features, in eval mode; the encoder's own mode is left as it was."""
         was_training = encoder.training
         encoder.eval()
-        chosen = [*self.train, *self.held_out]
         pooled = []
-        starts = range(0, len(chosen), BATCH)
-        for start in track(starts, "monitoring", total=len(chosen), size=BATCH):
-            crops = centre_crops([self.images[i] for i in chosen[start : start + BATCH]], self.size)
+        for crops in track(self.crops.split(BATCH), "monitoring", total=len(self.crops), size=BATCH):
             with self.autocast():
                 features = encoder.forward_features(normalize(crops.to(self.device).float() / 255))
             pooled.append(features.float().mean(dim=1).cpu())
@@ -130,6 +146,16 @@ class Monitor:
         scores = (classify(train, self.train_labels, test, self.classes) for classify in (knn, ridge))
         accuracies = (Accuracy.of(each, self.held_out_labels).top1 for each in scores)
         return Health(health.rankme, health.spread, health.cosine, *accuracies)
+
+
+def crops_of(images: Images, chosen: Sequence[int], size: int) -> Tensor:
+    """The central squares of the chosen images: uint8 (n, 3, size, size)."""
+    crops = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+    starts = range(0, len(chosen), BATCH)
+    for start in track(starts, "cropping", total=len(chosen), size=BATCH):
+        some = chosen[start : start + BATCH]
+        crops[start : start + len(some)] = centre_crops([images[i] for i in some], size)
+    return crops
 
 
 def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -25,10 +25,11 @@ OBJECTIVES = {
     "beit": ["data.views=same", "mask.kind=blockwise", "mask.ratio=0.4", "mask.blocks=masked", *DRY],
 }
 OBJECTIVES = {name: [f"objective.name={name}", *settings] for name, settings in OBJECTIVES.items()}
-# What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew).
+# What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
+# torch.compile rounds otherwise). The monitor's images it may not: looks at others do not compare.
 HARMLESS = {
-    "monitor": {"every", "images", "test"},
-    "run": {"workers", "accumulate", "log_every", "checkpoint_every", "keep", "trackers"},
+    "monitor": {"every"},
+    "run": {"workers", "accumulate", "compile", "log_every", "checkpoint_every", "keep", "trackers"},
 }
 
 
@@ -258,7 +259,10 @@ class Settings:
         return dataclasses.replace(self, **sections)  # type: ignore[type-var]
 
     def differences(self, other: Self) -> list[str]:
-        """Where another recipe would give other weights, e.g. "model.name: 'scott_3_16' and 'scott_7_16'"."""
+        """Where another recipe would give other weights, e.g. "model.name: 'scott_3_16' and 'scott_7_16'".
+
+        Or where its monitor would measure other images.
+        """
         ours, theirs = self._sections(), other._sections()
         return [
             f"{section}.{name}: {value!r} and {theirs[section][name]!r}"

@@ -9,14 +9,16 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
 from .monitor import Health, verdict
@@ -29,7 +31,8 @@ class Checkpoints:
     """Weights, the optimiser's state and the number of updates done, in files that are whole at any moment.
 
     The last `keep` are kept, and `best.pt`. Of several processes the first saves, and none shows in what is saved, so
-    that a run may go on with another number of them.
+    that a run may go on with another number of them. A thread writes while the run goes on, one file at a time. As a
+    context manager, the checkpoints are left when the last file is written.
 
     Args:
         parts: the modules whose weights are kept, by name.
@@ -45,24 +48,58 @@ class Checkpoints:
         keep: int = 2,
     ) -> None:
         self.folder, self.parts, self.optimizer, self.images, self.keep = folder, parts, optimizer, images, keep
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.writing: tuple[Path, Future[None]] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.wait()
+        except DataError:
+            if kind is None:  # or else what went wrong first is told
+                raise
 
     def files(self) -> list[Path]:
         """The checkpoints of updates, the last first."""
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
     def save(self, step: int, *, best: bool = False) -> None:
-        """Write beside and rename, so that a cut leaves the last whole checkpoint.
+        """Copy the state as it is now and leave it to a thread to write, after the file before is written.
+
+        Raises:
+            as `wait`, of the file before.
+        """
+        self.wait()
+        state = copied_to_host(
+            {
+                "step": step,
+                "images": self.images,
+                "objective": {name: part.state_dict() for name, part in self.parts.items()},
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+        path = self.folder / f"step_{step:09d}.pt"
+        self.writing = path, self.thread.submit(self._write, path, state, best)
+
+    def wait(self) -> None:
+        """Wait until what was saved last is a whole file.
 
         Raises:
             DataError: no room; the last good checkpoint is named.
         """
-        state = {
-            "step": step,
-            "images": self.images,
-            "objective": {name: part.state_dict() for name, part in self.parts.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        path, partial = self.folder / f"step_{step:09d}.pt", self.folder / "partial"
+        if self.writing is None:
+            return
+        (path, writing), self.writing = self.writing, None
+        try:
+            writing.result()
+        except (OSError, RuntimeError) as error:  # torch's writer wraps some of the former in the latter
+            raise DataError(f"{path}: cannot be written ({error}); make room; {self.last_good()}") from error
+
+    def _write(self, path: Path, state: dict[str, Any], best: bool) -> None:
+        """Write beside and rename, so that a cut leaves the last whole checkpoint."""
+        partial = self.folder / "partial"
         try:
             self.folder.mkdir(exist_ok=True)
             with partial.open("wb") as file:
@@ -73,14 +110,16 @@ class Checkpoints:
             if best:
                 _link(path, partial)
                 partial.replace(self.folder / "best.pt")
-        except (OSError, RuntimeError) as error:  # torch's writer wraps some of the former in the latter
+        except (OSError, RuntimeError):
             partial.unlink(missing_ok=True)
-            raise DataError(f"{path}: cannot be written ({error}); make room; {self.last_good()}") from error
+            raise
         for old in self.files()[self.keep :]:
             old.unlink()
 
     def last_good(self) -> str:
-        """Where a run that stops can go on from."""
+        """Where a run that stops can go on from; waits for the file that is being written."""
+        with suppress(DataError):  # a file that fails is not the last good one
+            self.wait()
         files = self.files()
         return f"the last good checkpoint is {files[0]}; go on with --resume" if files else "there is no checkpoint yet"
 
@@ -117,6 +156,19 @@ class Checkpoints:
         if files:
             raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")
         return 0
+
+
+def copied_to_host(state: Any) -> Any:
+    """A copy of nested dictionaries and lists, their tensors on the CPU, where no update changes them."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, list):
+        return [copied_to_host(value) for value in state]
+    if not isinstance(state, dict):
+        return state
+    copied = copy(state)  # which keeps the versions of modules, an attribute of a state_dict
+    copied.update((key, copied_to_host(value)) for key, value in state.items())
+    return copied
 
 
 def _link(path: Path, new: Path) -> None:
@@ -182,9 +234,17 @@ class Log:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.file:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-            self.file.write(json.dumps(finite) + "\n")  # JSON has no NaN
+            self.file.write(json.dumps(finite(line)) + "\n")
             self.file.flush()
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every float that is infinite or no number, at any depth: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: str) -> float:

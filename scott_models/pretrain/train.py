@@ -141,7 +141,8 @@ class Run:
 
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
         """What the run watches: a function of an encoder, whose result may be `better_than` another."""
-        return Monitor(images, recipe, self.engine.device, self.engine.autocast)
+        engine = self.engine
+        return Monitor(images, recipe, engine.device, engine.autocast, watches=engine.is_main)
 
     def build_album(self, recipe: Any, images: Images) -> Album | None:
         """Where pictures of the run are kept: of images that the monitor chose, of many classes."""
@@ -175,7 +176,7 @@ class Run:
             updates = track(updates, "training", total=total, size=size, done=self.done * size)
         batches = load(order, self.crops, self.done + 1, self.total, run.workers)
         saved = time.monotonic()
-        with self.log, closing(batches), stop_requests() as stop:
+        with self.log, self.checkpoints, closing(batches), stop_requests() as stop:
             for step, batch in zip(updates, batches):
                 values = engine.update(self.recipe, batch, step, self.total, order.steps)
                 last = step == self.total
@@ -186,11 +187,16 @@ class Run:
                 stopping = engine.on_any(stop()) if looked or engine.processes == 1 else False
                 if logged:
                     engine.accelerator.log(self.log.write(step, **engine.on_host(values)), step=step)
-                best = self.control is not None and (last or step % watch_every == 0) and self.watch(step)
+                watched = self.control is not None and (last or step % watch_every == 0)
+                best = watched and self.watch(step)
                 due = time.monotonic() - saved > 60 * run.checkpoint_every
                 if engine.is_main and (last or stopping or best or due):
                     self.checkpoints.save(step, best=best)
                     saved = time.monotonic()
+                if last or stopping:
+                    self.checkpoints.wait()
+                if watched:
+                    self.write_readme()
                 if stopping and not last:
                     engine.accelerator.wait_for_everyone()  # a launcher ends all as soon as one has left
                     raise Interrupted(
@@ -206,7 +212,6 @@ class Run:
             self.album.add(step, self.encoder)
         self.engine.accelerator.log(asdict(health), step=step)
         print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
-        self.write_readme()
         return best
 
     def write_readme(self) -> None:

@@ -1,10 +1,12 @@
 import math
+import re
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from scott_models.data import find_samples
-from scott_models.errors import RecipeError, TrainingError
+from scott_models.errors import DataError, RecipeError, TrainingError
 from scott_models.pretrain import Recipe, engine, store
 from scott_models.pretrain.loader import Crops
 
@@ -171,6 +173,141 @@ def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
     running.update(recipe, [batch()], 6, 10, 5)
     with pytest.raises(TrainingError, match="not finite in 3 updates in a row; lower optim.peak_lr .*; the last is x"):
         running.check(lambda: "the last is x")
+
+
+def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
+    """On a GPU nobody looks after each update."""
+    compute = running.objective.forward
+    for step, factor in enumerate((1, math.nan, math.nan, math.nan, 1), start=1):
+        running.objective.forward = lambda *inputs, factor=factor: compute(*inputs) * factor
+        running.update(recipe, [batch()], step, 10, 5)
+    with pytest.raises(TrainingError, match="not finite in 3 updates in a row"):
+        running.check(lambda: "")
+
+
+class Convolutional(torch.nn.Module):
+    """An objective around BatchNorm, with dropout: its output is to be 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Conv2d(4, 1, 3)
+        )
+        self.spoilt = 1.0
+
+    def inputs(self, crops, draws):
+        return (crops / 255 * self.spoilt,)
+
+    def forward(self, images):
+        return self.net(images).square().mean()
+
+    def after_step(self, step, total):
+        pass
+
+
+def convolutional(recipe, compiled):
+    objective = Convolutional()
+    if compiled:
+        objective.compile()
+    return objective
+
+
+def test_a_skipped_update_leaves_the_statistics_of_batchnorm(recipe, tmp_path):
+    running = engine.Engine(recipe, tmp_path, convolutional)
+    norm = running.objective.net[1]
+    first, second = batch(), batch()
+    running.update(recipe, [first], 1, 10, 5)
+    before = {name: tensor.clone() for name, tensor in running.objective.state_dict().items()}
+    assert norm.num_batches_tracked == 1
+    running.objective.spoilt = math.nan
+    running.update(recipe, [first, second], 2, 10, 5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in running.objective.state_dict().items())
+    running.objective.spoilt = 1.0
+    running.update(recipe, [second], 3, 10, 5)
+    assert norm.num_batches_tracked == 2
+    assert norm.running_mean.isfinite().all()
+    assert not torch.equal(norm.running_mean, before["net.1.running_mean"])
+
+
+@pytest.mark.parametrize(("build", "exchanged"), [(convolutional, True), (engine.build_objective, False)])
+def test_processes_exchange_buffers_that_training_changes(recipe, tmp_path, build, exchanged):
+    """Of BatchNorm; positions are constants."""
+    assert engine.Engine(recipe, tmp_path, build).accelerator.ddp_handler.broadcast_buffers is exchanged
+
+
+def fail(*_):
+    raise RuntimeError("no such compiler\nfor many reasons\non many lines")
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch):
+    """Let torch.compile use a backend, also where "auto" would not compile."""
+    compile_with = torch.compile
+    monkeypatch.setattr(engine, "can_compile", lambda recipe, device: recipe.run.compile != "off")
+
+    def use(backend):
+        torch.compiler.reset()
+        monkeypatch.setattr(torch, "compile", lambda function: compile_with(function, backend=backend))
+
+    yield use
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("where", ["forward", "backward", "second update"])
+def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, capsys, parts, where):
+    """To the same weights as if it had never compiled; dropout is drawn again."""
+    backward = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=fail)
+    broken_compiler(backward if where == "backward" else fail)
+    batches = [[batch(4 // parts) for _ in range(parts)] for _ in range(3)]
+    results = []
+    for choice in ("off", "auto"):
+        recipe = Recipe.load("smoke", [*SMALL, f"run.accumulate={parts}", f"run.compile={choice}"])
+        running = engine.Engine(recipe, tmp_path, convolutional)
+        for step, each in enumerate(batches, start=1):
+            with torch.compiler.set_stance("force_eager" if where == "second update" and step == 1 else "default"):
+                running.update(recipe, each, step, 10, 5)
+        results.append(weights(running))
+    assert same(*results)
+    told = capsys.readouterr().err
+    assert told.count("torch.compile failed (") == told.count("\n") == 1
+    assert re.search(r"RuntimeError: no such compiler.*\): the run goes on without it, and slower$", told)
+
+
+def test_timing_goes_on_without_a_compiler_that_fails(recipe, tmp_path, photos, broken_compiler, monkeypatch, capsys):
+    broken_compiler(fail)
+    monkeypatch.setattr(engine, "TIMED_SECONDS", 0.01)
+    crops = Crops(store.open_images(find_samples([photos]), 36), 32, 0)
+    running = engine.Engine(recipe, tmp_path)
+    assert running.speed(recipe, running.order(recipe, 12), crops) > 0
+    assert "torch.compile failed (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("choice", "processes", "advice"), [("on", 1, "off or auto"), ("auto", 2, "off")])
+def test_a_compiler_that_fails_is_an_error(recipe, tmp_path, broken_compiler, choice, processes, advice):
+    """Where the recipe insists on it, or where other processes may go on with it."""
+    broken_compiler(fail)
+    recipe = recipe.changed("run", compile=choice)
+    running = engine.Engine(recipe, tmp_path)
+    running.processes = processes
+    with pytest.raises(TrainingError, match=rf"run.compile: .* works, found .*; set run.compile={advice}$"):
+        running.update(recipe, [batch()], 1, 10, 5)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("full"), DataError("lost")])
+def test_what_a_compiler_has_no_part_in_ends_the_run(recipe, tmp_path, broken_compiler, monkeypatch, error):
+    broken_compiler("eager")
+    running = engine.Engine(recipe, tmp_path)
+    calls = []
+
+    def raise_it(*_):
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(running.objective, "inputs", raise_it)
+    with pytest.raises(type(error)):
+        running.update(recipe, [batch()], 1, 10, 5)
+    assert len(calls) == 1
 
 
 def test_timing_leaves_no_trace(recipe, tmp_path, photos, monkeypatch):

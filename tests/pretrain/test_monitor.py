@@ -11,7 +11,9 @@ from PIL import Image
 from scott_models import SCOTT
 from scott_models.data import find_samples
 from scott_models.errors import RecipeError
-from scott_models.pretrain import Recipe, store
+from scott_models.pretrain import Recipe, monitor, store
+from scott_models.pretrain.augment import normalize
+from scott_models.pretrain.crops import centre_crops
 from scott_models.pretrain.monitor import Health, Monitor, choose, verdict
 
 RANDOM = Health(rankme=40, spread=0.4, cosine=0.8, knn=20, ridge=40)
@@ -121,15 +123,44 @@ def model():
 
 def test_watching_changes_nothing(split_photos):
     images = store.open_images(find_samples([split_photos]), 36)
-    monitor, encoder = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext), model().train()
+    watching, encoder = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext), model().train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     state = torch.get_rng_state()
-    first, second = monitor(encoder), monitor(encoder)
+    first, second = watching(encoder), watching(encoder)
     assert first == second
     assert first.knn == 100  # red and blue
     assert encoder.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_crops_are_made_once(split_photos, monkeypatch):
+    """The figures are those of crops made at each look, bit for bit; processes that never look make none."""
+    images = store.open_images(find_samples([split_photos]), 36)
+    encoder = model().eval()
+    watching = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)
+    expected = [
+        torch.cat([centre_crops([images[i]], 32) for i in part]) for part in (watching.train, watching.held_out)
+    ]
+    monkeypatch.setattr(monitor, "centre_crops", None)
+    assert watching.crops.dtype == torch.uint8
+    assert torch.equal(watching.crops, torch.cat(expected))
+    features = encoder.forward_features(normalize(torch.cat(expected).float() / 255)).mean(dim=1).detach()
+    assert Health.of(features).rankme == watching(encoder).rankme
+    for idle in (
+        Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext, watches=False),
+        Monitor(images, tiny_recipe().changed("monitor", every=0.0), torch.device("cpu"), nullcontext),
+    ):
+        assert not hasattr(idle, "crops")
+
+
+@pytest.mark.parametrize(("free", "kept_there"), [(10 * 20 * 3 * 32 * 32, True), (10 * 20 * 3 * 32 * 32 - 1, False)])
+def test_crops_are_kept_on_a_gpu_with_room(split_photos, monkeypatch, free, kept_there):
+    images = store.open_images(find_samples([split_photos]), 36)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: device)
+    crops = Monitor(images, tiny_recipe(), torch.device("cuda"), nullcontext).crops
+    assert (crops == torch.device("cuda")) is kept_there
 
 
 def test_weights_that_are_no_numbers_are_dead(split_photos):

@@ -52,12 +52,46 @@ torch.save(teacher.state_dict(), Path(out) / f"teacher{run.engine.rank}.pt")
 """
 
 
+# BatchNorm's statistics are the first process's whenever a forward pass begins.
+STATISTICS = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from scott_models.pretrain import Recipe, engine
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def inputs(self, crops, draws):
+        return (crops / 255,)
+
+    def forward(self, images):
+        return self.net(images).square().mean()
+
+    def after_step(self, step, total):
+        pass
+
+_, out, _, _, *changes = sys.argv[1:]
+recipe = Recipe.load("smoke", changes)
+running = engine.Engine(recipe, Path(out), lambda recipe, compiled: Convolutional())
+for step in (1, 2):
+    images = torch.randint(1, 99 + 99 * running.rank, (2, 3, 32, 32)).byte()
+    running.update(recipe, [(torch.zeros(2, 2, dtype=torch.long), images)], step, 10, 5)
+running.objective.net.eval()(images / 255)
+Path(out).mkdir(exist_ok=True)
+torch.save(running.parts["net"].state_dict(), Path(out) / f"teacher{running.rank}.pt")
+"""
+
+
 @pytest.fixture
 def launch(photos, tmp_path):
     script = tmp_path / "process.py"
-    script.write_text(PROCESS)
 
-    def run(processes, out, *changes, resume=False, stop=0):
+    def run(processes, out, *changes, resume=False, stop=0, program=PROCESS):
+        script.write_text(program)
         command = [
             sys.executable,
             "-m",
@@ -139,3 +173,9 @@ def test_two_processes_with_bf16_and_compiled(launch):
     assert len(losses(two)) == len(losses(one)) == 6
     assert losses(two) == pytest.approx(losses(one), rel=0.01)
     assert same_teachers(two)
+
+
+def test_two_processes_share_the_statistics_of_batchnorm(launch):
+    out = launch(2, "statistics", program=STATISTICS)
+    assert same_teachers(out)
+    assert torch.load(out / "teacher1.pt", weights_only=True)["1.running_mean"].abs().sum() > 0

@@ -10,7 +10,7 @@ RECIPES = sorted(path.stem for path in Recipe.folder.glob("*.toml"))
 
 def test_defaults_are_the_papers_table():
     recipe = Recipe()
-    assert recipe == Recipe.load("flowers102")
+    assert recipe.differences(Recipe.load("flowers102")) == []
     optim = recipe.optim
     assert (optim.epochs, optim.batch_size, optim.warmup_epochs) == (300, 128, 40)
     assert (optim.start_lr, optim.peak_lr, optim.final_lr, optim.flat) == (1e-6, 5e-4, 1e-5, 0.72)
@@ -34,7 +34,7 @@ def test_complete_toml_round_trip(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.load(path) == recipe
-    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5"])) == [
+    assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5", "monitor.test=true"])) == [
         "optim.epochs: 7.0 and 2.0"
     ]
 
@@ -114,6 +114,22 @@ def test_an_objective_brings_its_settings_to_any_recipe(recipe, name):
     own = Recipe.load("flowers102" if name == "mimjepa" else f"{name}-flowers102")
     assert (switched.objective, switched.mask, switched.data) == (own.objective, own.mask, own.data)
     assert name == "mimjepa" or switched.model == own.model
+
+
+@pytest.mark.parametrize("name", ["flowers102", "pets37", "imagenet100", "splitmask-flowers102", "beit-flowers102"])
+def test_recipes_of_gpus_look_less_often(name):
+    """A GPU waits for every line and every look."""
+    recipe = Recipe.load(name)
+    assert (recipe.run.log_every, recipe.monitor.every) == (50, 30)
+    assert (Recipe().run.log_every, Recipe().monitor.every) == (10, 10)
+
+
+def test_a_resumed_run_is_watched_on_the_same_images():
+    """How often, and whether torch.compile is used, may change."""
+    recipe = Recipe.load("smoke")
+    assert recipe.differences(Recipe.load("smoke", ["monitor.every=3", "run.compile=on"])) == []
+    other = Recipe.load("smoke", ["monitor.images=100", "monitor.test=true"])
+    assert recipe.differences(other) == ["monitor.images: 2000 and 100", "monitor.test: False and True"]
 
 
 def test_parts_of_a_batch_change_what_splitmask_learns():

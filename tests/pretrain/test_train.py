@@ -346,6 +346,28 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeyp
     pretrain(recipe, [photos], tmp_path / "run", resume=True)
 
 
+def test_a_run_ends_when_its_last_checkpoint_is_whole(recipe, photos, tmp_path, monkeypatch):
+    """The last README and the export come after it, and so does the sentence of a stop."""
+    order = []
+    save, readme, export = torch.save, train.write_readme, train.weights.export
+
+    def slow(content, file):
+        time.sleep(0.3)
+        save(content, file)
+        order.append(content.get("step"))  # which an index of decoded images has not
+
+    monkeypatch.setattr(records.torch, "save", slow)
+    monkeypatch.setattr(train, "write_readme", lambda *args: (order.append("README"), readme(*args)))
+    monkeypatch.setattr(train.weights, "export", lambda *args: (order.append("export"), export(*args)))
+    with monkeypatch.context() as interrupted:
+        interrupt_at(4, interrupted)
+        with pytest.raises(Interrupted, match="after update 4 of 6 and saved"):
+            pretrain(recipe, [photos], tmp_path / "run")
+    assert order[-1] == 4
+    pretrain(recipe, [photos], tmp_path / "run", resume=True)
+    assert order[-3:] == [6, "README", "export"]
+
+
 def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_path, monkeypatch):
     def full(log, line):
         if line["step"] > 3:

@@ -129,6 +129,18 @@ def test_a_fine_tuning(images, tmp_path):
     assert "EMA" not in text
 
 
+def test_figures_that_are_no_numbers(copy):
+    """JSON has null for them; features that are all 0 have no RankMe."""
+    metrics = copy / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    last = [line for line in lines if "monitor" in line][-1]
+    last["monitor"] |= {"rankme": None, "spread": 0.0, "cosine": None}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report([copy], neighbours=False).read_text()
+    assert "dead, all images have nearly the same features" in text
+    assert "RankMe nan (" in text
+
+
 def test_a_dead_run_is_called_so(copy):
     metrics = copy / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
