@@ -27,7 +27,7 @@ from scott_models.contenders import Contender
 from scott_models.data import find_samples
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.engine import Engine
-from scott_models.pretrain.loader import Crops, load
+from scott_models.pretrain.loader import Crops
 from scott_models.pretrain.store import open_images
 from scott_models.scott import MODELS
 
@@ -85,7 +85,7 @@ def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], floa
     images = open_images(find_samples([setting.data], recipe.data.splits), recipe.data.short_side)
     order = engine.order(recipe, len(images))
     crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
-    batches = load(order, crops, 1, sys.maxsize, recipe.run.workers)
+    batches = engine.load(order, crops, 1, sys.maxsize, recipe.run.workers)
     done = 0
 
     def run(updates: int) -> float:

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -69,7 +69,8 @@ class Engine:
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
-        objective = build(recipe, compiled=can_compile(recipe, self.device))
+        self.compiled = can_compile(recipe, self.device)
+        objective = build(recipe, compiled=self.compiled)
         self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
@@ -84,10 +85,19 @@ class Engine:
         """Which images this process sees when."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
+    def load(
+        self, order: Order, crops: Crops, first: int, last: int, workers: int
+    ) -> Generator[list[tuple[Any, Tensor]], None, None]:
+        """The batches of updates `first` to `last`, with what this objective draws."""
+        return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
+
     def update(
-        self, recipe: Settings, batch: Iterable[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
+        self, recipe: Settings, batch: Iterable[tuple[Any, Tensor]], step: int, total: int, steps_per_epoch: int
     ) -> dict[str, Any]:
         """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
+
+        Args:
+            batch: parts as `load` gives them.
 
         Returns:
             lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
@@ -95,9 +105,10 @@ class Engine:
         lr, weight_decay = set_schedules(recipe, self.optimizer, step, total, steps_per_epoch)
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
-        for where, crops in batch:
-            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *where.unbind(1))
-            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
+        for plan, crops in batch:
+            if isinstance(plan, Tensor):  # epochs and indices, of an objective that draws for itself
+                plan = Draws.keyed(key(recipe.run.seed, "inputs"), *plan.unbind(1))
+            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), plan)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.autocast():
@@ -136,7 +147,7 @@ class Engine:
         Every process times as many updates as the first one decides.
         """
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
-        batches = load(order, crops, 1, sys.maxsize, recipe.run.workers)
+        batches = self.load(order, crops, 1, sys.maxsize, recipe.run.workers)
         for step in range(1, WARM_UPDATES + 1):
             started = time.monotonic()
             self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"].item()

@@ -110,7 +110,7 @@ def test_patches_are_decoded_where_they_are(objective, first):
         for number, place in enumerate(first[image].nonzero().flatten().tolist()):
             whole[image, place] = encoded[image, number]
     expected = F.layer_norm(decoder.blocks(whole + decoder.pos_embed), (32,), eps=1e-5)
-    torch.testing.assert_close(decoder(encoded, first), expected)
+    torch.testing.assert_close(decoder(encoded, places_of(first)), expected)
 
 
 def test_places_that_are_known_change_nothing(objective, first):
