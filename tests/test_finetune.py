@@ -77,7 +77,7 @@ def test_mixup_mixes_images_and_labels_alike():
 def test_what_is_drawn_elsewhere_gives_the_same_inputs(changes):
     made = objective(*changes)
     crops = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    plan = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(made.drawing))(draws(5, 0, 4, 2))))  # noqa: S301
+    plan = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(made.drawing))(draws(5, 0, 4, 2))))
     for here, there in zip(made.inputs(crops, draws(5, 0, 4, 2)), made.inputs(crops, plan), strict=True):
         assert torch.equal(here, there)
 

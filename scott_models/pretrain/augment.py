@@ -259,7 +259,7 @@ def gaussian_blur(images: Tensor, sigma: np.ndarray) -> Tensor:
 
 
 def blur_kernels(sigma: np.ndarray) -> Tensor:
-    """The Gaussian along one side: sigma float64 (B,) in pixels -> weights that sum to 1, float64 (B, 9), on the CPU."""
+    """The Gaussian along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
     kernels = torch.exp(-0.5 * (offsets / torch.from_numpy(sigma)[:, None]) ** 2)
     return kernels / kernels.sum(dim=1, keepdim=True)

@@ -105,10 +105,10 @@ class Engine:
         lr, weight_decay = set_schedules(recipe, self.optimizer, step, total, steps_per_epoch)
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
-        for plan, crops in batch:
-            if isinstance(plan, Tensor):  # epochs and indices, of an objective that draws for itself
-                plan = Draws.keyed(key(recipe.run.seed, "inputs"), *plan.unbind(1))
-            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), plan)
+        for drawn, crops in batch:
+            own = isinstance(drawn, Tensor)  # epochs and indices, of an objective that draws for itself
+            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *drawn.unbind(1)) if own else drawn
+            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.autocast():

@@ -137,16 +137,8 @@ def load(
         DataError: an image that could be read at the start and cannot any more.
     """
     pixels, cuda = crops.images.pixels, torch.cuda.is_available()
-    pieces = iter(
-        DataLoader(
-            Planned(crops, drawing),
-            batch_sampler=order.pieces(first, last),
-            num_workers=min(workers, cores()) if cuda or pixels is None or crops.on_device else 0,
-            collate_fn=_unchanged,
-            worker_init_fn=_leave_signals_to_parent,
-            pin_memory=cuda and not crops.on_device,
-        )
-    )
+    ahead = min(workers, cores()) if cuda or pixels is None or crops.on_device else 0
+    pieces = iterate(Planned(crops, drawing), order.pieces(first, last), ahead, cuda and not crops.on_device)
     largest = largest_box(crops.images.sizes)
 
     def cut(plan: Any, made: Any) -> tuple[Any, Tensor]:
@@ -160,6 +152,20 @@ def load(
         raise DataError(sentence.removeprefix("scott_models.errors.DataError: ")) from None
     finally:
         del pieces  # which ends its workers
+
+
+def iterate(planned: Planned, pieces: Iterator[list[Place]], workers: int, pinned: bool = False) -> Iterator[Any]:
+    """What is made of each piece, here or by so many processes, which end when nobody refers to it any more."""
+    return iter(
+        DataLoader(
+            planned,
+            batch_sampler=pieces,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=pinned,
+        )
+    )
 
 
 def key(seed: int, purpose: str, number: int = 0) -> np.uint64:

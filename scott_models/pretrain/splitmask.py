@@ -20,7 +20,7 @@ from . import masks
 from .augment import TwoViews
 from .denoising import Denoising
 from .draws import Draws
-from .plan import Drawing, Plan
+from .plan import Plan
 from .vocabulary import Vocabulary
 
 

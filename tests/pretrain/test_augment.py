@@ -84,7 +84,9 @@ def test_a_batch_at_once_is_a_call(monkeypatch):
     assert all(side.any() for sides in colours.sides for side in sides)  # grey and blurred, before and after
     expected = colours(crops.float() / 255)
     calls = []
-    monkeypatch.setattr(augment, "compiled_once", lambda function: lambda *given: calls.append(given) or function(*given))
+    monkeypatch.setattr(
+        augment, "compiled_once", lambda function: lambda *given: calls.append(given) or function(*given)
+    )
     torch.testing.assert_close(colours.at_once(crops), expected, rtol=0, atol=2e-5)
     at_once = torch.compile(augment.recolour_everyone, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(at_once(*calls[0]), augment.recolour_everyone(*calls[0]), rtol=0, atol=1e-5)
@@ -99,7 +101,13 @@ def test_nobody_need_be_blurred(monkeypatch):
 
 
 def test_tensors_move_together():
-    tensors = [torch.rand(3, 5), torch.zeros(0, 9), torch.arange(7), torch.tensor([True, False]), torch.rand(2).double()]
+    tensors = [
+        torch.rand(3, 5),
+        torch.zeros(0, 9),
+        torch.arange(7),
+        torch.tensor([True, False]),
+        torch.rand(2).double(),
+    ]
     for moved, tensor in zip(augment.moved_together(tensors, torch.device("cpu")), tensors, strict=True):
         assert moved.dtype == tensor.dtype
         assert torch.equal(moved, tensor)
