@@ -7,7 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scott_models.pretrain import Recipe
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from scott_models.pretrain import Recipe, augment
+from scott_models.pretrain import crops as crops_module
 from scott_models.pretrain.augment import TwoViews, two_views
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.objective import build_objective
@@ -61,6 +64,29 @@ def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
     assert objective.drawing is None
     for ours, theirs in zip(expected, objective.inputs(crops, draws()), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
+    """By tensors that only know that they are a GPU's: no operation mixes devices, or needs a number from there."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **settings: empty(*size, **settings))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # there is no GPU to pin it for
+    for module in (augment, crops_module):
+        monkeypatch.setattr(module, "compiled_once", lambda function: function)
+    objective.views = TwoViews(objective.views.mode, compiled)
+    shapes, offsets = np.tile(np.array([80, 100]), (5, 1)), np.arange(5) * 24000
+    plan, table = objective.drawing(draws()), crops_module.crop_table(shapes, offsets, draws())
+    augment._channels.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        if hasattr(objective, "vocabulary"):
+            objective.vocabulary.words = torch.empty(20, 768, device="cuda")
+        pixels = torch.empty(5 * 24000, dtype=torch.uint8, device="cuda")
+        made = crops_module.boxed_crops(pixels, table, crops_module.largest_box(shapes), 48, compiled)
+        found = objective.inputs(made, plan)
+    augment._channels.cache_clear()
+    assert made.shape == (5, 3, 48, 48)
+    assert {tensor.device.type for tensor in (made, *found)} == {"cuda"}
 
 
 def test_unknown_views():

@@ -20,22 +20,6 @@ def crops(photos):
     return Crops(store.open_images(find_samples([photos]), 60), SIZE, seed=0)
 
 
-@pytest.mark.parametrize("before", ["highest", "high"])
-def test_products_on_a_gpu_are_rounded_and_others_are_not(before):
-    matmul = torch.backends.cuda.matmul
-    torch.set_float32_matmul_precision(before)
-    try:
-        with vocabulary.tf32_products():
-            if hasattr(torch.backends, "fp32_precision"):
-                assert matmul.fp32_precision == "tf32"
-            else:
-                assert matmul.allow_tf32
-        assert torch.get_float32_matmul_precision() == before
-        assert matmul.allow_tf32 == (before == "high")
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 def test_patches_row_by_row():
     images = torch.randn(2, 3, 32, 48)
     patches = patches_of(images, 16)
