@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scott_models.pretrain import Recipe, augment
@@ -70,7 +69,7 @@ def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
 def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
     """By tensors that only know that they are a GPU's: no operation mixes devices, or needs a number from there."""
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **settings: empty(*size, **settings))
+    monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # there is no GPU to pin it for
     for module in (augment, crops_module):
         monkeypatch.setattr(module, "compiled_once", lambda function: function)
