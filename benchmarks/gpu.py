@@ -3,8 +3,9 @@
 python benchmarks/gpu.py --data flowers102
 
 DATA is a folder of real images (or what `scott pretrain --data` takes). Measured are inference and step of every model,
-the inputs, whole training end to end with memory and the minutes that 300 epochs take, and the kernels a step consists
-of. Writes benchmarks/results/gpu.json after each part, and from it the page.
+the inputs, whole training end to end with memory and the minutes that 300 epochs take, the kernels a step consists of,
+crop and views alone, and other ways to compute the tokenizer's pools. Writes benchmarks/results/gpu.json after each
+part, and from it the page.
 """
 
 import argparse
@@ -20,16 +21,20 @@ from typing import Any
 import page
 import timm
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from scott_models.bench import measure
 from scott_models.contenders import Contender
 from scott_models.data import find_samples
 from scott_models.pretrain import Recipe
+from scott_models.pretrain.crops import boxed_crops, largest_box
+from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import Engine
-from scott_models.pretrain.loader import Crops, load
+from scott_models.pretrain.loader import Boxes, Crops, Order, Planned
 from scott_models.pretrain.store import open_images
 from scott_models.scott import MODELS
+from scott_models.tokenizer import MaxBlurPool
 
 BESIDE = "vit_small_patch16_224"
 EPOCHS = 300
@@ -76,8 +81,8 @@ def step(setting: Setting) -> dict[str, Any]:
     return {"step and inputs": [result.row() for result in measure([*contenders, feeding], setting.rounds)]}
 
 
-def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], float]]:
-    """An engine on real images, and what makes so many updates and returns their seconds."""
+def prepared(setting: Setting, model: str) -> tuple[Engine, Recipe, Order, Crops]:
+    """An engine, its recipe, and crops of real images."""
     changes = [f"model.name={model}", f"model.img_size={setting.img_size}", f"optim.batch_size={setting.batch}"]
     recipe = Recipe.load("flowers102", [*changes, f"run.compile={'on' if setting.compiled else 'off'}"])
     with tempfile.TemporaryDirectory() as out:
@@ -85,7 +90,13 @@ def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], floa
     images = open_images(find_samples([setting.data], recipe.data.splits), recipe.data.short_side)
     order = engine.order(recipe, len(images))
     crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
-    batches = load(order, crops, 1, sys.maxsize, recipe.run.workers)
+    return engine, recipe, order, crops
+
+
+def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], float]]:
+    """An engine on real images, and what makes so many updates and returns their seconds."""
+    engine, recipe, order, crops = prepared(setting, model)
+    batches = engine.load(order, crops, 1, sys.maxsize, recipe.run.workers)
     done = 0
 
     def run(updates: int) -> float:
@@ -148,9 +159,114 @@ def kernels(setting: Setting) -> dict[str, Any]:
     }
 
 
+def timed(setting: Setting, function: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of a call, and those after which it has only told a GPU what to do."""
+    wait = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
+    for _ in range(3):
+        function()
+    wait()
+    started = time.perf_counter()
+    for _ in range(setting.updates):
+        function()
+    told = time.perf_counter() - started
+    wait()
+    done = time.perf_counter() - started
+    return {"ms": round(1e3 * done / setting.updates, 3), "ms to launch": round(1e3 * told / setting.updates, 3)}
+
+
+def inputs(setting: Setting) -> dict[str, Any]:
+    """What comes before the first layer, one after the other."""
+    engine, _, order, crops = prepared(setting, setting.models[0])
+    objective, pixels = engine.objective, crops.images.pixels
+    assert pixels is not None, "images are expected to fit into memory"
+    pieces = order.pieces(1, sys.maxsize)
+    boxes, key = Boxes(crops), Planned(crops, None).key
+    where, table = boxes.__getitems__(next(pieces))
+    largest = largest_box(crops.images.sizes)
+
+    def plan() -> Any:
+        return objective.drawing(Draws.keyed(key, *where.unbind(1)))
+
+    def cut() -> torch.Tensor:
+        return boxed_crops(pixels, table, largest, crops.size, engine.compiled)
+
+    drawn, made = plan(), cut()
+    calls: dict[str, Callable[[], object]] = {
+        "boxes drawn, by the CPU": lambda: boxes.__getitems__(next(pieces)),
+        "colours and masks drawn, by the CPU": plan,
+        "crops": cut,
+        "views and masks": lambda: objective.inputs(made, drawn),
+    }
+    return {"inputs": [{"what": what, **timed(setting, call)} for what, call in calls.items()]}
+
+
+def slices(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """1-2-1 along one side, every second place, of a map with a border of one cell."""
+    length = x.shape[dim] - 2
+    first, middle, last = (x[(slice(None),) * dim + (slice(i, i + length, 2),)] for i in range(3))
+    return 0.25 * first + 0.5 * middle + 0.25 * last
+
+
+def max_then_blur(blur: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The pool with another blur, of a map that has a border of zeros."""
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        x = torch.maximum(x[:, :, :, :-1], x[:, :, :, 1:])
+        return blur(F.pad(torch.maximum(x[:, :, :-1], x[:, :, 1:]), (1, 1, 1, 1)))
+
+    return pool
+
+
+def by_nine(x: torch.Tensor) -> torch.Tensor:
+    """A blur as the sum of nine slices."""
+    rows, columns, kernel = x.shape[2] - 1, x.shape[3] - 1, (0.25, 0.5, 0.25)
+    parts = [
+        kernel[i] * kernel[j] * x[:, :, i : i + rows - 1 : 2, j : j + columns - 1 : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def pools(setting: Setting) -> dict[str, Any]:
+    """The two pools of the tokenizer, in bf16 and channels last, and other ways to the same."""
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "as it is": MaxBlurPool().to(setting.device),
+        "nine slices": max_then_blur(by_nine),
+        "three slices, twice": max_then_blur(lambda x: slices(slices(x, 2), 3)),
+    }
+    rows = []
+    for channels, side in ((64, setting.img_size // 2), (384, setting.img_size // 8)):
+        shape = setting.batch, channels, side, side
+        x = torch.randn(shape, device=setting.device, dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
+        expected = ways["as it is"](x)
+        for name, way in ways.items():
+            for compiled in (False, True) if setting.compiled else (False,):
+                pool = torch.compile(way) if compiled else way
+                torch.testing.assert_close(pool(x), expected, rtol=0.02, atol=0.02)
+                there = x.detach().requires_grad_()
+                grad = torch.ones_like(expected)
+                forward = timed(setting, torch.no_grad()(lambda pool=pool, x=x: pool(x)))
+                both = timed(setting, lambda pool=pool, x=there, grad=grad: torch.autograd.grad(pool(x), x, grad))
+                rows.append(
+                    {
+                        "map": " x ".join(map(str, shape)),
+                        "way": name,
+                        "compiled": compiled,
+                        "forward, ms": forward["ms"],
+                        "forward and backward, ms": both["ms"],
+                    }
+                )
+    return {"max blur": rows}
+
+
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "end to end": end_to_end,  # first what matters most
     "profile": kernels,
+    "inputs": inputs,
+    "max blur": pools,
     "step": step,
     "inference": inference,
 }

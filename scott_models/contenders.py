@@ -134,11 +134,10 @@ def _objective(contender: Contender) -> tuple[Any, Any, torch.optim.Optimizer]:
 
 
 def _inputs(contender: Contender) -> Callable[[], object]:
-    """Of a data set whose images are decoded, uint8, and in memory."""
+    """Of a data set whose images are decoded, uint8, and in memory; all by one process."""
     import numpy as np
 
-    from .pretrain.draws import Draws
-    from .pretrain.loader import Crops, Order, key
+    from .pretrain.loader import Crops, Order, load
     from .pretrain.store import Images
 
     _, objective, _ = _objective(contender)
@@ -148,11 +147,12 @@ def _inputs(contender: Contender) -> Callable[[], object]:
     images = Images([], STORED[0], "", np.zeros(count, dtype=bool), shapes, offsets, pixels)
     images = images.on(torch.device(contender.device))
     crops = Crops(images, contender.img_size, 0)
-    places = Order(count, contender.batch, 0).pieces(1, sys.maxsize)
+    order, compiled = Order(count, contender.batch, 0), contender.compiled
+    batches = load(order, crops, 1, sys.maxsize, 0, objective.drawing, compiled)  # a daemon may start no processes
 
     def call() -> object:
-        where, pixels = crops.__getitems__(next(places))
-        return objective.inputs(pixels.to(contender.device), Draws.keyed(key(0, "inputs"), *where.unbind(1)))
+        [(plan, made)] = next(batches)
+        return objective.inputs(made.to(contender.device, non_blocking=True), plan)
 
     return call
 

@@ -20,7 +20,7 @@ from .errors import RecipeError, UserError
 from .features import evaluation_batches, transform_config
 from .labelled import Labelled, find_labelled
 from .pretrain import Budget
-from .pretrain.augment import Colours, coloured, normalize
+from .pretrain.augment import Colours, coloured, moved_together, normalize
 from .pretrain.draws import Draws
 from .pretrain.recipe import Run as RunSettings
 from .pretrain.recipe import Schedule, Settings, require
@@ -123,17 +123,48 @@ def finetune(
     return run.log.health[run.total]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What was drawn for a batch.
+
+    Attributes:
+        images: int64 (B,), which of the run's they are.
+        colours: None if images keep theirs.
+        shares: float64 (B,), of each image where it is mixed with another; none if none are.
+    """
+
+    images: np.ndarray
+    colours: Colours | None
+    shares: np.ndarray
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws for batches whether images have other `colours`, and their shares if `mixup` is not 0."""
+
+    colours: bool
+    mixup: float
+
+    def __call__(self, draws: Draws) -> Plan:
+        assert draws.images is not None
+        count = len(draws.seeds) if self.mixup else 0
+        colours = Colours.draw(draws) if self.colours else None
+        shares = np.random.default_rng(draws.seeds).beta(self.mixup, self.mixup, count) if count else np.empty(0)
+        return Plan(draws.images.numpy(), colours, shares)
+
+
 class Supervised(nn.Module):
     """Cross-entropy of a classifier: an objective as pretraining knows them (pretrain/objective.py).
 
     Attributes:
-        labels: int64, of all images of the run; set once they are known.
+        labels: int64, of all images of the run, on the CPU; set once they are known.
     """
 
     labels: Tensor
 
-    def __init__(self, model: nn.Module, recipe: FinetuneRecipe) -> None:
+    def __init__(self, model: nn.Module, recipe: FinetuneRecipe, compiled: bool = False) -> None:
         super().__init__()
+        self.compiled = compiled
         self.model = model
         self.classes, self.optim, self.colours = model.num_classes, recipe.optim, recipe.data.colours
         config = transform_config(model, recipe.model.img_size)
@@ -143,16 +174,21 @@ class Supervised(nn.Module):
     def encoders(self) -> dict[str, nn.Module]:
         return {"model": getattr(self.model, "module", self.model)}
 
-    def inputs(self, crops: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    @property
+    def drawing(self) -> "Drawing":
+        """What draws ahead for `inputs`."""
+        return Drawing(self.colours, self.optim.mixup)
+
+    def inputs(self, crops: Tensor, draws: "Draws | Plan") -> tuple[Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W) and the shares of the classes in each (B, classes)."""
-        if self.colours:
-            images = coloured(crops, Colours.draw(draws), mean=self.mean, std=self.std)
+        plan = draws if isinstance(draws, Plan) else self.drawing(draws)
+        if plan.colours:
+            images = coloured(crops, plan.colours, self.compiled, self.mean, self.std)
         else:
             images = normalize(crops.float() / 255, self.mean, self.std)
-        targets = F.one_hot(self.labels[draws.images], self.classes).to(images)
-        if self.optim.mixup:
-            shares = np.random.default_rng(draws.seeds).beta(self.optim.mixup, self.optim.mixup, len(crops))
-            share = torch.from_numpy(shares).to(images)
+        labels, share = moved_together([self.labels[plan.images], torch.from_numpy(plan.shares).float()], crops.device)
+        targets = F.one_hot(labels, self.classes).to(images.dtype)
+        if len(share):
             images = torch.lerp(images.flip(0), images, share.view(-1, 1, 1, 1))
             targets = torch.lerp(targets.flip(0), targets, share.view(-1, 1))
         return images, targets
@@ -227,7 +263,7 @@ class FineTuning(Run):
         return [Sample(image, name) for image, name in zip(self.trained.images, names)]
 
     def build_objective(self, recipe: Any, *, compiled: bool) -> nn.Module:
-        objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe)
+        objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe, compiled)
         if compiled:
             objective.compile()
         return objective

@@ -88,9 +88,19 @@ def test_the_gpus_script_runs_whole_at_toy_scale(photos, tmp_path):
     ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == ["end to end", "profile", "step", "inference"]
+    assert list(parts) == ["end to end", "profile", "inputs", "max blur", "step", "inference"]
     assert "| model | batch | pixels | images/s |" in ran.stdout
     assert parts["end to end"]["end to end"][0]["images/s"] > 0
+
+
+def test_the_hosts_script_runs_at_toy_scale(tmp_path):
+    out = tmp_path / "host.json"
+    arguments = ["--model", "scott_3_16", "--batch", 4, "--workers", 1, "--rounds", 2, "--pause", 1, "--out", out]
+    command = [sys.executable, BENCHMARKS / "host.py", *arguments]
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert [row["ms a batch"] > 0 for row in json.loads(out.read_text())["host"]] == [True] * 7
+    assert "| drawing masks |" in ran.stdout
 
 
 def test_the_page_is_what_the_results_say(monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -70,6 +71,15 @@ def test_mixup_mixes_images_and_labels_alike():
         assert 0 < target[0] < 1
         torch.testing.assert_close(image, target[0] * dark + target[1] * bright, atol=1e-4, rtol=1e-4)
     assert targets[0, 0] != pytest.approx(targets[1, 0].item())  # each image its own share
+
+
+@pytest.mark.parametrize("changes", [(), ("data.colours=false",), ("optim.mixup=0.4",)])
+def test_what_is_drawn_elsewhere_gives_the_same_inputs(changes):
+    made = objective(*changes)
+    crops = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    plan = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(made.drawing))(draws(5, 0, 4, 2))))
+    for here, there in zip(made.inputs(crops, draws(5, 0, 4, 2)), made.inputs(crops, plan), strict=True):
+        assert torch.equal(here, there)
 
 
 def test_labels_are_smoothed():

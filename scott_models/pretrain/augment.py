@@ -6,10 +6,14 @@ colours are each view's own. A view is left alone with probability 0.4; otherwis
 the CPU, a stream for each image; pixels are worked on in whole batches, on the device they are on.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,50 +22,74 @@ from torchvision.transforms.v2 import functional as TF
 from .draws import Draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
-P_ANY, P_JITTER, P_GRAY, P_BLUR = 0.6, 0.8, 0.1, 0.3
+# Of brightness, contrast, saturation and hue: the factor that changes nothing, and how far it may be from that.
+NEUTRAL, STRENGTHS = (1, 1, 1, 0), (0.4, 0.4, 0.2, 0.1)
+P_ANY, P_KINDS = 0.6, (0.8, 0.1, 0.3)  # of any change; of jitter, gray and blur, if any
 BLUR_SIZE, BLUR_SIGMA = 9, (0.1, 2.0)
 PIECE = 8  # images that a CPU's caches hold while their colours change
-VIEWS = ("different", "same", "none")
+VIEWS = {"different": 2, "same": 1, "none": 0}  # how often colours are drawn
+ALIGNED = 16  # bytes, a multiple of every dtype's size
 
 RGB = tuple[float, float, float]
-Operation = Callable[[Tensor, Tensor], Tensor]  # images[i], i -> images
+Operation = Callable[[Tensor, np.ndarray], Tensor]  # images[i], i -> images
 
 
 def two_views(
-    crops: Tensor, generator: torch.Generator | Draws, mode: str = "different", compiled: bool = False
+    crops: Tensor,
+    generator: "torch.Generator | Draws | tuple[Colours, ...]",
+    mode: str = "different",
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised.
 
     Args:
+        generator: of the colours; or the colours, as `TwoViews.draw` gives them.
         mode: "different", each view its own colours; "same", one draw for both (Table 8); "none", no colour change.
-        compiled: on a GPU, jitter the whole batch in a few kernels of torch.compile's.
+        compiled: on a GPU, change the colours of the whole batch in a few kernels of torch.compile's.
 
     Raises:
         ValueError: an unknown mode.
     """
-    if mode not in VIEWS:
-        raise ValueError(f"views: expected one of {VIEWS}, got {mode!r}")
-    draws = Draws.of(generator, len(crops))
-    if mode == "none":
-        context = target = normalize(crops.float() / 255)
-    elif mode == "same":
-        context = target = coloured(crops, Colours.draw(draws), compiled)
-    else:
-        context, target = (coloured(crops, Colours.draw(draws), compiled) for _ in range(2))
-    return context, target
+    views = TwoViews(mode, compiled)
+    return views(crops, generator if isinstance(generator, tuple) else Draws.of(generator, len(crops)))
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """`two_views` of a mode, whose colours may be drawn before there are crops.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+
+    mode: str = "different"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in VIEWS:
+            raise ValueError(f"views: expected one of {tuple(VIEWS)}, got {self.mode!r}")
+
+    def draw(self, draws: Draws) -> tuple["Colours", ...]:
+        """The colours of both views: of each, of both together, or of none."""
+        return tuple(Colours.draw(draws) for _ in range(VIEWS[self.mode]))
+
+    def __call__(self, crops: Tensor, drawn: "Draws | tuple[Colours, ...]") -> tuple[Tensor, Tensor]:
+        """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised."""
+        colours = self.draw(drawn) if isinstance(drawn, Draws) else drawn
+        images = [coloured(crops, each, self.compiled) for each in colours] or [normalize(crops.float() / 255)]
+        return images[0], images[-1]
 
 
 def coloured(
     crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
 ) -> Tensor:
     """Crops uint8 (B, 3, H, W) -> images with other colours, normalised; on a CPU in pieces that its caches hold."""
-    on_cpu = crops.device.type == "cpu"
-    size = PIECE if on_cpu else len(crops)
-    pieces = zip(crops.split(size), colours.split(size))
-    return torch.cat(
-        [normalize(change(piece.float() / 255, compiled and not on_cpu), mean, std) for piece, change in pieces]
-    )
+    if crops.device.type != "cpu":
+        images = colours.at_once(crops) if compiled else colours(crops.float() / 255)
+        return normalize(images, mean, std)
+    pieces = zip(crops.split(PIECE), colours.split(PIECE))
+    images = [normalize(change(piece.float() / 255), mean, std) for piece, change in pieces]
+    return images[0] if len(images) == 1 else torch.cat(images)
 
 
 def normalize(images: Tensor, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> Tensor:
@@ -79,108 +107,132 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Small tensors of the CPU on a device, in one copy, without waiting for what the device is doing."""
+    sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    starts = list(accumulate(sizes, initial=0))
+    for tensor, start in zip(tensors, starts):
+        packed[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    on_device = packed.to(device, non_blocking=True)
+    return [
+        on_device[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, start in zip(tensors, starts)
+    ]
+
+
 @dataclass(frozen=True)
 class Colours:
     """What happens to the colours of each image of a batch; calling it does it.
 
     Attributes:
-        jittered, grayed, blurred: bool (B,), which of the three an image gets.
-        order: (3, B), the place of each of the three in an image's order.
-        brightness, contrast, saturation: (B,), factors; hue: (B,), turns of the colour circle.
-        jitter_order: (4, B), the place of each of these four.
-        sigma: (B,), of the blur, in pixels.
+        chosen: bool (3, B), whether an image is jittered, made grey, blurred.
+        order: int64 (3, B), the place of each of the three in an image's order.
+        factors: float64 (4, B), of brightness, contrast and saturation; then the hue's, in turns of the colour circle.
+        jitter_order: int64 (4, B), the place of each of these four.
+        sigma: float64 (B,), of the blur, in pixels.
     """
 
-    jittered: Tensor
-    grayed: Tensor
-    blurred: Tensor
-    order: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    jitter_order: Tensor
-    sigma: Tensor
+    chosen: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    jitter_order: np.ndarray
+    sigma: np.ndarray
 
     @classmethod
     def draw(cls, draws: Draws) -> "Colours":
-        changed = draws.uniform(1)[0] < P_ANY
-        jittered, grayed, blurred = (
-            changed & (draw < p) for draw, p in zip(draws.uniform(3), (P_JITTER, P_GRAY, P_BLUR))
+        changed, for_kinds, strengths, order, jitter_order, sigma = np.split(
+            draws.uniform(16).numpy(), (1, 4, 8, 11, 15)
         )
-        brightness, contrast, saturation, hue = (
-            strength * (2 * draw - 1)
-            for strength, draw in zip((BRIGHTNESS, CONTRAST, SATURATION, HUE), draws.uniform(4))
-        )
-        order, jitter_order = draws.uniform(3).argsort(dim=0), draws.uniform(4).argsort(dim=0)
         low, high = BLUR_SIGMA
-        sigma = low + (high - low) * draws.uniform(1)[0]
         return cls(
-            jittered, grayed, blurred, order, 1 + brightness, 1 + contrast, 1 + saturation, hue, jitter_order, sigma
+            (changed < P_ANY) & (for_kinds < np.array(P_KINDS)[:, None]),
+            order.argsort(axis=0),
+            np.array(NEUTRAL)[:, None] + np.array(STRENGTHS)[:, None] * (2 * strengths - 1),
+            jitter_order.argsort(axis=0),
+            low + (high - low) * sigma[0],
         )
 
     def split(self, size: int) -> list["Colours"]:
         """Those of the first `size` images, of the next, and so on."""
-        pieces = [getattr(self, field.name).split(size, dim=-1) for field in fields(self)]
-        return [Colours(*piece) for piece in zip(*pieces)]
+        parts = [slice(start, start + size) for start in range(0, len(self.sigma), size)]
+        return [Colours(*(getattr(self, field.name)[..., part] for field in fields(self))) for part in parts]
 
-    def __call__(self, images: Tensor, compiled: bool = False) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W) -> the same."""
-        jitter_at, gray_at, blur_at = self.order
+        before, after = self.sides
         images = images.clone()
         # Gray and blur commute, being linear, so only their places beside the jitter matter.
-        self.gray_and_blur_(images, gray_at < jitter_at, blur_at < jitter_at)
-        if compiled:
-            images = self.jittered_at_once(images)
-        else:
-            self.jitter_(images)
-        self.gray_and_blur_(images, gray_at > jitter_at, blur_at > jitter_at)
+        self.gray_and_blur_(images, *before)
+        self.jitter_(images)
+        self.gray_and_blur_(images, *after)
         return images
 
-    def gray_and_blur_(self, images: Tensor, gray_now: Tensor, blur_now: Tensor) -> None:
-        on_some_(images, self.grayed & gray_now, lambda x, i: gray(x).expand_as(x))
-        on_some_(images, self.blurred & blur_now, lambda x, i: gaussian_blur(x, self.sigma[i]))
+    def at_once(self, crops: Tensor) -> Tensor:
+        """Crops uint8 (B, 3, H, W) on a device -> images in [0, 1], by one copy to it and few kernels."""
+        (gray_first, blur_first), (gray_last, blur_last) = self.sides
+        rows = np.concatenate([[self.chosen[0], gray_first, gray_last], self.jitter_order, self.factors])
+        indices = [np.flatnonzero(blurred) for blurred in (blur_first, blur_last)]
+        kernels = [blur_kernels(self.sigma[index]).float() for index in indices]
+        numbers = torch.from_numpy(rows).float()
+        together = moved_together([numbers, *map(torch.from_numpy, indices), *kernels], crops.device)
+        numbers, index_first, index_last, kernels_first, kernels_last = together
+        images = crops.float() / 255
+        blur_some_(images, index_first, kernels_first)
+        images = compiled_once(recolour_everyone)(images, numbers[:, :, None, None, None])
+        blur_some_(images, index_last, kernels_last)
+        return images
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Who is made grey, and who is blurred, before the jitter and after it: bool (2, B) each."""
+        first = self.order[1:] < self.order[0]
+        return self.chosen[1:] & first, self.chosen[1:] & ~first
+
+    def gray_and_blur_(self, images: Tensor, gray_now: np.ndarray, blur_now: np.ndarray) -> None:
+        on_some_(images, gray_now, lambda x, i: gray(x).expand_as(x))
+        on_some_(images, blur_now, lambda x, i: gaussian_blur(x, self.sigma[i]))
 
     def jitter_(self, images: Tensor) -> None:
-        def factor(values: Tensor, chosen: Tensor) -> Tensor:
-            return moved(values[chosen].to(images.dtype), images.device).view(-1, 1, 1, 1)
+        def factor(row: int, chosen: np.ndarray) -> Tensor:
+            values = torch.from_numpy(self.factors[row, chosen]).to(images.dtype)
+            return moved(values, images.device).view(-1, 1, 1, 1)
 
         operations: tuple[Operation, ...] = (
-            lambda x, i: (x * factor(self.brightness, i)).clamp(0, 1),
-            lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(self.contrast, i)),
-            lambda x, i: blend(x, gray(x), factor(self.saturation, i)),
-            lambda x, i: shift_hue(x, factor(self.hue, i)),
+            lambda x, i: (x * factor(0, i)).clamp(0, 1),
+            lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(1, i)),
+            lambda x, i: blend(x, gray(x), factor(2, i)),
+            lambda x, i: shift_hue(x, factor(3, i)),
         )
         for place in range(len(operations)):
             for operation, its_place in zip(operations, self.jitter_order):
-                on_some_(images, self.jittered & (its_place == place), operation)
-
-    def jittered_at_once(self, images: Tensor) -> Tensor:
-        numbers = [self.jittered[None], self.jitter_order, *(values[None] for values in self._factors)]
-        packed = moved(torch.cat([n.to(images.dtype) for n in numbers]), images.device)
-        return _compiled(jitter_everyone)(images, packed[:, :, None, None, None])
-
-    @property
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.brightness, self.contrast, self.saturation, self.hue
+                on_some_(images, self.chosen[0] & (its_place == place), operation)
 
 
-def on_some_(images: Tensor, chosen: Tensor, operation: Operation) -> None:
+def on_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> None:
     """Put `operation(images[i], i)` in place of the images chosen, bool (B,)."""
-    index = torch.nonzero(chosen).flatten()
+    index = np.flatnonzero(chosen)
     if len(index):
-        on_device = moved(index, images.device)
+        on_device = moved(torch.from_numpy(index), images.device)
         images[on_device] = operation(images[on_device], index)
 
 
-def jitter_everyone(images: Tensor, packed: Tensor) -> Tensor:
-    """The jitter of a whole batch without branches: every operation at every place, of which one counts.
+def blur_some_(images: Tensor, index: Tensor, kernels: Tensor) -> None:
+    """Blur some images in place: index int64 (K,), kernels (K, 9), on the images' device."""
+    if len(index):
+        images[index] = blurred(images[index], kernels)
+
+
+def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
+    """The jitter and the greys of a whole batch without branches: at every place all operations, of which one counts.
 
     Args:
-        packed: (9, B, 1, 1, 1): whether an image is jittered; the places of brightness, contrast, saturation and hue
-            in its order; their four values.
+        packed: (11, B, 1, 1, 1): whether an image is jittered, made grey before that, made grey after it; the places
+            of brightness, contrast, saturation and hue in its order; their four values.
     """
-    jittered, order, (brightness, contrast, saturation, hue) = packed[0], packed[1:5], packed[5:]
+    jittered, gray_first, gray_last = packed[:3]
+    order, (brightness, contrast, saturation, hue) = packed[3:7], packed[7:]
+    images = torch.where(gray_first > 0, gray(images), images)
     before = images
     for place in range(4):
         now, grey = order == place, gray(images)
@@ -193,25 +245,50 @@ def jitter_everyone(images: Tensor, packed: Tensor) -> Tensor:
                 torch.where(now[2], blend(images, grey, saturation), shift_hue(images, hue)),
             ),
         )
-    return torch.where(jittered > 0, images, before)
+    images = torch.where(jittered > 0, images, before)
+    return torch.where(gray_last > 0, gray(images), images)
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function)
+def compiled_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function by torch.compile, once whoever asks; where that fails, say so and go on with the function."""
+    best = torch.compile(function)
+
+    def call(*arguments: Any) -> Tensor:
+        nonlocal best
+        try:
+            return best(*arguments)
+        except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+            if best is function or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
+            print(f"{function.__name__}: torch.compile failed ({reason}); it goes on without", file=sys.stderr)
+            best = function
+            return function(*arguments)
+
+    return call
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     """A 9x9 Gaussian with reflected borders: images (B, C, H, W), sigma (B,) in pixels -> (B, C, H, W)."""
-    count, channels, height, width = images.shape
+    return blurred(images, moved(blur_kernels(sigma).to(images.dtype), images.device))
+
+
+def blur_kernels(sigma: np.ndarray) -> Tensor:
+    """The Gaussian along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
-    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.dtype).repeat_interleave(channels, dim=0)
-    kernel = moved(kernel, images.device)
+    kernels = torch.exp(-0.5 * (offsets / torch.from_numpy(sigma)[:, None]) ** 2)
+    return kernels / kernels.sum(dim=1, keepdim=True)
+
+
+def blurred(images: Tensor, kernels: Tensor) -> Tensor:
+    """Images (B, C, H, W), filtered down and across by kernels (B, 9), with reflected borders."""
+    count, channels, height, width = images.shape
+    kernels = kernels.repeat_interleave(channels, dim=0)
     border = BLUR_SIZE // 2
     x = F.pad(images, (border, border, border, border), mode="reflect").flatten(0, 1)[None]
-    x = F.conv2d(x, kernel[:, None, :, None], groups=count * channels)
-    x = F.conv2d(x, kernel[:, None, None, :], groups=count * channels)
+    x = F.conv2d(x, kernels[:, None, :, None], groups=count * channels)
+    x = F.conv2d(x, kernels[:, None, None, :], groups=count * channels)
     return x.view(count, channels, height, width)
 
 

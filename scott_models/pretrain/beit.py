@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..layers import PlainLayerNorm, draw_normal
 from ..on_cpu import Linear
-from ..scott import SCOTT, places_of
+from ..scott import SCOTT
 from . import masks
-from .augment import moved, two_views
+from .augment import TwoViews
 from .denoising import Denoising
 from .draws import Draws
+from .plan import Plan
 from .vocabulary import Vocabulary
 
 
@@ -58,21 +59,17 @@ class BEiT(Denoising):
         encoder: SCOTT,
         vocabulary: Vocabulary,
         *,
-        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
+        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = TwoViews(),  # noqa: B008 -- a constant
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.4, blocks="masked"),  # noqa: B008 -- a constant
     ) -> None:
         if encoder.mask_token is None:
             raise ValueError("encoder: expected a model created with use_mask_token=True, got one without a mask token")
-        super().__init__(NamingStudent(encoder, vocabulary.size), vocabulary)
-        self.views, self.mask = views, mask
+        super().__init__(NamingStudent(encoder, vocabulary.size), vocabulary, views, mask)
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), visible bool (B, N); hidden places and tokens (B, K)."""
-        draws = Draws.of(generator, len(crops))
-        images, target = self.views(crops, draws)
-        visible = self.mask(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
-        hidden = moved(places_of(~visible), crops.device)
-        return images, moved(visible, crops.device), hidden, self.vocabulary(target).gather(1, hidden)
+        images, target, visible, _, hidden = self._drawing.inputs(crops, generator)
+        return images, visible, hidden, self.vocabulary(target).gather(1, hidden)
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Averaged over the hidden patches: a scalar."""

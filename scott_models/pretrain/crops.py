@@ -7,17 +7,19 @@ numbers are drawn on the CPU, a stream for each image.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from .augment import moved
+from .augment import compiled_once, moved
 from .draws import Draws
 from .store import Images
 
 AREA, ASPECT, TRIES = (0.2, 1.0), (3 / 4, 4 / 3), 10
 CROP_SHARE = 0.875  # of the short side, in evaluation: resize 256, centre crop 224
-AT_ONCE = 64  # images
+AT_ONCE = 128  # images
+GREY = 128  # of 255
 
 
 def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws) -> Tensor:
@@ -34,44 +36,89 @@ def random_crops_on_device(images: Images, indices: Sequence[int], size: int, dr
     The same boxes and flips; pixels differ from torchvision's, which rounds between its two passes, by 1 or 2 of 255.
     """
     assert images.pixels is not None
-    chosen = torch.tensor(indices)
-    sizes, offsets = torch.from_numpy(images.sizes)[chosen], torch.from_numpy(images.offsets)[chosen]
-    boxes = crop_boxes(sizes, draws)
-    flipped = draws.uniform(1)[0] < 0.5
-    table = torch.cat([boxes, sizes[:, 1:], offsets[:, None], flipped[:, None]], dim=1)
-    parts = zip(moved(table, images.pixels.device).split(AT_ONCE), boxes[:, 2:].split(AT_ONCE))
-    return torch.cat([_cut_and_resized(images.pixels, part, extents.amax(dim=0), size) for part, extents in parts])
+    sizes, offsets = images.sizes[indices], images.offsets[indices]
+    return boxed_crops(images.pixels, crop_table(sizes, offsets, draws), largest_box(sizes), size)
 
 
-def _cut_and_resized(pixels: Tensor, table: Tensor, largest: Tensor, size: int) -> Tensor:
-    """Boxes of images in a flat buffer -> uint8 (B, 3, size, size).
+def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws) -> np.ndarray:
+    """What `boxed_crops` needs to know of random crops of images: int64 (B, 7).
+
+    Top, left, height and width of the box, the image's width, where the image begins, in pixels, and 1 if flipped.
 
     Args:
-        table: int64 (B, 7): top, left, height and width of the box, width of the image, its place in `pixels`, flipped.
-        largest: (2,), on the CPU, height and width that all boxes are cut as large as.
+        sizes, offsets: of each image, as `Images` has them.
     """
-    highest, widest = largest.tolist()
-    top, left, height, width, row, offset, flipped = table[:, :, None].unbind(1)
+    boxes = crop_boxes(torch.from_numpy(sizes), draws).numpy()
+    flipped = draws.uniform(1).numpy() < 0.5
+    return np.concatenate([boxes, sizes[:, 1:], offsets[:, None] // 3, flipped.T], axis=1)
+
+
+def largest_box(sizes: np.ndarray) -> tuple[int, int]:
+    """Height and width that no box of images of these sizes (N, 2) exceeds, rounded up to multiples of 8.
+
+    Boxes are cut as large as that. Of a whole data set it is the same in every batch, so that one compiled function
+    serves them all; and a GPU's matrix units want multiples of 8.
+    """
+    across = np.ceil(sizes[:, ::-1] * ASPECT[1]).astype(np.int64) + 1  # a box's sides are rounded
+    highest, widest = np.minimum(sizes, across).max(axis=0).tolist()
+    return -(-highest // 8) * 8, -(-widest // 8) * 8
+
+
+def boxed_crops(
+    pixels: Tensor,
+    table: np.ndarray,
+    largest: tuple[int, int],
+    size: int,
+    compiled: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The boxes of a `crop_table`, cut out and resized where the images are: uint8 (B, 3, size, size).
+
+    Args:
+        pixels: uint8, flat, as `Images` has them.
+        largest: height and width that all boxes are cut as large as.
+        compiled: by torch.compile, a few kernels for the whole batch.
+        dtype: of pixels and weights; by default fp16 on a GPU, which holds every pixel exactly, else fp32.
+    """
+    dtype = dtype or (torch.float16 if pixels.device.type == "cuda" else torch.float32)
+    resize = compiled_once(cut_and_resized) if compiled else cut_and_resized
+    parts = moved(torch.from_numpy(table), pixels.device).split(AT_ONCE)
+    crops = [resize(pixels.view(-1, 3), part, largest, size, dtype) for part in parts]
+    return crops[0] if len(crops) == 1 else torch.cat(crops)
+
+
+def cut_and_resized(pixels: Tensor, table: Tensor, largest: tuple[int, int], size: int, dtype: torch.dtype) -> Tensor:
+    """Pixels (P, 3), a part of a `crop_table` (B, 7) -> crops uint8 (B, 3, size, size).
+
+    Rows of all channels come one after the other, so that either product is one of matrices as they lie.
+    """
+    highest, widest = largest
+    top, left, height, width, row, start, flipped = table[:, :, None].unbind(1)
     y = torch.arange(highest, device=pixels.device).minimum(height - 1)
     x = torch.arange(widest, device=pixels.device).minimum(width - 1)
-    rows, columns = offset + (top + y) * row * 3, (left + x) * 3
-    channels = torch.arange(3, device=pixels.device)
-    cut = pixels[rows[:, :, None, None] + columns[:, None, :, None] + channels].float()
-    down, across = resampling(height, highest, size), resampling(width, widest, size)
-    across = torch.where(flipped[:, :, None] > 0, across.flip(1), across)
-    resized = (down @ cut.flatten(2)).view(-1, size, widest, 3)
-    resized = resized.permute(0, 3, 1, 2) @ across[:, None].transpose(-2, -1)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    cut = pixels[(start + (top + y) * row)[:, :, None] + (left + x)[:, None]].transpose(2, 3)
+    cut = cut.to(dtype, memory_format=torch.contiguous_format) - GREY  # small numbers, which fp16 rounds less
+    down = resampling(height, highest, size).to(dtype)
+    across = resampling(width, widest, size, flipped > 0).to(dtype)
+    halfway = (cut.flatten(1, 2) @ across.transpose(1, 2)).view(-1, highest, 3 * size)
+    resized = (down @ halfway).view(-1, size, 3, size).transpose(1, 2)
+    return (resized.round() + GREY).clamp(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def resampling(length: Tensor, longest: int, size: int) -> Tensor:
+def resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | None = None) -> Tensor:
     """Antialiased bicubic resampling as matrices: from the first `length` (B, 1) of `longest` samples to `size`.
+
+    Args:
+        mirrored: bool (B, 1), whose outputs come in the opposite order.
 
     Returns:
         weights, fp32 (B, size, longest); those of an output sum to 1.
     """
     scale = (length / size)[:, :, None]
-    centre = (torch.arange(size, device=length.device)[:, None] + 0.5) * scale
+    outputs = torch.arange(size, device=length.device)
+    if mirrored is not None:
+        outputs = torch.where(mirrored, size - 1 - outputs, outputs)
+    centre = (outputs[..., None] + 0.5) * scale
     samples = torch.arange(longest, device=length.device)
     x = ((samples + 0.5 - centre) / scale.clamp(min=1)).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2  # Keys's cubic, a = -1/2

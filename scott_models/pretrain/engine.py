@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -70,9 +70,9 @@ class Engine:
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(seed_for(recipe, "weights", 0))
-        compiled = can_compile(recipe, self.device)
-        self.on_trial, self.gave_up = TRIAL if compiled else 0, False  # updates left; whether torch.compile failed
-        objective = build(recipe, compiled=compiled)
+        self.compiled = can_compile(recipe, self.device)
+        self.on_trial, self.gave_up = TRIAL if self.compiled else 0, False  # updates left; whether torch.compile failed
+        objective = build(recipe, compiled=self.compiled)
         self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
@@ -91,10 +91,19 @@ class Engine:
         """Which images this process sees when."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
+    def load(
+        self, order: Order, crops: Crops, first: int, last: int, workers: int
+    ) -> Generator[list[tuple[Any, Tensor]], None, None]:
+        """The batches of updates `first` to `last`, with what this objective draws."""
+        return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
+
     def update(
-        self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int, total: int, steps_per_epoch: int
+        self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int, total: int, steps_per_epoch: int
     ) -> dict[str, Any]:
         """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
+
+        Args:
+            batch: parts as `load` gives them.
 
         Returns:
             lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
@@ -114,7 +123,7 @@ class Engine:
         return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
 
     def try_compiled(
-        self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int, before: Sequence[Tensor]
+        self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int, before: Sequence[Tensor]
     ) -> Tensor:
         """Gather the gradients of a batch, from now on without torch.compile if it fails in the first updates.
 
@@ -156,12 +165,13 @@ class Engine:
         print(f"torch.compile failed ({reason}): the run goes on without it, and slower", file=sys.stderr)
         self.on_trial, self.gave_up = 0, True
 
-    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Tensor, Tensor]], step: int) -> Tensor:
+    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int) -> Tensor:
         """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
-        for where, crops in batch:
-            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *where.unbind(1))
+        for drawn, crops in batch:
+            own = isinstance(drawn, Tensor)  # epochs and indices, of an objective that draws for itself
+            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *drawn.unbind(1)) if own else drawn
             inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
@@ -196,7 +206,7 @@ class Engine:
         Every process times as many updates as the first one decides.
         """
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
-        batches = load(order, crops, 1, sys.maxsize, recipe.run.workers)
+        batches = self.load(order, crops, 1, sys.maxsize, recipe.run.workers)
         for step in range(1, WARM_UPDATES + 1):
             started = time.monotonic()
             self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"].item()

@@ -1,9 +1,14 @@
-"""Which image when, and its crop: pure functions of (seed, epoch, index), whoever computes them."""
+"""Which image when, its crop, and what its views need: pure functions of (seed, epoch, index), whoever computes them.
+
+What is drawn and what is done are apart. Where images are on a GPU, processes that run ahead draw boxes, colours and
+masks, a few small arrays a batch, and this process cuts and resizes.
+"""
 
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from .crops import random_crops, random_crops_on_device
+from .crops import boxed_crops, crop_table, largest_box, random_crops, random_crops_on_device
 from .draws import Draws
 from .store import Images, cores
 
@@ -65,49 +70,102 @@ class Crops(Dataset):
     """The random crop of an image in an epoch."""
 
     def __init__(self, images: Images, size: int, seed: int) -> None:
-        self.images, self.size, self.key = images, size, key(seed, "crop")
+        self.images, self.size, self.seed, self.key = images, size, seed, key(seed, "crop")
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the images are on a GPU, and are cut there."""
+        return self.images.pixels is not None and self.images.pixels.device.type != "cpu"
 
     def __getitems__(self, places: list[Place]) -> tuple[Tensor, Tensor]:
         """Places (B) -> their epochs and indices (B, 2), crops uint8 (B, 3, size, size)."""
         where = torch.tensor(places)
         draws = Draws.keyed(self.key, *where.unbind(1))
         indices = [index for _, index in places]
-        if self.images.pixels is not None and self.images.pixels.device.type != "cpu":
+        if self.on_device:
             return where, random_crops_on_device(self.images, indices, self.size, draws)
         return where, random_crops([self.images[index] for index in indices], self.size, draws)
 
 
-def load(
-    order: Order, crops: Crops, first: int, last: int, workers: int
-) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
-    """The parts of every update from `first` to `last`: lists of (where, crops), as `Crops` gives them.
+class Boxes(Dataset):
+    """Where the random crops of `Crops` are, without the images."""
 
-    Crops are made here, if the decoded images are where they are needed, on a GPU or for a CPU; otherwise as many
-    processes as `workers`, or as there are cores, make them ahead of their use, until it is closed.
+    def __init__(self, crops: Crops) -> None:
+        self.sizes, self.offsets, self.key = crops.images.sizes, crops.images.offsets, crops.key
+
+    def __getitems__(self, places: list[Place]) -> tuple[Tensor, np.ndarray]:
+        """Places (B) -> their epochs and indices (B, 2), a `crop_table` of them."""
+        where = torch.tensor(places)
+        chosen, draws = where[:, 1].numpy(), Draws.keyed(self.key, *where.unbind(1))
+        return where, crop_table(self.sizes[chosen], self.offsets[chosen], draws)
+
+
+class Planned(Dataset):
+    """What is made of a batch ahead of its use: what `drawing` draws, or else the places; and crops, or their boxes.
+
+    Between processes numpy's arrays travel as bytes, where each of torch's tensors would need a file.
+    """
+
+    def __init__(self, crops: Crops, drawing: Callable[[Draws], Any] | None) -> None:
+        self.source = Boxes(crops) if crops.on_device else crops
+        self.key, self.drawing = key(crops.seed, "inputs"), drawing
+
+    def __getitems__(self, places: list[Place]) -> tuple[Any, Tensor | np.ndarray]:
+        where, made = self.source.__getitems__(places)
+        return self.drawing(Draws.keyed(self.key, *where.unbind(1))) if self.drawing else where, made
+
+
+def load(
+    order: Order,
+    crops: Crops,
+    first: int,
+    last: int,
+    workers: int,
+    drawing: Callable[[Draws], Any] | None = None,
+    compiled: bool = False,
+) -> Generator[list[tuple[Any, Tensor]], None, None]:
+    """The parts of every update from `first` to `last`: lists of (what was drawn, crops uint8 (B, 3, size, size)).
+
+    For a CPU that has the decoded images all is made here. Otherwise as many processes as `workers`, or as there are
+    cores, run ahead until it is closed: they draw, and make the crops if the images are not on the GPU.
+
+    Args:
+        drawing: an objective's; without one come the epochs and indices, int64 (B, 2), that its draws follow from.
+        compiled: cut images that are on a GPU by torch.compile.
 
     Raises:
         DataError: an image that could be read at the start and cannot any more.
     """
     pixels, cuda = crops.images.pixels, torch.cuda.is_available()
-    elsewhere = pixels is None or (cuda and pixels.device.type == "cpu")
-    pieces = iter(
-        DataLoader(
-            crops,
-            batch_sampler=order.pieces(first, last),
-            num_workers=min(workers, cores()) if elsewhere else 0,
-            collate_fn=_unchanged,
-            worker_init_fn=_leave_signals_to_parent,
-            pin_memory=elsewhere and cuda,
-        )
-    )
+    ahead = min(workers, cores()) if cuda or pixels is None or crops.on_device else 0
+    pieces = iterate(Planned(crops, drawing), order.pieces(first, last), ahead, cuda and not crops.on_device)
+    largest = largest_box(crops.images.sizes)
+
+    def cut(plan: Any, made: Any) -> tuple[Any, Tensor]:
+        return plan, boxed_crops(pixels, made, largest, crops.size, compiled) if crops.on_device else made
+
     try:
         for _ in range(first, last + 1):
-            yield [next(pieces) for _ in range(order.parts)]
+            yield [cut(*next(pieces)) for _ in range(order.parts)]
     except DataError as error:  # a worker's comes with its traceback, our sentence last
         sentence = str(error).strip().splitlines()[-1]
         raise DataError(sentence.removeprefix("scott_models.errors.DataError: ")) from None
     finally:
         del pieces  # which ends its workers
+
+
+def iterate(planned: Planned, pieces: Iterator[list[Place]], workers: int, pinned: bool = False) -> Iterator[Any]:
+    """What is made of each piece, here or by so many processes, which end when nobody refers to it any more."""
+    return iter(
+        DataLoader(
+            planned,
+            batch_sampler=pieces,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=pinned,
+        )
+    )
 
 
 def key(seed: int, purpose: str, number: int = 0) -> np.uint64:
@@ -116,7 +174,7 @@ def key(seed: int, purpose: str, number: int = 0) -> np.uint64:
     return np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
 
 
-def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

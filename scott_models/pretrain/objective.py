@@ -2,14 +2,16 @@
 
 An objective is a module with three methods, and the training loop knows no more of it:
 `inputs(crops, generator) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; for what comes of a run,
-`encoders`, by name; and if it must look at the images before the first update, `prepare(crops, folder)`. Its children
-with trained parameters are what several processes share; each may be replaced by a wrapper with a `.module`.
+`encoders`, by name; and if it must look at the images before the first update, `prepare(crops, folder)`. If it has a
+`drawing`, which can be pickled, other processes draw with it ahead: `inputs` gets `drawing(draws)`, of numpy arrays, in
+place of the draws. Its children with trained parameters are what several processes share; each may be replaced by a
+wrapper with a `.module`.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from .. import weights
 from ..errors import RecipeError, WeightsError
 from ..scott import MODELS, SCOTT, checkpoint_filter_fn
 from . import masks
-from .augment import moved, two_views
+from .augment import TwoViews
 from .beit import BEiT
 from .draws import Draws
+from .plan import Drawing, Plan
 from .predictor import Predictor
 from .recipe import Mask, Recipe, require
 from .schedules import linear
@@ -72,7 +75,7 @@ class MIMJEPA(nn.Module):
         encoder: SCOTT,
         predictor: Predictor,
         *,
-        views: Views = two_views,
+        views: Views = TwoViews(),  # noqa: B008 -- a constant
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.6),  # noqa: B008 -- a constant
         ema: tuple[float, float] = (0.996, 1.0),
     ) -> None:
@@ -103,12 +106,18 @@ class MIMJEPA(nn.Module):
         self.target_encoder.eval()  # the target never drops anything
         return self
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.views, self.mask, self.target_encoder.patch_embed.grid_size)
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """What draws ahead for `inputs`, if the views can."""
+        return self._drawing.ahead
+
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
         """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N)."""
-        draws = Draws.of(generator, len(crops))
-        context, target = self.views(crops, draws)
-        visible = self.mask(self.target_encoder.patch_embed.grid_size, batch=len(crops), generator=draws)
-        return context, target, moved(visible, crops.device)
+        return self._drawing.inputs(crops, generator)
 
     def forward(self, context: Tensor, target: Tensor, visible: Tensor) -> Tensor:
         """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar."""
@@ -126,10 +135,15 @@ class MIMJEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, decay: float) -> None:
         """target <- decay * target + (1 - decay) * context, weight by weight, by name."""
-        context = dict(self.context_encoder.named_parameters())
-        target = dict(self.target_encoder.named_parameters())
-        torch._foreach_mul_([target[name] for name in context], decay)
-        torch._foreach_add_([target[name] for name in context], [context[name] for name in context], alpha=1 - decay)
+        target, context = self._followed
+        torch._foreach_mul_(target, decay)
+        torch._foreach_add_(target, context, alpha=1 - decay)
+
+    @cached_property
+    def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights of the target, and of the context in the same order: listed once, which takes a millisecond."""
+        context, target = (dict(e.named_parameters()) for e in (self.context_encoder, self.target_encoder))
+        return [target[name] for name in context], list(context.values())
 
 
 def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
@@ -224,7 +238,7 @@ def build_objective(recipe: Recipe, *, compiled: bool = False) -> nn.Module:
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
         start_from(encoder, model.init, model.name, grow=model.grow)
-    views = partial(two_views, mode=recipe.data.views, compiled=compiled)
+    views = TwoViews(recipe.data.views, compiled)
     objective = BUILDERS[name](recipe, encoder, views, mask)
     if compiled:
         objective.compile()

@@ -17,14 +17,15 @@ from ..layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from ..on_cpu import Linear
 from ..scott import SCOTT, places_of
 from . import masks
-from .augment import moved, two_views
+from .augment import TwoViews
 from .denoising import Denoising
 from .draws import Draws
+from .plan import Plan
 from .vocabulary import Vocabulary
 
 
 class Decoder(nn.Module):
-    """A shallow transformer that fills in: encoded patches (B, K, D), where they are, bool (B, N) -> all (B, N, W).
+    """A shallow transformer that fills in: encoded patches (B, K, D), their places, int64 (B, K) -> all (B, N, W).
 
     Args:
         embed_dim: D, of the encoder.
@@ -49,10 +50,10 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks, start=1):
             block.init_weights(residual_divisor=(2 * (i + encoder_depth)) ** 0.5)
 
-    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, encoded: Tensor, places: Tensor) -> Tensor:
         encoded = self.proj(encoded)
-        tokens = self.mask_token.to(encoded.dtype).expand(*visible.shape, -1)
-        tokens = tokens.masked_scatter(visible[..., None], encoded)
+        tokens = self.mask_token.to(encoded.dtype).expand(len(encoded), self.pos_embed.shape[1], -1)
+        tokens = tokens.scatter(1, places[..., None].expand_as(encoded), encoded)
         return self.norm(self.blocks(tokens + self.pos_embed))
 
 
@@ -76,8 +77,10 @@ class SplitStudent(nn.Module):
         Args:
             ours, theirs: places of the first half and of the second, as `SCOTT.forward_visible` takes them.
         """
+        ours = places_of(first) if ours is None else ours
+        theirs = places_of(~first) if theirs is None else theirs
         of_first, of_second = (
-            self.decoder(self.encoder.forward_visible(images, half, places), half)
+            self.decoder(self.encoder.forward_visible(images, half, places), places)
             for half, places in ((first, ours), (~first, theirs))
         )
         filled = torch.where(first[..., None], of_second, of_first)
@@ -105,22 +108,18 @@ class SplitMask(Denoising):
         *,
         match: float = 1.0,
         temperature: float = 0.2,
-        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = two_views,
+        views: Callable[[Tensor, Draws], tuple[Tensor, Tensor]] = TwoViews(),  # noqa: B008 -- a constant
         split: Callable[..., Tensor] = partial(masks.random, ratio=0.5),  # noqa: B008 -- a constant
     ) -> None:
-        super().__init__(SplitStudent(encoder, decoder, vocabulary.size), vocabulary)
+        super().__init__(SplitStudent(encoder, decoder, vocabulary.size), vocabulary, views, split)
         self.match, self.temperature = match, temperature
-        self.views, self.split = views, split
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws) -> tuple[Tensor, ...]:
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), the first half bool (B, N).
 
         And the places of both halves, int64 (B, K) and (B, N - K).
         """
-        draws = Draws.of(generator, len(crops))
-        images, target = self.views(crops, draws)
-        first = self.split(self.encoders["target"].patch_embed.grid_size, batch=len(crops), generator=draws)
-        halves = (moved(half, crops.device) for half in (first, places_of(first), places_of(~first)))
+        images, target, *halves = self._drawing.inputs(crops, generator)
         return images, self.vocabulary(target), *halves
 
     def forward(self, images: Tensor, tokens: Tensor, first: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..progress import track
 from .album import PICTURES, Album
 from .budget import Budget
 from .engine import Engine, settled
-from .loader import Crops, load
+from .loader import Crops
 from .monitor import Health, Monitor, evenly, verdict
 from .objective import build_objective
 from .recipe import Recipe, Settings, require
@@ -174,7 +174,7 @@ class Run:
         if engine.is_main:
             size, total = order.batch, self.total * order.batch
             updates = track(updates, "training", total=total, size=size, done=self.done * size)
-        batches = load(order, self.crops, self.done + 1, self.total, run.workers)
+        batches = engine.load(order, self.crops, self.done + 1, self.total, run.workers)
         saved = time.monotonic()
         with self.log, self.checkpoints, closing(batches), stop_requests() as stop:
             for step, batch in zip(updates, batches):

@@ -56,8 +56,10 @@ class Vocabulary(nn.Module):
             raise RuntimeError("vocabulary: expected words, found none; fill it first")
         patches = patches_of(images, self.patch_size)
         size = max(1, PIECE // len(self.words)) if images.device.type == "cpu" else patches.shape[0] * patches.shape[1]
+        # In fp32 on a GPU too: the best words are near ties, and TF32 gave 2.6 % of real patches another, bf16 10 %.
         nearest = [(some @ self.words.T).argmax(dim=1) for some in patches.flatten(0, 1).split(size)]
-        return torch.cat(nearest).view(patches.shape[:2])
+        tokens = nearest[0] if len(nearest) == 1 else torch.cat(nearest)
+        return tokens.view(patches.shape[:2])
 
     def fill(self, crops: Crops, folder: Path) -> None:
         """Take the words from a run's folder, or make them of its images and write them there.

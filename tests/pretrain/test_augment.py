@@ -45,7 +45,7 @@ def test_contrast_and_saturation_are_torchvisions(images):
 
 
 def test_blur_is_torchvisions(images):
-    sigma = torch.tensor([0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
+    sigma = np.array([0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
     expected = torch.stack([TF.gaussian_blur(image, [9, 9], [float(s)]) for image, s in zip(images, sigma)])
     torch.testing.assert_close(augment.gaussian_blur(images, sigma), expected, rtol=0, atol=1e-5)
 
@@ -54,20 +54,16 @@ def one_by_one(image, colours, i):
     """What `colours` says of image i, done by torchvision alone."""
 
     def jitter(image):
-        operations = (
-            lambda x: TF.adjust_brightness(x, float(colours.brightness[i])),
-            lambda x: TF.adjust_contrast(x, float(colours.contrast[i])),
-            lambda x: TF.adjust_saturation(x, float(colours.saturation[i])),
-            lambda x: TF.adjust_hue(x, float(colours.hue[i])),
-        )
+        operations = TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue
         for place in range(4):
-            image = operations[colours.jitter_order[:, i].tolist().index(place)](image)
+            which = colours.jitter_order[:, i].tolist().index(place)
+            image = operations[which](image, float(colours.factors[which, i]))
         return image
 
     operations = (
-        (colours.jittered[i], jitter),
-        (colours.grayed[i], lambda x: TF.rgb_to_grayscale(x, num_output_channels=3)),
-        (colours.blurred[i], lambda x: TF.gaussian_blur(x, [9, 9], [float(colours.sigma[i])])),
+        (colours.chosen[0, i], jitter),
+        (colours.chosen[1, i], lambda x: TF.rgb_to_grayscale(x, num_output_channels=3)),
+        (colours.chosen[2, i], lambda x: TF.gaussian_blur(x, [9, 9], [float(colours.sigma[i])])),
     )
     for place in range(3):
         chosen, operation = operations[colours.order[:, i].tolist().index(place)]
@@ -82,17 +78,39 @@ def test_a_batch_gets_what_torchvision_gives_each_image():
     torch.testing.assert_close(colours(images), expected, rtol=0, atol=2e-5)
 
 
-def test_a_jitter_at_once_is_the_jitter_of_each(monkeypatch):
-    images = torch.rand(64, 3, 20, 24)
-    colours = augment.Colours.draw(draws(64))
-    assert 10 < colours.jittered.sum() < 54
-    expected = images.clone()
-    colours.jitter_(expected)
+def test_a_batch_at_once_is_a_call(monkeypatch):
+    crops = torch.randint(0, 256, (400, 3, 20, 24), dtype=torch.uint8)
+    colours = augment.Colours.draw(draws(400))
+    assert all(side.any() for sides in colours.sides for side in sides)  # grey and blurred, before and after
+    expected = colours(crops.float() / 255)
     calls = []
-    monkeypatch.setattr(augment, "_compiled", lambda function: lambda *given: calls.append(given) or function(*given))
-    torch.testing.assert_close(colours.jittered_at_once(images), expected, rtol=0, atol=1e-5)
-    at_once = torch.compile(augment.jitter_everyone, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(at_once(*calls[0]), expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(
+        augment, "compiled_once", lambda function: lambda *given: calls.append(given) or function(*given)
+    )
+    torch.testing.assert_close(colours.at_once(crops), expected, rtol=0, atol=2e-5)
+    at_once = torch.compile(augment.recolour_everyone, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(at_once(*calls[0]), augment.recolour_everyone(*calls[0]), rtol=0, atol=1e-5)
+
+
+def test_nobody_need_be_blurred(monkeypatch):
+    monkeypatch.setattr(augment, "compiled_once", lambda function: function)
+    crops = torch.randint(0, 256, (4, 3, 20, 24), dtype=torch.uint8)
+    colours = augment.Colours.draw(draws(4))
+    colours.chosen[2] = False
+    torch.testing.assert_close(colours.at_once(crops), colours(crops.float() / 255), rtol=0, atol=2e-5)
+
+
+def test_tensors_move_together():
+    tensors = [
+        torch.rand(3, 5),
+        torch.zeros(0, 9),
+        torch.arange(7),
+        torch.tensor([True, False]),
+        torch.rand(2).double(),
+    ]
+    for moved, tensor in zip(augment.moved_together(tensors, torch.device("cpu")), tensors, strict=True):
+        assert moved.dtype == tensor.dtype
+        assert torch.equal(moved, tensor)
 
 
 def test_a_batch_in_pieces_is_the_same_batch(monkeypatch):
@@ -126,18 +144,14 @@ def test_how_often_a_view_changes(images):
 
 def test_strengths_and_orders_are_drawn_evenly():
     colours = augment.Colours.draw(draws(4000))
-    for values, low, high in (
-        (colours.brightness, 0.6, 1.4),
-        (colours.contrast, 0.6, 1.4),
-        (colours.saturation, 0.8, 1.2),
-        (colours.hue, -0.1, 0.1),
-        (colours.sigma, 0.1, 2.0),
-    ):
+    bounds = (0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1), (0.1, 2.0)
+    values_of = map(torch.from_numpy, (*colours.factors, colours.sigma))
+    for values, (low, high) in zip(values_of, bounds, strict=True):
         share = (values - low) / (high - low)
         assert share.min() >= 0
         assert share.max() <= 1
         assert torch.histc(share.float(), bins=4, min=0, max=1).min() > 900
-    for order in (colours.order, colours.jitter_order):
+    for order in map(torch.from_numpy, (colours.order, colours.jitter_order)):
         assert torch.equal(order.sort(dim=0).values, torch.arange(len(order))[:, None].expand_as(order))
         kinds = torch.unique(order, dim=1, return_counts=True)[1]
         assert len(kinds) == math.factorial(len(order))
@@ -161,3 +175,16 @@ def test_views(photos):
     assert context.isfinite().all()
     with pytest.raises(ValueError, match="got 'other'"):
         augment.two_views(crops, generator(), mode="other")
+
+
+def test_a_compiler_that_fails_is_done_without(monkeypatch, capsys):
+    def broken(*arguments):
+        raise RuntimeError("no ptxas\nand more")
+
+    def double(x):
+        return 2 * x
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    call = augment.compiled_once(double)
+    assert [call(torch.tensor(3)).item() for _ in range(2)] == [6, 6]
+    assert capsys.readouterr().err.count("double: torch.compile failed (RuntimeError: no ptxas and more)") == 1

@@ -77,17 +77,71 @@ def stored(*sizes):
     return Images([None] * len(sizes), 0, "", np.zeros(len(sizes)), np.array(sizes), lengths.cumsum() - lengths, flat)
 
 
+SHAPES = (60, 60), (60, 75), (90, 60), (61, 64), (60, 200), (200, 60)
+INDICES = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0] * 4
+
+
+def distance(found, images, size):
+    """The largest difference to torchvision's crops, and the average one, of 255."""
+    expected = crops.random_crops([images[i] for i in INDICES], size, draws(48))
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    off = (found.int() - expected.int()).abs()
+    return off.max().item(), off.float().mean().item()
+
+
 @pytest.mark.parametrize("size", [16, 48, 112])  # much smaller than the box, a little, and larger
 def test_crops_on_a_device_are_those_of_torchvision(size, monkeypatch):
     monkeypatch.setattr(crops, "AT_ONCE", 5)
-    images = stored((60, 60), (60, 75), (90, 60), (61, 64), (60, 200), (200, 60))
-    indices = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0] * 4
-    expected = crops.random_crops([images[i] for i in indices], size, draws(48))
-    found = crops.random_crops_on_device(images, indices, size, draws(48))
-    assert found.dtype == torch.uint8
-    off = (found.int() - expected.int()).abs()
-    assert off.max() <= 2
-    assert off.float().mean() < 0.3
+    images = stored(*SHAPES)
+    most, mean = distance(crops.random_crops_on_device(images, INDICES, size, draws(48)), images, size)
+    assert most <= 2
+    assert mean < 0.3
+
+
+def boxed(images, size, number=0, **settings):
+    """As a batch of a run is cut, whose boxes are as large as the data set's largest."""
+    table = crops.crop_table(images.sizes[INDICES], images.offsets[INDICES], draws(48, number))
+    return crops.boxed_crops(images.pixels, table, crops.largest_box(images.sizes), size, **settings)
+
+
+@pytest.mark.parametrize("size", [16, 48, 112])
+def test_half_precision_is_enough(size):
+    images = stored(*SHAPES)
+    most, mean = distance(boxed(images, size, dtype=torch.float16), images, size)
+    assert most <= 2
+    assert mean < 0.35
+
+
+def test_one_compiled_function_serves_all_batches(monkeypatch):
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph
+
+    compiled = torch.compile(crops.cut_and_resized, backend=backend, fullgraph=True)
+    monkeypatch.setattr(crops, "compiled_once", lambda function: compiled)
+    images = stored(*SHAPES)
+    for number in range(5):
+        assert torch.equal(boxed(images, 48, number, compiled=True), boxed(images, 48, number))
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize("size", [(60, 60), (60, 75), (90, 60), (60, 400), (400, 60), (17, 16)])
+def test_no_box_is_larger_than_the_largest(size):
+    boxes = crops.crop_boxes(torch.tensor([size]).expand(2000, 2), draws(2000))
+    highest, widest = crops.largest_box(np.array([size]))
+    assert boxes[:, 2].max() <= highest <= boxes[:, 2].max() + 16
+    assert boxes[:, 3].max() <= widest <= boxes[:, 3].max() + 16
+    assert highest % 8 == widest % 8 == 0
+
+
+def test_images_beyond_what_32_bits_count():
+    """The place of an image in the buffer is kept in 64."""
+    table = crops.crop_table(np.array([[60, 60]]), np.array([3 * 2**33]), draws(1))
+    assert table.dtype == np.int64
+    assert table[0, 5] == 2**33
 
 
 def test_resampling_keeps_the_mean_and_ignores_what_lies_beyond():
@@ -95,3 +149,6 @@ def test_resampling_keeps_the_mean_and_ignores_what_lies_beyond():
     assert weights.shape == (2, 20, 50)
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 20))
     assert (weights[0, :, 30:] == 0).all()
+    mirrored = crops.resampling(torch.tensor([[30], [50]]), 50, 20, torch.tensor([[True], [False]]))
+    assert torch.equal(mirrored[0], weights[0].flip(0))
+    assert torch.equal(mirrored[1], weights[1])

@@ -323,6 +323,34 @@ def test_timing_leaves_no_trace(recipe, tmp_path, photos, monkeypatch):
     assert same(weights(fresh), weights(timed))
 
 
+class Undrawn(torch.nn.Module):
+    """An objective as users wrote them before there was a `drawing`."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+        self.forward, self.after_step = objective.forward, objective.after_step
+
+    def inputs(self, crops, draws):
+        return self.objective.inputs(crops, draws)
+
+
+def test_objectives_that_draw_for_themselves_learn_the_same(recipe, tmp_path, photos):
+    images = store.open_images(find_samples([photos]), 36)
+
+    def build(recipe, *, compiled):
+        return Undrawn(engine.build_objective(recipe, compiled=compiled))
+
+    results = []
+    for running in (engine.Engine(recipe, tmp_path), engine.Engine(recipe, tmp_path, build)):
+        order, crops = running.order(recipe, 12), Crops(images, 32, 0)
+        for step, batch in enumerate(running.load(order, crops, 1, 4, 0), start=1):
+            assert isinstance(batch[0][0], torch.Tensor) == isinstance(running.objective, Undrawn)
+            running.update(recipe, batch, step, 10, 5)
+        results.append([parameter.clone() for parameter in running.objective.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(engine.shutil, "which", lambda name: None)
     with pytest.raises(RecipeError, match=r"expected a compiler \(g\+\+\), found none; .*run.compile=off"):

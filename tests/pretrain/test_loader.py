@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import pickle
 import signal
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from scott_models.data import find_samples
 from scott_models.pretrain import store
-from scott_models.pretrain.loader import Crops, Order, key, load
+from scott_models.pretrain.augment import Colours
+from scott_models.pretrain.draws import Draws
+from scott_models.pretrain.loader import Crops, Order, Planned, key, load
 
 
 @pytest.fixture
@@ -82,6 +85,51 @@ def test_leaving_early_ends_the_workers(streamed):
     next(batches)
     assert multiprocessing.active_children()
     batches.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Images are treated as if they were a GPU's."""
+    monkeypatch.setattr(Crops, "on_device", True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["here", "streamed", "on_device"])
+def test_plans_do_not_depend_on_who_draws_them(images, request, where, workers):
+    order, crops = Order(count=12, batch=6, seed=3, parts=2), Crops(images, 32, seed=3)
+    whole = [crops.__getitems__(piece) for piece in order.pieces(1, 4)]
+    if where != "here":
+        given = request.getfixturevalue(where)
+        crops = Crops(given or images, 32, seed=3)
+    found = [part for parts in load(order, crops, 1, 4, workers, Colours.draw) for part in parts]
+    for (places, made), (colours, again) in zip(whole, found, strict=True):
+        expected = Colours.draw(Draws.keyed(key(3, "inputs"), *places.unbind(1)))
+        assert all((ours == theirs).all() for ours, theirs in zip(vars(expected).values(), vars(colours).values()))
+        assert (made.int() - again.int()).abs().max() <= (2 if where == "on_device" else 0)
+
+
+def test_without_a_drawing_places_come(images, on_device):
+    order, crops = Order(count=12, batch=6, seed=3), Crops(images, 32, seed=3)
+    places = [torch.tensor(order.of_update(step)) for step in (1, 2)]
+    found = [where for [(where, _)] in load(order, crops, 1, 2, 1)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(places, found, strict=True))
+
+
+def test_who_draws_ahead_for_a_gpu_has_no_images(images, on_device):
+    order, crops = Order(count=12, batch=6, seed=3), Crops(images, 32, seed=3)
+    planned = Planned(crops, Colours.draw)
+    assert len(pickle.dumps(planned)) < 2000 + images.sizes.nbytes + images.offsets.nbytes < images.pixels.nbytes
+    batches = load(order, crops, 1, 60, 2, Colours.draw)
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_cpu_that_holds_the_images_starts_nothing(images):
+    batches = load(Order(count=12, batch=6, seed=0), Crops(images, 32, seed=0), 1, 6, 2, Colours.draw)
+    next(batches)
     assert not multiprocessing.active_children()
 
 

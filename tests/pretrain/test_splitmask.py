@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scott_models import SCOTT
 from scott_models import tokenizer as tokenizer_module
@@ -110,7 +111,32 @@ def test_patches_are_decoded_where_they_are(objective, first):
         for number, place in enumerate(first[image].nonzero().flatten().tolist()):
             whole[image, place] = encoded[image, number]
     expected = F.layer_norm(decoder.blocks(whole + decoder.pos_embed), (32,), eps=1e-5)
-    torch.testing.assert_close(decoder(encoded, first), expected)
+    torch.testing.assert_close(decoder(encoded, places_of(first)), expected)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result has a size, or is a number, that the host must wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("masked_select", "nonzero", "_local_scalar_dense"):
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_its_device(first):
+    objective = build("patch")
+    tokens = torch.randint(0, WORDS, (2, 16))
+    with Waits() as waits:
+        objective(torch.randn(2, 3, 64, 64), tokens, first, places_of(first), places_of(~first))
+    assert len(waits.found) == 2  # where the test itself asks for the places
+    places = places_of(first), places_of(~first)
+    with Waits() as waits:
+        objective(torch.randn(2, 3, 64, 64), tokens, first, *places).backward()
+    assert waits.found == []
 
 
 def test_places_that_are_known_change_nothing(objective, first):

@@ -1,0 +1,69 @@
+"""What the inputs of an objective need of random numbers, drawn before there are crops: by whoever runs ahead."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scott import places_of
+from .augment import Colours, moved_together
+from .draws import Draws
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was drawn for a batch.
+
+    Attributes:
+        colours: of its views, as `TwoViews.draw` gives them.
+        masks: as `Drawing.masks` gives them.
+    """
+
+    colours: tuple[Colours, ...]
+    masks: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Two views and a mask of each image of a batch; calling it draws what they need, and `inputs` does it.
+
+    Args:
+        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. With a method
+            `draw`, as `TwoViews` has it, they can be drawn ahead.
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
+        grid: rows and columns of patches.
+        places: whether the places of visible and hidden patches are wanted too, equally many in each image.
+    """
+
+    views: Any
+    mask: Callable[..., Tensor]
+    grid: tuple[int, int]
+    places: bool = False
+
+    @property
+    def ahead(self) -> "Drawing | None":
+        """Itself; None if the views only draw once there are crops."""
+        return self if hasattr(self.views, "draw") else None
+
+    def __call__(self, draws: Draws) -> Plan:
+        colours = self.views.draw(draws)
+        return Plan(colours, tuple(mask.numpy() for mask in self.masks(draws)))
+
+    def masks(self, draws: Draws) -> tuple[Tensor, ...]:
+        """Visible, bool (B, N); if asked for, the places of visible patches, int64 (B, K), and of hidden ones."""
+        visible = self.mask(self.grid, batch=len(draws.seeds), generator=draws)
+        return (visible, places_of(visible), places_of(~visible)) if self.places else (visible,)
+
+    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
+        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), then the masks, on their device."""
+        if isinstance(generator, Plan):
+            context, target = self.views(crops, generator.colours)
+            masks = [torch.from_numpy(mask) for mask in generator.masks]
+        else:
+            draws = Draws.of(generator, len(crops))
+            context, target = self.views(crops, draws)
+            masks = list(self.masks(draws))
+        return context, target, *moved_together(masks, crops.device)
