@@ -22,9 +22,9 @@ def test_images_go_through_the_evaluation_transform(frozen, photos):
 
 def test_views_belong_to_seed_epoch_and_image_whatever_the_batch(frozen, photos):
     images = find_images([photos])
-    places = [(epoch, i) for epoch in range(2) for i in range(4)]
+    places = torch.tensor([(epoch, i) for epoch in range(2) for i in range(4)])
     together = next(frozen.views(images, [places], seed=0))[0]
-    alone = torch.cat([pooled for pooled, _ in frozen.views(images, [[place] for place in places], seed=0)])
+    alone = torch.cat([pooled for pooled, _ in frozen.views(images, places.split(1), seed=0)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
     assert (together[:4] - together[4:]).abs().amax(dim=1).min() > 1e-3  # another epoch, another view
     assert not torch.allclose(together, next(frozen.views(images, [places], seed=1))[0], atol=1e-3)
@@ -35,11 +35,11 @@ def test_the_cache_is_the_images_as_they_are_then_their_views(frozen, photos, tm
     cache = Cache(frozen, images, 2, tmp_path, patches=True)
     assert cache.pooled.shape == (3, 12, 384)
     torch.testing.assert_close(cache.pooled[0], frozen.pooled(images, "x"))
-    pooled, patches = next(cache.views([[(3, 5), (1, 2), (5, 0)]]))
-    expected = next(frozen.views(images, [[(1, 2), (2, 0)]], seed=0))
+    pooled, patches = next(cache.views([torch.tensor([(3, 5), (1, 2), (5, 0)])]))
+    expected = next(frozen.views(images, [torch.tensor([(1, 2), (2, 0)])], seed=0))
     torch.testing.assert_close(pooled[0], cache.pooled[0, 5])  # epoch 3 of passes 0, 1, 2
     torch.testing.assert_close(pooled[1:], expected[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(patches[1:], expected[1], atol=1e-2, rtol=1e-2)  # kept as fp16
+    torch.testing.assert_close(patches[1:].float(), expected[1], atol=1e-2, rtol=1e-2)  # kept as fp16
 
 
 def test_a_models_own_colours_are_kept(photos):
@@ -49,7 +49,7 @@ def test_a_models_own_colours_are_kept(photos):
     seen = []
     model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     frozen = Frozen(model, "tiny", 32)
-    next(frozen.views(find_images([photos]), [[(1, i) for i in range(12)]], seed=0))
+    next(frozen.views(find_images([photos]), [torch.tensor([(1, i) for i in range(12)])], seed=0))
     assert seen[-1].min() >= -1
     assert seen[-1].max() <= 1
     assert frozen.has_patches
@@ -73,7 +73,7 @@ def test_a_damaged_image_is_named(frozen, photos):
     images = find_images([photos])
     assert load_image(images[0])
     with pytest.raises(DataError, match=r"9\.png: expected an image"):
-        list(frozen.views(images, [[(0, i) for i in range(13)]], seed=0))
+        list(frozen.views(images, [torch.tensor([(0, i) for i in range(13)])], seed=0))
 
 
 def test_damaged_weights_are_told():
