@@ -2,7 +2,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from scott_models.errors import TrainingError
 from scott_models.heads import AttentiveHead, LinearHead, choose_held_out, solve, taken, train
+from scott_models.pretrain.loader import Order
 
 
 @pytest.fixture
@@ -78,3 +80,37 @@ def test_held_out_are_a_fifth_of_each_class_and_never_the_last():
     held_out = choose_held_out(labels, seed=0)
     assert [held_out[labels == name].sum().item() for name in range(3)] == [4, 1, 0]
     assert not torch.equal(held_out, choose_held_out(labels, seed=1))
+
+
+def spoiled(features, bad):
+    """A source of whose features those at some places, (epoch, image), are no numbers."""
+
+    def of(pieces):
+        for places in pieces:
+            chosen = features[places[:, 1]]
+            spoilt = torch.tensor([(epoch, i) in bad for epoch, i in places.tolist()])
+            yield chosen.mean(dim=1), torch.where(spoilt[:, None, None], torch.nan, chosen)
+
+    return of
+
+
+def test_skipped_updates_are_told_once(patches, capsys):
+    features, labels = patches
+    features, labels = features.repeat(3, 1, 1), labels.repeat(3)  # 180 images: two batches of 64 an epoch
+    places = {(epoch, i) for epoch in (1, 3) for i in order_of(180, epoch)[:64]}
+    train([AttentiveHead(32, 3)], spoiled(features, places), labels, seed=0, epochs=5, what="mine")
+    told = "mine: 2 of 10 updates were skipped: their loss or gradients were not finite\n"
+    assert capsys.readouterr().err == told
+
+
+def order_of(count, epoch):
+    order = Order(count, 64, 0)
+    return [i for step in range(order.steps) for _, i in order.of_update(epoch * order.steps + step + 1)]
+
+
+def test_an_epoch_without_an_update_ends_the_training(patches):
+    features, labels = patches
+    heads = [LinearHead(32, 3), AttentiveHead(32, 3)]
+    places = {(2, i) for i in range(60)}
+    with pytest.raises(TrainingError, match="mine: expected a finite loss and gradients, found none in all of epoch 3"):
+        train(heads, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
