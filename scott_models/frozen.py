@@ -98,9 +98,7 @@ class Frozen:
         for places, draws, crops in self._crops(pictures, pieces, seed):
             yield places[:, 1], coloured(crops.to(self.device), Colours.draw(draws), mean=mean, std=std)
 
-    def _crops(
-        self, pictures: Pictures, pieces: Iterable[Tensor], seed: int
-    ) -> Iterator[tuple[Tensor, Draws, Tensor]]:
+    def _crops(self, pictures: Pictures, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Draws, Tensor]]:
         """Random crops of each batch of places, with the draws that are left for colours: uint8 (B, 3, size, size)."""
         on_device = pictures.on(self.device, BATCH, f"{self.label}, decoding")
         if on_device is not None:

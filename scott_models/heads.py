@@ -6,6 +6,7 @@ to 5e-4 in 20 epochs, level for 72 % of the rest, a cosine down to 1e-5, weight 
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from .progress import track
 WARM_UP, BATCH = 0.2, 64  # a share of the epochs, images
 INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of a logistic regression; at 100 solvers disagree by points
 HELD_OUT = 5  # one image of five, to choose among them
+FEW = 2**23  # numbers: a batch of 64 images of 196 patches of 384 has 5 million
 
 
 class LinearHead(nn.Sequential):
@@ -90,9 +92,11 @@ def train(
             wanted = on(device, labels[epoch_places(order, epoch, labels.device)[..., 1]])
         for i, (head, optimizer) in enumerate(zip(heads, optimizers)):
             set_schedules(recipe, optimizer, step, total, order.steps)
-            loss = F.cross_entropy(head(taken(head, pooled, patches)), wanted[place])
-            loss.backward()
-            skipped[i] += apply_gradients(optimizer, loss)[1]
+            seen = taken(head, pooled, patches)
+            with few_threads(seen):
+                loss = F.cross_entropy(head(seen), wanted[place])
+                loss.backward()
+                skipped[i] += apply_gradients(optimizer, loss)[1]
         if place == order.steps - 1:
             now = skipped.tolist()
             if any(after - earlier == order.steps for after, earlier in zip(now, before)):
@@ -108,6 +112,24 @@ def train(
         )
     for head in heads:
         head.eval()
+
+
+@contextmanager
+def few_threads(features: Tensor) -> Iterator[None]:
+    """Around a step that works on features of a CPU: one thread, unless they are many.
+
+    Threads wait for each other at each of a step's hundred operations. Beside other work on the same cores that is ten
+    times as long as one thread takes; on idle ones the others gain little.
+    """
+    before = torch.get_num_threads()
+    few = features.device.type == "cpu" and features.numel() <= FEW and before > 1
+    try:
+        if few:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if few:
+            torch.set_num_threads(before)
 
 
 def epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
@@ -159,8 +181,9 @@ def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: s
     strengths: Iterable[float] = INVERSE_STRENGTHS
     if what:
         strengths = track(strengths, what, total=len(INVERSE_STRENGTHS), unit="fits")
-    best = max(strengths, key=top1) if held_out.any() else 1.0
-    weight, bias = fit(torch.ones_like(held_out), best)
+    with few_threads(features):
+        best = max(strengths, key=top1) if held_out.any() else 1.0
+        weight, bias = fit(torch.ones_like(held_out), best)
     with torch.no_grad():
         head[1].weight.copy_(weight)
         head[1].bias.copy_(bias)

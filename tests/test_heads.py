@@ -2,6 +2,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from scott_models import heads
 from scott_models.errors import TrainingError
 from scott_models.heads import AttentiveHead, LinearHead, choose_held_out, solve, taken, train
 from scott_models.pretrain.loader import Order
@@ -29,9 +30,9 @@ def source(features, seen=None):
 
 def test_both_heads_learn_side_by_side(patches):
     features, labels = patches
-    heads = [LinearHead(32, 3), AttentiveHead(32, 3)]
-    train(heads, source(features), labels, seed=0, epochs=200)
-    for head in heads:
+    both = [LinearHead(32, 3), AttentiveHead(32, 3)]
+    train(both, source(features), labels, seed=0, epochs=200)
+    for head in both:
         assert not head.training
         found = head(taken(head, features.mean(dim=1), features)).argmax(dim=1)
         assert (found == labels).float().mean() > 0.9
@@ -110,7 +111,27 @@ def order_of(count, epoch):
 
 def test_an_epoch_without_an_update_ends_the_training(patches):
     features, labels = patches
-    heads = [LinearHead(32, 3), AttentiveHead(32, 3)]
+    both = [LinearHead(32, 3), AttentiveHead(32, 3)]
     places = {(2, i) for i in range(60)}
     with pytest.raises(TrainingError, match="mine: expected a finite loss and gradients, found none in all of epoch 3"):
-        train(heads, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
+        train(both, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
+
+
+def test_small_steps_take_one_thread(patches, monkeypatch):
+    """And others are left as many as there were, after an error too."""
+    features, labels = patches
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        used = []
+        head = AttentiveHead(32, 3)
+        head.register_forward_pre_hook(lambda module, inputs: used.append(torch.get_num_threads()))
+        train([head], source(features), labels, seed=0, epochs=1)
+        monkeypatch.setattr(heads, "FEW", 60 * 6 * 32 - 1)
+        train([head], source(features), labels, seed=0, epochs=1)
+        assert used == [1, 2]
+        with pytest.raises(IndexError), heads.few_threads(features[0]):
+            features[60]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
