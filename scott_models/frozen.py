@@ -60,8 +60,8 @@ class Frozen:
         Raises:
             DataError: once all are through, features that are not finite.
         """
-        batches = zip(torch.arange(len(images)).split(BATCH), self._evaluation_batches(images, what))
-        return self._checked(images, batches)
+        batches = zip(self._evaluation_batches(images, what), torch.arange(len(images)).split(BATCH))
+        return self._checked(images, ((which, batch) for batch, which in batches))
 
     def _evaluation_batches(self, images: Sequence[Path | Row], what: str) -> Iterator[Tensor]:
         what = f"{self.label}, {what}"
