@@ -65,8 +65,8 @@ class Frozen:
 
     def _evaluation_batches(self, images: Sequence[Path | Row], what: str) -> Iterator[Tensor]:
         what = f"{self.label}, {what}"
-        crops = Pictures.of(images).crops(self.config, BATCH, self.device, what)
-        if crops is None:
+        crops = images.crops(self.config, BATCH, self.device, what) if isinstance(images, Pictures) else None
+        if crops is None:  # nobody else to keep them for, or of a kind that bytes cannot hold
             yield from evaluation_batches(self.model, images, self.img_size, BATCH, what)
             return
         for some in crops:

@@ -20,7 +20,10 @@ def frozen():
 def test_images_go_through_the_evaluation_transform(frozen, photos):
     images = find_images([photos])
     expected, _ = extract(frozen.model, images, img_size=32)
-    np.testing.assert_allclose(frozen.pooled(images, "x"), expected, atol=1e-5)
+    plain, kept = frozen.pooled(images, "x"), Pictures(images)
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    for _ in range(2):
+        assert torch.equal(frozen.pooled(kept, "x"), plain)
 
 
 def test_views_belong_to_seed_epoch_and_image_whatever_the_batch(frozen, photos):

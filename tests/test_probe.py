@@ -44,6 +44,7 @@ def test_scores_of_every_kind_beside_the_control(photos, quick):
 
 def test_images_are_read_once_for_all_models(photos, quick, monkeypatch):
     """Three times each: for the evaluation's crop as training and as test image, and for random views."""
+    monkeypatch.setattr(module, "VIEWS", 1)
     read, load = [], pictures.load_image
     monkeypatch.setattr(pictures, "load_image", lambda path: (read.append(path), load(path))[1])
     report = probe("scott_3_16", [photos], [photos], img_size=32, seeds=2, duplicates=False)
