@@ -10,8 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .data import Row, find_images, load_image, without_warnings
 from .errors import DataError, UserError, WeightsError
@@ -165,6 +168,26 @@ def evaluation_batches(
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     batches = load_batches(chunks, lambda image: transform(load_image(image)), torch.stack)
     return track(batches, what, total=len(images), size=batch_size)
+
+
+def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
+    """A model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
+
+    timm resizes and cuts images of bytes, then divides by 255 and normalises, so bytes that are kept lose nothing.
+
+    Returns:
+        None, if the last two steps are others.
+    """
+    *cuts, scale, normalize = create_transform(**config).transforms
+    if not isinstance(scale, transforms.ToTensor) or not isinstance(normalize, transforms.Normalize):
+        return None
+    cut = transforms.Compose(cuts)
+    return lambda image: pil_to_tensor(cut(image))
+
+
+def scaled(crops: Tensor) -> Tensor:
+    """Bytes (B, 3, H, W) -> [0, 1] in fp32: divided by 255, by no GPU's rounded 1 / 255."""
+    return crops.float() / torch.full((), 255.0, device=crops.device)
 
 
 @torch.no_grad()

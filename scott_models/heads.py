@@ -4,24 +4,29 @@ Source: paper, Appendix E; released code where it is silent: 100 epochs of AdamW
 to 5e-4 in 20 epochs, level for 72 % of the rest, a cosine down to 1e-5, weight decay 0.04 to 0.4.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .classifiers import Accuracy, logistic
+from .errors import TrainingError
 from .features import Features
 from .layers import draw_normal
 from .pool import AttentivePool
+from .pretrain.augment import moved
 from .pretrain.engine import apply_gradients, build_optimizer, set_schedules
-from .pretrain.loader import Order, Place
+from .pretrain.loader import Order
 from .pretrain.recipe import Optim, Recipe
 from .progress import track
 
 WARM_UP, BATCH = 0.2, 64  # a share of the epochs, images
 INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of a logistic regression; at 100 solvers disagree by points
 HELD_OUT = 5  # one image of five, to choose among them
+FEW = 2**23  # numbers: a batch of 64 images of 196 patches of 384 has 5 million
 
 
 class LinearHead(nn.Sequential):
@@ -55,45 +60,95 @@ def classifier(dim: int, classes: int) -> nn.Linear:
 
 def train(
     heads: Sequence[Head],
-    features: Callable[[Iterator[list[Place]]], Iterable[Features]],
+    features: Callable[[Iterator[Tensor]], Iterable[Features]],
     labels: Tensor,
     *,
     seed: int,
     epochs: int,
     what: str = "heads",
 ) -> None:
-    """Train heads side by side on the same batches.
+    """Train heads side by side on the same batches; on a GPU an epoch is begun before it is waited for.
 
     Args:
-        features: for batches of places (epoch, image), the features of each.
-        labels: int64 (M,), of all training images.
+        features: for batches of places, int64 (B, 2), epoch and image, the features of each.
+        labels: int64 (M,), of all training images, on the device where `features` takes places.
         seed: of the order of images and of dropout.
+
+    Raises:
+        TrainingError: an epoch of which no update was made, since the loss or a gradient was not finite in any.
     """
-    batch = min(BATCH, len(labels))
+    batch, device = min(BATCH, len(labels)), heads[0][1].weight.device
     optim = Optim(epochs=epochs, warmup_epochs=WARM_UP * epochs, batch_size=batch, lr_scaling="none")
     recipe = Recipe(optim=optim)
     order = Order(len(labels), batch, seed)
     total = epochs * order.steps
     optimizers = [build_optimizer(head.train()) for head in heads]
+    skipped, before = torch.zeros(len(heads), device=device), [0.0] * len(heads)
     torch.manual_seed(seed)
-    steps = track(range(1, total + 1), what, total=total * batch, size=batch)
-    for step, (pooled, patches) in zip(steps, features(order.pieces(1, total))):
-        wanted = labels[[index for _, index in order.of_update(step)]]
-        for head, optimizer in zip(heads, optimizers):
+    pieces = (places for epoch in range(epochs) for places in epoch_places(order, epoch, labels.device))
+    batches = track(features(pieces), what, total=total * batch, size=batch)
+    for step, (pooled, patches) in enumerate(batches, 1):
+        epoch, place = divmod(step - 1, order.steps)
+        if place == 0:
+            wanted = on(device, labels[epoch_places(order, epoch, labels.device)[..., 1]])
+        for i, (head, optimizer) in enumerate(zip(heads, optimizers)):
             set_schedules(recipe, optimizer, step, total, order.steps)
-            logits = head(taken(head, pooled, patches))
-            loss = F.cross_entropy(logits, wanted.to(logits.device))
-            loss.backward()
-            apply_gradients(optimizer, loss)
+            seen = taken(head, pooled, patches)
+            with few_threads(seen):
+                loss = F.cross_entropy(head(seen), wanted[place])
+                loss.backward()
+                skipped[i] += apply_gradients(optimizer, loss)[1]
+        if place == order.steps - 1:
+            now = skipped.tolist()
+            if any(after - earlier == order.steps for after, earlier in zip(now, before)):
+                raise TrainingError(
+                    f"{what}: expected a finite loss and gradients, found none in all of epoch {epoch + 1}; "
+                    "look at the model's features, which --features keeps"
+                )
+            before = now
+    if any(before):
+        print(
+            f"{what}: {max(before):.0f} of {total} updates were skipped: their loss or gradients were not finite",
+            file=sys.stderr,
+        )
     for head in heads:
         head.eval()
 
 
+@contextmanager
+def few_threads(features: Tensor) -> Iterator[None]:
+    """Around a step that works on features of a CPU: one thread, unless they are many.
+
+    Threads wait for each other at each of a step's hundred operations. Beside other work on the same cores that is ten
+    times as long as one thread takes; on idle ones the others gain little.
+    """
+    before = torch.get_num_threads()
+    few = features.device.type == "cpu" and features.numel() <= FEW and before > 1
+    try:
+        if few:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if few:
+            torch.set_num_threads(before)
+
+
+def epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
+    """All places of an epoch, moved at once: int64 (steps, B, 2)."""
+    steps = range(epoch * order.steps + 1, (epoch + 1) * order.steps + 1)
+    return on(device, torch.tensor([order.of_update(step) for step in steps]))
+
+
 def taken(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
-    """Those of a batch's features that a head looks at, on its device."""
+    """Those of a batch's features that a head looks at, in fp32 on its device."""
     features = patches if head.takes_patches else pooled
     assert features is not None
-    return features.to(head[1].weight.device)
+    return on(head[1].weight.device, features).float()
+
+
+def on(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on a device; one of the CPU goes there without waiting for what the device is doing."""
+    return tensor if tensor.device == device else moved(tensor, device)
 
 
 def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: str = "") -> float:
@@ -127,8 +182,9 @@ def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: s
     strengths: Iterable[float] = INVERSE_STRENGTHS
     if what:
         strengths = track(strengths, what, total=len(INVERSE_STRENGTHS), unit="fits")
-    best = max(strengths, key=top1) if held_out.any() else 1.0
-    weight, bias = fit(torch.ones_like(held_out), best)
+    with few_threads(features):
+        best = max(strengths, key=top1) if held_out.any() else 1.0
+        weight, bias = fit(torch.ones_like(held_out), best)
     with torch.no_grad():
         head[1].weight.copy_(weight)
         head[1].bias.copy_(bias)

@@ -22,7 +22,7 @@ NAMED = 5  # classes that a message lists
 class Labelled:
     """Images and their classes: int64 (n,), numbers of `names`."""
 
-    images: list[Path | Row]
+    images: Sequence[Path | Row]
     labels: Tensor
     names: list[str]
 

@@ -1,6 +1,7 @@
 """Attentive pooling: what the paper's stronger probe puts between frozen patch features and a linear layer."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Dropout
@@ -27,8 +28,9 @@ class AttentivePool(nn.Module):
     linear layers no biases. Source: paper, Appendix E.1; released code for dropout and the initialisation.
 
     The query is the same for all images, so no key or value of a single patch is ever needed: a head's scores are
-    products of the patches with one vector, and what it sees is one average of them, projected once. The same result
-    with a hundredth of the products.
+    products of the patches with one vector, and what it sees is one average of them, projected once. The first norm's
+    scale and shift are applied to these two, not to the patches, of which no gradient is then taken where they are
+    frozen. The same result with a hundredth of the products.
 
     Args:
         drop: dropout of the attention's weights and of its output.
@@ -65,13 +67,14 @@ class AttentivePool(nn.Module):
             norm.reset_parameters()
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.norm1(features)
+        scale, shift = self.norm1.weight, self.norm1.bias
+        x = F.layer_norm(features, self.norm1.normalized_shape, eps=self.norm1.eps)
         query = self.query[:, 0]
         keys, values = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind(0)  # (heads, d, D) each
-        asked = self.q(query).view(self.num_heads, 1, -1) @ keys  # (heads, 1, D)
-        scores = x @ asked[:, 0].T * keys.shape[1] ** -0.5  # (B, N, heads)
-        weights = self.attn_drop(scores.softmax(dim=1))
-        seen = weights.transpose(1, 2) @ x  # (B, heads, D)
+        asked = self.q(query).view(self.num_heads, 1, -1) @ keys * scale  # (heads, 1, D)
+        scores = x @ asked[:, 0].T * keys.shape[1] ** -0.5  # (B, N, heads); the shift would add the same to all patches
+        weights = self.attn_drop(scores.softmax(dim=1)).transpose(1, 2)
+        seen = weights @ x * scale + weights.sum(dim=2, keepdim=True) * shift  # (B, heads, D)
         attended = torch.einsum("bhe,hde->bhd", seen, values).flatten(1)
         x = self.norm2(query + self.proj_drop(self.proj(attended)))
         return self.norm3(x + self.mlp(x))

@@ -8,7 +8,7 @@ linear one solved for. docs/evaluation.md says how.
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,6 +26,7 @@ from .frozen import Cache, Frozen
 from .heads import AttentiveHead, Head, LinearHead, solve, taken
 from .heads import train as train_heads
 from .labelled import Labelled, find_labelled, find_labelled_unsplit
+from .pictures import Pictures
 from .scott import SCOTT
 from .with_head import export_classifier, exportable
 
@@ -178,6 +179,7 @@ def probe(
     copies = find_duplicates(trained.images, tested.images) if duplicates else None
     if copies is not None:
         print(f"duplicates: {copies}", file=sys.stderr)
+    trained, tested = (replace(part, images=Pictures(part.images)) for part in (trained, tested))
     scores, confusions = [], []
     for label, models in _with_control(name, img_size, chosen, control):
         results: dict[Kind, list[Accuracy]] = {}
@@ -229,12 +231,13 @@ def retrieve(
         WeightsError: a model that cannot be had.
     """
     images = find_labelled_unsplit(sources)
+    pictures = Pictures(images.images)
     rows = []
     for label, models in _with_control(name, img_size, _seeds(seeds), control):
         found = []
         for model, _ in models:
             frozen = Frozen(model, label, img_size)
-            found.append(retrieval(frozen.pooled(images.images, "images"), images.labels))
+            found.append(retrieval(frozen.pooled(pictures, "images"), images.labels))
         spread = stdev(found) if len(found) > 1 else None
         rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(images.names)))
     return rows
@@ -326,9 +329,10 @@ class Setup:
                 by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
                 if by_gradient:
                     views = cache.views if cache else partial(frozen.views, images, seed=seed)
-                    train_heads(by_gradient, views, labels, epochs=EPOCHS, seed=seed, what=f"{frozen.label}, heads")
+                    places_on = labels.to(cache.device) if cache else labels
+                    train_heads(by_gradient, views, places_on, epochs=EPOCHS, seed=seed, what=f"{frozen.label}, heads")
                 heads |= {(kind, seed): head for kind, head in made.items()}
-        return heads, cache.pooled if cache else None
+        return heads, cache.pooled.cpu() if cache else None
 
     def _fresh(self, kind: Kind, frozen: Frozen) -> Head:
         classes = len(self.trained.names)
@@ -349,11 +353,11 @@ class Setup:
         pooled = []
         logits: dict[tuple[Kind, int], list[Tensor]] = {place: [] for place in heads}
         for features in frozen.evaluated(self.tested.images, "test"):
-            pooled.append(features[0].cpu())
+            pooled.append(features[0])
             for place, head in heads.items():
-                logits[place].append(head(taken(head, *features)).cpu())
-        test, labels = torch.cat(pooled), self.tested.labels
-        scores = {place: torch.cat(batches) for place, batches in logits.items()}
+                logits[place].append(head(taken(head, *features)))
+        test, labels = torch.cat(pooled).cpu(), self.tested.labels
+        scores = {place: torch.cat(batches).cpu() for place, batches in logits.items()}
         for kind in self.kinds:
             if kind in CLASSIFIERS:
                 solved = CLASSIFIERS[kind](train, self.trained.labels, test, len(self.trained.names))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from scott_models import pictures
 from scott_models.curve import Point, draw_curve, drawn, label_efficiency
 from scott_models.errors import DataError
 
@@ -20,6 +21,14 @@ def test_points_of_every_model_probe_and_number(photos):
     assert {(point.images, point.draws) for point in points} == {(1, 2), (3, 2), (6, 1)}
     assert all(point.top1 == 100 for point in points if point.images == 6 and point.probe == "linear")
     assert all((point.spread is None) == (point.draws == 1) for point in points)
+
+
+def test_images_are_read_once_for_all_models(photos, monkeypatch):
+    read, load = [], pictures.load_image
+    monkeypatch.setattr(pictures, "load_image", lambda path: (read.append(path), load(path))[1])
+    points = label_efficiency(["scott_3_16"], [photos], [photos], shots=(1,), draws=1, img_size=32)
+    assert len({point.model for point in points}) == 2
+    assert len(read) == 2 * 12
 
 
 def test_one_image_a_class_is_its_own_only_neighbour(photos):

@@ -3,10 +3,13 @@ import pytest
 import timm
 import torch
 
+from scott_models import frozen as module
+from scott_models import pictures as pictures_module
 from scott_models.data import find_images, load_image
 from scott_models.errors import DataError
 from scott_models.features import extract, load_model
 from scott_models.frozen import Cache, Frozen
+from scott_models.pictures import Pictures
 
 
 @pytest.fixture
@@ -17,14 +20,17 @@ def frozen():
 def test_images_go_through_the_evaluation_transform(frozen, photos):
     images = find_images([photos])
     expected, _ = extract(frozen.model, images, img_size=32)
-    np.testing.assert_allclose(frozen.pooled(images, "x"), expected, atol=1e-5)
+    plain, kept = frozen.pooled(images, "x"), Pictures(images)
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    for _ in range(2):
+        assert torch.equal(frozen.pooled(kept, "x"), plain)
 
 
 def test_views_belong_to_seed_epoch_and_image_whatever_the_batch(frozen, photos):
     images = find_images([photos])
-    places = [(epoch, i) for epoch in range(2) for i in range(4)]
+    places = torch.tensor([(epoch, i) for epoch in range(2) for i in range(4)])
     together = next(frozen.views(images, [places], seed=0))[0]
-    alone = torch.cat([pooled for pooled, _ in frozen.views(images, [[place] for place in places], seed=0)])
+    alone = torch.cat([pooled for pooled, _ in frozen.views(images, places.split(1), seed=0)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
     assert (together[:4] - together[4:]).abs().amax(dim=1).min() > 1e-3  # another epoch, another view
     assert not torch.allclose(together, next(frozen.views(images, [places], seed=1))[0], atol=1e-3)
@@ -35,11 +41,11 @@ def test_the_cache_is_the_images_as_they_are_then_their_views(frozen, photos, tm
     cache = Cache(frozen, images, 2, tmp_path, patches=True)
     assert cache.pooled.shape == (3, 12, 384)
     torch.testing.assert_close(cache.pooled[0], frozen.pooled(images, "x"))
-    pooled, patches = next(cache.views([[(3, 5), (1, 2), (5, 0)]]))
-    expected = next(frozen.views(images, [[(1, 2), (2, 0)]], seed=0))
+    pooled, patches = next(cache.views([torch.tensor([(3, 5), (1, 2), (5, 0)])]))
+    expected = next(frozen.views(images, [torch.tensor([(1, 2), (2, 0)])], seed=0))
     torch.testing.assert_close(pooled[0], cache.pooled[0, 5])  # epoch 3 of passes 0, 1, 2
     torch.testing.assert_close(pooled[1:], expected[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(patches[1:], expected[1], atol=1e-2, rtol=1e-2)  # kept as fp16
+    torch.testing.assert_close(patches[1:].float(), expected[1], atol=1e-2, rtol=1e-2)  # kept as fp16
 
 
 def test_a_models_own_colours_are_kept(photos):
@@ -49,7 +55,7 @@ def test_a_models_own_colours_are_kept(photos):
     seen = []
     model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     frozen = Frozen(model, "tiny", 32)
-    next(frozen.views(find_images([photos]), [[(1, i) for i in range(12)]], seed=0))
+    next(frozen.views(find_images([photos]), [torch.tensor([(1, i) for i in range(12)])], seed=0))
     assert seen[-1].min() >= -1
     assert seen[-1].max() <= 1
     assert frozen.has_patches
@@ -73,7 +79,7 @@ def test_a_damaged_image_is_named(frozen, photos):
     images = find_images([photos])
     assert load_image(images[0])
     with pytest.raises(DataError, match=r"9\.png: expected an image"):
-        list(frozen.views(images, [[(0, i) for i in range(13)]], seed=0))
+        list(frozen.views(images, [torch.tensor([(0, i) for i in range(13)])], seed=0))
 
 
 def test_damaged_weights_are_told():
@@ -89,3 +95,94 @@ def test_views_are_square():
     frozen = Frozen(model, "wide")
     with pytest.raises(DataError, match="wide: expected square images for augmented views, found 32 x 64"):
         frozen.require_squares()
+
+
+@pytest.mark.parametrize("roomy", [lambda size, device: device, lambda size, device: None])
+def test_patches_lie_in_memory_or_in_a_file(frozen, photos, tmp_path, monkeypatch, roomy):
+    asked = []
+    monkeypatch.setattr(module, "roomy", lambda size, device: (asked.append(size), roomy(size, device))[1])
+    cache = Cache(frozen, find_images([photos]), 1, tmp_path, patches=True)
+    assert asked[0] == cache.patches.nbytes == 2 * 12 * 4 * 384 * 2
+    assert (tmp_path / "patches.npy").exists() == (roomy(0, 1) is None)
+    pooled, patches = next(cache.views([torch.tensor([(1, 2), (2, 0)])]))
+    torch.testing.assert_close(patches.float().mean(dim=1), pooled, atol=1e-2, rtol=1e-2)
+    assert torch.equal(patches, torch.stack([cache.patches[1, 2], cache.patches[0, 0]]))
+
+
+def test_pooled_features_alone_need_no_patches(frozen, photos, tmp_path):
+    cache = Cache(frozen, find_images([photos]), 1, tmp_path, patches=False)
+    assert next(cache.views([torch.tensor([(1, 2)])]))[1] is None
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Called with a function of patches (B, N, D): what the model makes of its batches from then on."""
+
+    def spoil(change):
+        forward = module.forward
+
+        def changed(model, images):
+            patches = change(forward(model, images)[1])
+            return patches.mean(dim=1), patches
+
+        monkeypatch.setattr(module, "forward", changed)
+
+    return spoil
+
+
+def third_of_nans(patches):
+    index = torch.arange(len(patches)).view(-1, 1, 1)
+    return torch.where(index % 3 == 1, torch.nan, patches)
+
+
+def test_features_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
+    images = find_images([photos])
+    spoiled(third_of_nans)
+    expected = rf"tiny: features of 4 of 12 images are not finite; the first is .*{images[1].name}; "
+    with pytest.raises(DataError, match=expected):
+        frozen.pooled(images, "x")
+    with pytest.raises(DataError, match=expected):
+        list(frozen.views(images, torch.tensor([(0, i) for i in range(12)]).split(6), seed=0))
+    with pytest.raises(DataError, match=expected):
+        Cache(frozen, images, 1, tmp_path, patches=False)
+
+
+def test_views_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
+    """Of an image whose features are finite as it is."""
+    images, batches = find_images([photos]), []
+    spoiled(lambda patches: (batches.append(1), patches if len(batches) < 2 else third_of_nans(patches))[1])
+    with pytest.raises(DataError, match="tiny: features of 4 of 12 images are not finite"):
+        Cache(frozen, images, 1, tmp_path, patches=True)
+
+
+def test_patches_beyond_fp16_are_told(frozen, photos, tmp_path, spoiled):
+    images = find_images([photos])
+    spoiled(lambda patches: patches.clamp(-1, 1) * 1e5)
+    with pytest.raises(DataError, match="12 of 12 images are not at most 65504, the largest of fp16; .*`paper`"):
+        Cache(frozen, images, 1, tmp_path, patches=True)
+    assert Cache(frozen, images, 1, tmp_path, patches=False).pooled.isfinite().all()
+    assert frozen.pooled(images, "x").isfinite().all()
+
+
+def test_views_read_images_once(frozen, photos, monkeypatch):
+    """A hundred epochs do not decode them a hundred times."""
+    pictures, read = Pictures(find_images([photos])), []
+    load = pictures_module.load_image
+    monkeypatch.setattr(pictures_module, "load_image", lambda path: (read.append(path), load(path))[1])
+    pieces = torch.tensor([(epoch, i) for epoch in range(4) for i in range(12)]).split(6)
+    found = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
+    assert len(read) == 12
+    expected = torch.cat([pooled for pooled, _ in frozen.views(pictures.images, pieces, seed=0)])
+    assert torch.equal(found, expected)
+
+
+def test_a_gpu_that_holds_the_images_cuts_their_views(frozen, photos, monkeypatch):
+    """The same draws; here the device is a CPU."""
+    pictures = Pictures(find_images([photos]))
+    pieces = torch.tensor([(epoch, i) for epoch in range(2) for i in range(12)]).split(6)
+    expected = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
+    held = pictures._moved(torch.device("cpu"), 5, "x")
+    monkeypatch.setattr(pictures, "on", lambda device, batch, what: held)
+    found = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+    assert not torch.equal(found[:12], found[12:])

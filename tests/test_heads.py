@@ -2,7 +2,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from scott_models import heads
+from scott_models.errors import TrainingError
 from scott_models.heads import AttentiveHead, LinearHead, choose_held_out, solve, taken, train
+from scott_models.pretrain.loader import Order
 
 
 @pytest.fixture
@@ -18,8 +21,8 @@ def source(features, seen=None):
     def of(pieces):
         for places in pieces:
             if seen is not None:
-                seen.append(places)
-            chosen = features[[index for _, index in places]]
+                seen.append(places.tolist())
+            chosen = features[places[:, 1]]
             yield chosen.mean(dim=1), chosen
 
     return of
@@ -27,9 +30,9 @@ def source(features, seen=None):
 
 def test_both_heads_learn_side_by_side(patches):
     features, labels = patches
-    heads = [LinearHead(32, 3), AttentiveHead(32, 3)]
-    train(heads, source(features), labels, seed=0, epochs=200)
-    for head in heads:
+    both = [LinearHead(32, 3), AttentiveHead(32, 3)]
+    train(both, source(features), labels, seed=0, epochs=200)
+    for head in both:
         assert not head.training
         found = head(taken(head, features.mean(dim=1), features)).argmax(dim=1)
         assert (found == labels).float().mean() > 0.9
@@ -40,7 +43,7 @@ def test_every_epoch_sees_every_image_of_full_batches(patches):
     seen = []
     train([LinearHead(32, 3)], source(features, seen), labels, seed=0, epochs=3)
     assert [len(places) for places in seen] == [60, 60, 60]
-    assert {place for places in seen for place in places} == {(e, i) for e in range(3) for i in range(60)}
+    assert {(epoch, i) for places in seen for epoch, i in places} == {(e, i) for e in range(3) for i in range(60)}
 
 
 def test_a_seed_decides(patches):
@@ -78,3 +81,57 @@ def test_held_out_are_a_fifth_of_each_class_and_never_the_last():
     held_out = choose_held_out(labels, seed=0)
     assert [held_out[labels == name].sum().item() for name in range(3)] == [4, 1, 0]
     assert not torch.equal(held_out, choose_held_out(labels, seed=1))
+
+
+def spoiled(features, bad):
+    """A source of whose features those at some places, (epoch, image), are no numbers."""
+
+    def of(pieces):
+        for places in pieces:
+            chosen = features[places[:, 1]]
+            spoilt = torch.tensor([(epoch, i) in bad for epoch, i in places.tolist()])
+            yield chosen.mean(dim=1), torch.where(spoilt[:, None, None], torch.nan, chosen)
+
+    return of
+
+
+def test_skipped_updates_are_told_once(patches, capsys):
+    features, labels = patches
+    features, labels = features.repeat(3, 1, 1), labels.repeat(3)  # 180 images: two batches of 64 an epoch
+    places = {(epoch, i) for epoch in (1, 3) for i in order_of(180, epoch)[:64]}
+    train([AttentiveHead(32, 3)], spoiled(features, places), labels, seed=0, epochs=5, what="mine")
+    told = "mine: 2 of 10 updates were skipped: their loss or gradients were not finite\n"
+    assert capsys.readouterr().err == told
+
+
+def order_of(count, epoch):
+    order = Order(count, 64, 0)
+    return [i for step in range(order.steps) for _, i in order.of_update(epoch * order.steps + step + 1)]
+
+
+def test_an_epoch_without_an_update_ends_the_training(patches):
+    features, labels = patches
+    both = [LinearHead(32, 3), AttentiveHead(32, 3)]
+    places = {(2, i) for i in range(60)}
+    with pytest.raises(TrainingError, match="mine: expected a finite loss and gradients, found none in all of epoch 3"):
+        train(both, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
+
+
+def test_small_steps_take_one_thread(patches, monkeypatch):
+    """And others are left as many as there were, after an error too."""
+    features, labels = patches
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        used = []
+        head = AttentiveHead(32, 3)
+        head.register_forward_pre_hook(lambda module, inputs: used.append(torch.get_num_threads()))
+        train([head], source(features), labels, seed=0, epochs=1)
+        monkeypatch.setattr(heads, "FEW", 60 * 6 * 32 - 1)
+        train([head], source(features), labels, seed=0, epochs=1)
+        assert used == [1, 2]
+        with pytest.raises(IndexError), heads.few_threads(features[0]):
+            features[60]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

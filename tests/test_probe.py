@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from timm.models import save_for_hf
 
+from scott_models import pictures
 from scott_models import probe as module
 from scott_models.classifiers import Accuracy, knn
 from scott_models.data import find_images
@@ -39,6 +40,19 @@ def test_scores_of_every_kind_beside_the_control(photos, quick):
     assert all(score.img_size == 32 and score.seeds == 1 and score.spread is None for score in report.scores)
     assert [score.top1 for score in report.scores[:3]] == [100, 100, 100]  # red and blue, seen in training
     assert (report.train, report.test, report.classes, report.protocol) == (12, 12, 2, "fast")
+
+
+def test_images_are_read_once_for_all_models(photos, quick, monkeypatch):
+    """Three times each: for the evaluation's crop as training and as test image, and for random views."""
+    monkeypatch.setattr(module, "VIEWS", 1)
+    read, load = [], pictures.load_image
+    monkeypatch.setattr(pictures, "load_image", lambda path: (read.append(path), load(path))[1])
+    report = probe("scott_3_16", [photos], [photos], img_size=32, seeds=2, duplicates=False)
+    assert len(report.scores) == 8
+    assert len(read) == 3 * 12
+    read.clear()
+    retrieve("scott_3_16", [photos], img_size=32, seeds=2)
+    assert len(read) == 12
 
 
 def test_a_test_set_inside_training_is_reported(photos, tmp_path, capsys):
