@@ -6,9 +6,11 @@ import pytest
 import timm
 import torch
 from timm.models import save_for_hf
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scott_models.errors import DataError, RecipeError
 from scott_models.finetune import FinetuneRecipe, Supervised, Watched, build_classifier, finetune
+from scott_models.pretrain import augment
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import build_optimizer, set_schedules
 
@@ -80,6 +82,25 @@ def test_what_is_drawn_elsewhere_gives_the_same_inputs(changes):
     plan = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(made.drawing))(draws(5, 0, 4, 2))))
     for here, there in zip(made.inputs(crops, draws(5, 0, 4, 2)), made.inputs(crops, plan), strict=True):
         assert torch.equal(here, there)
+
+
+def test_inputs_on_a_gpu_are_compiled_and_never_wait(monkeypatch):
+    """By tensors that only know that they are a GPU's."""
+    empty, compiled = torch.empty, []
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **settings: empty(*size, **settings))
+    monkeypatch.setattr(augment, "compiled_once", lambda function: compiled.append(function) or function)
+    made = objective("optim.mixup=0.4")
+    made.compiled = True
+    plan = made.drawing(draws(5, 0, 4))
+    augment._channels.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = made.inputs(torch.empty(3, 3, 32, 32, dtype=torch.uint8, device="cuda"), plan)
+    augment._channels.cache_clear()
+    assert [(tuple(tensor.shape), tensor.device.type) for tensor in inputs] == [
+        ((3, 3, 32, 32), "cuda"),
+        ((3, 3), "cuda"),
+    ]
+    assert compiled == [augment.recolour_everyone]
 
 
 def test_labels_are_smoothed():

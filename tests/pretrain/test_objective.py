@@ -179,6 +179,26 @@ def test_inputs_and_after_step(objective):
     assert all(torch.allclose(p, torch.tensor(0.002)) for p in objective.target_encoder.parameters())
 
 
+def test_weights_are_listed_once(objective, monkeypatch):
+    objective.after_step(1, 10)
+    objective.student = Wrapper(objective.student)  # as for several processes
+    before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
+    with torch.no_grad():
+        for parameter in objective.context_encoder.parameters():
+            parameter.add_(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "named_parameters", None)  # it took longer than all else
+        objective.after_step(2, 10)
+    after = list(objective.target_encoder.parameters())
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
 def test_encoder_needs_a_mask_token():
     model = SCOTT(img_size=64, embed_dim=32, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="use_mask_token=True"):
