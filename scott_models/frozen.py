@@ -89,7 +89,7 @@ class Frozen:
         there: the same draws, pixels that differ from a CPU's by 1 or 2 of 255.
 
         Raises:
-            DataError: once all are through, features that are not finite.
+            DataError: once as many are through as there are images, features that are not finite.
         """
         return self._checked(images, self._views(Pictures.of(images), pieces, seed))
 
@@ -119,17 +119,27 @@ class Frozen:
         """Features of batches: which images they are, int64 (B,), and what the model sees, (B, 3, H, W).
 
         Raises:
-            DataError: once all are through, that some are not finite; until then nothing waits for the device.
+            DataError: once as many are through as there are images, or all, that some are not finite; until then
+                nothing waits for the device.
         """
-        indices, finite = [], []
+        indices: list[Tensor] = []
+        finite: list[Tensor] = []
+
+        def look() -> None:
+            bad = torch.cat(indices)[~torch.cat(finite).cpu()].unique()
+            self.refuse(images, bad, "finite", "its weights are damaged, or this image is beyond them")
+            indices.clear()
+            finite.clear()
+
         for which, batch in batches:
             features = forward(self.model, batch)
             indices.append(which)
             finite.append(torch.stack([_finite(part) for part in features if part is not None]).all(dim=0))
             yield features
-        if finite:
-            bad = torch.cat(indices)[~torch.cat(finite).cpu()].unique()
-            self.refuse(images, bad, "finite", "its weights are damaged, or this image is beyond them")
+            if sum(map(len, indices)) >= len(images):
+                look()
+        if indices:
+            look()
 
     def refuse(self, images: Sequence[Path | Row], bad: Tensor, expected: str, advice: str) -> None:
         """Raise DataError if there are bad ones, indices of images int64 (k,), ascending."""

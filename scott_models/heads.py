@@ -117,10 +117,10 @@ def train(
 
 @contextmanager
 def few_threads(features: Tensor) -> Iterator[None]:
-    """Around a step that works on features of a CPU: one thread, unless they are many.
+    """Around a step that works on features of a CPU: one thread, unless they are more than FEW numbers.
 
-    Threads wait for each other at each of a step's hundred operations. Beside other work on the same cores that is ten
-    times as long as one thread takes; on idle ones the others gain little.
+    Threads wait for each other at each of a step's hundred small operations. Beside other work on the same two cores
+    two threads took five to ten times as long for a step as one.
     """
     before = torch.get_num_threads()
     few = features.device.type == "cpu" and features.numel() <= FEW and before > 1

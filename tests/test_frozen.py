@@ -1,3 +1,5 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 import timm
@@ -145,6 +147,15 @@ def test_features_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled
         list(frozen.views(images, torch.tensor([(0, i) for i in range(12)]).split(6), seed=0))
     with pytest.raises(DataError, match=expected):
         Cache(frozen, images, 1, tmp_path, patches=False)
+
+
+def test_an_epoch_is_enough_to_find_them(frozen, photos, spoiled):
+    """Not a hundred."""
+    images = find_images([photos])
+    spoiled(third_of_nans)
+    views = frozen.views(images, torch.tensor([(epoch, i) for epoch in range(3) for i in range(12)]).split(6), seed=0)
+    with pytest.raises(DataError, match="4 of 12 images are not finite"):
+        list(islice(views, 3))
 
 
 def test_views_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
