@@ -87,7 +87,11 @@ def test_what_is_drawn_elsewhere_gives_the_same_inputs(changes):
 def test_inputs_on_a_gpu_are_compiled_and_never_wait(monkeypatch):
     """By tensors that only know that they are a GPU's."""
     empty, compiled = torch.empty, []
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **settings: empty(*size, **settings))
+
+    def unpinned(*size, pin_memory=False, **settings):
+        return empty(*size, **settings)
+
+    monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
     monkeypatch.setattr(augment, "compiled_once", lambda function: compiled.append(function) or function)
     made = objective("optim.mixup=0.4")
     made.compiled = True

@@ -69,8 +69,12 @@ def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
 def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
     """By tensors that only know that they are a GPU's: no operation mixes devices, or needs a number from there."""
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # there is no GPU to pin it for
+
+    def unpinned(*size, pin_memory=False, **settings):
+        return empty(*size, **settings)
+
+    monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     for module in (augment, crops_module):
         monkeypatch.setattr(module, "compiled_once", lambda function: function)
     objective.views = TwoViews(objective.views.mode, compiled)
