@@ -83,8 +83,8 @@ class Engine:
         if self.processes > 1:
             for name in self.trained:  # the rest, a teacher, is every process's own
                 setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
-        self.in_a_row = torch.zeros((), device=self.device)  # skipped updates up to now
-        self.longest = torch.zeros((), device=self.device)  # row of them so far
+        self.in_a_row = torch.zeros((), device=self.device)  # updates skipped up to now
+        self.longest = torch.zeros((), device=self.device)  # row of skipped updates so far
         self.skipped = torch.zeros((), device=self.device)
 
     def order(self, recipe: Settings, images: int) -> Order:

@@ -170,7 +170,7 @@ class Monitor:
 class Run:
     seed: int = 0
     precision: Literal["auto", "bf16", "no"] = "auto"  # bf16 autocast; auto: where the device multiplies bf16 itself
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU. A CPU needs a C++ compiler for it
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, if it works. A CPU needs a compiler
     accumulate: int = 1  # parts in which each process works through its share of a batch
     workers: int = 4  # at most, for each GPU: processes that make crops of images it does not hold
     log_every: int = 10  # updates between lines of metrics.jsonl
