@@ -89,6 +89,8 @@ CPU_PARTS = {
 GPU_PARTS = {
     "end to end": "End to end",
     "profile": "Where a step's time goes",
+    "inputs": "Crops and views alone",
+    "max blur": "Max and blur, in three ways",
     "step": "Step and inputs",
     "inference": "Inference",
 }

@@ -172,7 +172,7 @@ class Run:
     precision: Literal["auto", "bf16", "no"] = "auto"  # bf16 autocast; auto: where the device multiplies bf16 itself
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, if it works. A CPU needs a compiler
     accumulate: int = 1  # parts in which each process works through its share of a batch
-    workers: int = 4  # at most, for each GPU: processes that make crops of images it does not hold
+    workers: int = 4  # at most, for each GPU: processes that draw ahead, and make crops of images it does not hold
     log_every: int = 10  # updates between lines of metrics.jsonl
     checkpoint_every: float = 5  # minutes
     keep: int = 2  # checkpoints, the last ones; besides them the best by monitor
