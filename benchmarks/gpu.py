@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +245,7 @@ def pools(setting: Setting) -> dict[str, Any]:
         expected = ways["as it is"](x)
         for name, way in ways.items():
             for compiled in (False, True) if setting.compiled else (False,):
+                torch.compiler.reset()  # or compilers would stop at the eighth of what is to them one function
                 pool = torch.compile(way) if compiled else way
                 torch.testing.assert_close(pool(x), expected, rtol=0.02, atol=0.02)
                 there = x.detach().requires_grad_()
@@ -293,17 +295,27 @@ def main() -> None:
     )  # fmt: skip
     file = arguments.out or page.RESULTS / "gpu.json"
     kept = json.loads(file.read_text()) if file.exists() else {"parts": {}}
+    failed = []
     for name in arguments.parts:
         print(f"== {name}", file=sys.stderr, flush=True)
-        kept["parts"][name] = PARTS[name](setting)
+        try:
+            kept["parts"][name] = PARTS[name](setting)
+        except Exception:  # of any kind: the other parts are worth no less for it
+            traceback.print_exc()
+            failed.append(name)
+            continue
         kept["machine"] = torch.cuda.get_device_name() if device == "cuda" else page.machine("a trial on a CPU")
         kept["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept, indent=1) + "\n")
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(kept, indent=1) + "\n")
+        partial.replace(file)
         for caption, rows in kept["parts"][name].items():
             print(f"\n{caption}\n\n{page.table(rows)}")
     if arguments.out is None:
         page.write()
+    if failed:
+        sys.exit(f"failed, with their words above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,12 @@ def main() -> None:
     rows = [{"what": what, "ms a batch": value} for what, value in found.items()]
     settings = {name: getattr(arguments, name) for name in ("model", "batch", "workers", "rounds", "pause")}
     versions = {"torch": torch.__version__, "numpy": np.__version__}
-    kept = {"machine": page.machine("host"), "versions": versions, "settings": settings, "host": rows}
+    kept = {
+        "machine": page.machine("one thread of each process"),
+        "versions": versions,
+        "settings": settings,
+        "parts": {"host": {"host": rows}},
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
     print(page.table(rows))

@@ -95,6 +95,8 @@ GPU_PARTS = {
     "inference": "Inference",
 }
 
+HOST_PARTS = {"host": "For a batch of 128 at 224 px"}
+
 
 def section(title: str, file: Path, parts: dict[str, str]) -> str:
     if not file.exists():
@@ -119,7 +121,8 @@ def write() -> None:
     notes = (RESULTS / "notes.md").read_text().strip()
     cpu = section("CPU", RESULTS / "cpu.json", CPU_PARTS)
     gpu = section("One GPU", RESULTS / "gpu.json", GPU_PARTS)
-    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{gpu}\n\n{notes}\n")
+    host = section("What a GPU's step costs the processor", RESULTS / "host.json", HOST_PARTS)
+    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{gpu}\n\n{host}\n\n{notes}\n")
 
 
 if __name__ == "__main__":

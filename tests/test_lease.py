@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -88,8 +89,10 @@ def test_more_than_may_travel_is_refused(tmp_path, monkeypatch):
 
 
 def test_start_wants_data(tmp_path):
-    with pytest.raises(SystemExit, match="expected the tar files of Flowers-102, found none; call `take` first"):
-        lease.start(tmp_path, 1, [])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tar").touch()
+    with pytest.raises(SystemExit, match="expected 3 tar files of Flowers-102, found 1; call `take` for each"):
+        lease.start(tmp_path, 1, 3, [])
 
 
 def poll(work, back, **options):
@@ -132,6 +135,58 @@ def test_poll_waits_for_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(lease.time, "sleep", grow)
     assert poll(work, tmp_path / "back", seconds=60) == ["log.txt", "row.tar", "row.weights.0"]
     assert len(looks) == 2
+
+
+def test_what_is_small_is_there_when_a_call_is_cut(tmp_path, monkeypatch):
+    work, out = tmp_path, tmp_path / "out"
+    out.mkdir()
+    (out / "row.tar").write_bytes(b"scores")
+    (work / "log.txt").write_text("one line")
+    monkeypatch.setattr(lease, "is_running", lambda work: True)
+
+    def cut(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lease.time, "sleep", cut)
+    with pytest.raises(KeyboardInterrupt):
+        poll(work, tmp_path / "back", seconds=60)
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["log.txt", "row.tar"]
+    (work / "sent.json").write_text("{cut")  # whatever became of it, the next call hands all out
+    monkeypatch.setattr(lease, "is_running", lambda work: False)
+    assert poll(work, tmp_path / "next") == ["log.txt", "row.tar"]
+
+
+def test_a_child_whose_parent_was_killed_is_still_the_work(tmp_path):
+    parent = subprocess.Popen(["bash", "-c", "sleep 60 & wait"], start_new_session=True)
+    (tmp_path / "pid").write_text(str(parent.pid))
+    while len(list(group(parent.pid))) < 2:
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    assert lease.is_running(tmp_path)
+    os.killpg(parent.pid, 9)
+    while any(state not in "ZX" for state in group(parent.pid)):
+        time.sleep(0.01)
+    assert not lease.is_running(tmp_path)
+    assert not lease.is_running(tmp_path / "nothing")
+
+
+def group(number):
+    """The states of the processes of a group."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its = path.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(its) == number:
+            yield state
+
+
+def test_a_checkout_that_travels_too_is_counted(tmp_path, capsys):
+    lease.stage(tmp_path / "lease", [], [])
+    carried, whole = map(float, re.findall(r"([\d.]+) (?:MiB to carry|if the lease)", capsys.readouterr().out))
+    assert carried < 2
+    assert whole >= carried
 
 
 def test_the_script_needs_nothing_but_python(tmp_path):

@@ -70,24 +70,16 @@ def lease(shards, tmp_path_factory):
         if " start " not in command:
             return
         while not (work / "runs" / "scott_3_16" / KILLED).is_file():
-            assert rehearse_lease_is_alive(work), (work / "log.txt").read_text()
+            assert lease_script.is_running(work), (work / "log.txt").read_text()
             time.sleep(0.1)
         os.killpg(int((work / "pid").read_text()), signal.SIGKILL)
         killed.append(command)
         machine = rehearse_lease.Machine(folder / "again")
-        machine.run(command.split(" && ")[-1], folder / "lease", folder / "nothing")
+        machine.run(command.split(" && ")[-1], folder / "lease-2", folder / "nothing")
 
     machine = rehearse_lease.rehearse(shards, folder, folder / "results", after=kill_once)
     assert len(killed) == 1
     return machine, folder
-
-
-def rehearse_lease_is_alive(work):
-    try:
-        os.kill(int((work / "pid").read_text()), 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +94,7 @@ def test_the_calls_keep_to_the_limits(lease):
     assert json.loads((folder / "results" / "gpu.json").read_text())["parts"].keys() == {*lease_script.PARTS}
     trial = json.loads((folder / "results" / "trial.json").read_text())
     assert {name: result["status"] for name, result in trial.items()} == {"scott_3_16": 0, "scott_12_16": 0}
+    assert "scott_models can be imported" in lease[0].printed[0]
     code = (folder / "work" / "code").rglob("*")
     assert not [path for path in code if path.suffix == ".safetensors"]
 
@@ -112,7 +105,7 @@ def test_a_kill_loses_nothing_that_was_kept(lease):
     for step in ("scott_3_16: pretraining", "scott_3_16: probes, target, seed 0", "scott_3_16: probes, target, seed 1"):
         assert log.count(f"== {step}") <= 1 + ("seed 1" in step), step
     assert log.count("== 20 updates of each model: ended with status 0") == 2  # the second time there was nothing to do
-    assert log.count("20 updates;") == 2  # one of each model
+    assert log.count("== 20 updates of scott_") == 1  # of both models at once
 
 
 def test_scores_of_both_encoders_beside_random_weights(results):
@@ -298,33 +291,54 @@ def test_a_row_or_a_probe_that_fails_ends_no_other(session, monkeypatch, capsys)
     assert "failed (ZeroDivisionError: of a probe); going on" in capsys.readouterr().err
 
 
-def test_models_whose_compiler_fails_are_tried_without(session, monkeypatch):
-    begun = []
+def test_models_whose_compiler_fails_are_tried_alone_and_then_without(session, monkeypatch):
+    tried = []
 
-    class Process:
-        def __init__(self, command):
-            self.name = (
-                next(word for word in command if word.startswith("model.name=")) if "model.name" in str(command) else ""
-            )
-            self.status = int("3_16" in self.name and "run.compile=off" not in command)
-            begun.append(command)
+    def together(rows, session):
+        tried.append([(name, "run.compile=off" in row.changes) for name, row in rows.items()])
+        fails = {name: "3_16" in name and "run.compile=off" not in row.changes for name, row in rows.items()}
+        return {name: {"status": int(failed), "last": None} for name, failed in fails.items()}
 
-        def wait(self):
-            return self.status
-
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    for row in session.rows:
-        row.run.parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(reproduce, "open_images", lambda *arguments: None)
+    monkeypatch.setattr(reproduce, "find_samples", lambda *arguments: [])
+    monkeypatch.setattr(reproduce, "try_together", together)
     reproduce.try_models(session)
     found = json.loads((session.out / "trial.json").read_text())
     assert {name: (result["status"], result["changes"]) for name, result in found.items()} == {
         "scott_3_16": (0, ["run.compile=off"]),
         "scott_12_16": (0, []),
     }
-    assert len(begun) == 3
+    assert tried == [[("scott_3_16", False), ("scott_12_16", False)], [("scott_3_16", False)], [("scott_3_16", True)]]
     rows = reproduce.as_tried(session.rows, session.out)
     assert ["run.compile=off" in row.changes for row in rows] == [False, True]
     assert session.failed == []
+
+
+def test_a_trial_that_hangs_is_ended_and_a_cut_log_read(session, monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "TRYING", 1)
+    monkeypatch.setattr(reproduce, "MARGIN", 1)
+    script = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(reproduce, "pretraining", lambda *arguments: [sys.executable, "-c", script])
+    (tmp_path / "runs").mkdir()
+    assert reproduce.try_together({"a": session.rows[0]}, session) == {"a": {"status": -9, "last": None}}
+    (tmp_path / "log").write_text('{"step": 10}\n{"step": 2')
+    assert reproduce.last_line(tmp_path / "log") == {"step": 10}
+
+
+def test_scores_of_each_seed_are_left_at_once(session, monkeypatch):
+    left = []
+    session.seeds = 2
+    row = session.rows[0]
+    row.run.mkdir(parents=True)
+    monkeypatch.setattr(reproduce, "score", lambda *arguments: {"scores": []})
+    monkeypatch.setattr(reproduce.Session, "leave", lambda session, row: left.append(len([*row.run.glob("probes/*")])))
+    reproduce.probe_row(row, session)
+    assert left == [1, 2]
+    kept = json.loads(row.scores("target", 1).read_text())
+    row.scores("target", 1).unlink()
+    row.scores("target", 0).write_text(json.dumps({**kept, "seconds": 700}))  # longer than there is left
+    reproduce.probe_row(row, session)
+    assert left == [1, 2]
 
 
 def test_a_row_that_would_not_end_in_time_is_left_out(session, monkeypatch, capsys):
@@ -333,15 +347,21 @@ def test_a_row_that_would_not_end_in_time_is_left_out(session, monkeypatch, caps
     assert reproduce.fits(first, session)  # nothing is known yet
     first.run.mkdir(parents=True)
     (first.run / "seconds").write_text("1000")
-    assert reproduce.fits(second, session)  # 440 of 600 seconds
-    (first.run / "seconds").write_text("2000")
+    assert reproduce.fits(second, session)  # 440 and 90 of 600 seconds
+    (first.run / "seconds").write_text("1200")
     assert not reproduce.fits(second, session)
-    assert "scott_3_16: would take 14.7 minutes, left out" in capsys.readouterr().err
+    assert "scott_3_16: would take 10.3 minutes, left out" in capsys.readouterr().err
+    (first.run / "seconds").unlink()
+    images_a_second = 1e6 / 51.4 / 12  # 12 seconds for each PFLOP
+    end_to_end = [{"model": "scott_12_16", "pixels": 224, "images/s": images_a_second}]
+    (session.out / "gpu.json").write_text(json.dumps({"parts": {"end to end": {"end to end": end_to_end}}}))
+    assert not reproduce.fits(first, session)  # 22 minutes
+    assert "scott_12_16: would take 23." in capsys.readouterr().err
 
 
 def test_operations_of_a_row(shards, tmp_path):
     flowers = reproduce.unpack_images(shards, tmp_path)
-    row = Row.load("scott_12_16", tmp_path, ["optim.batch_size=4", "optim.epochs=2"])
+    row = Row.load("scott_12_16", tmp_path, ["optim.batch_size=4", "optim.epochs=2", "optim.warmup_epochs=0"])
     assert row.petaflop(flowers) == pytest.approx(2 * 24 * 51.4e-6, rel=0.01)
     assert row.changed("data.splits=train").petaflop(flowers) == pytest.approx(2 * 8 * 51.4e-6, rel=0.01)
 

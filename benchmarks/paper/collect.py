@@ -104,7 +104,7 @@ def summarize(row: Row) -> dict[str, Any]:
     start = json.loads((row.run / "environment.json").read_text())[-1]
     kept = {path: json.loads(path.read_text()) for path in sorted(row.run.glob("probes/*.json"))}
     by_step = {step: [kept[path] for path in kept if path.name.startswith(f"{step}-")] for step in STEPS}
-    facts = [{k: v for k, v in result.items() if k != "scores"} for result in by_step["target"]]
+    facts = [{k: v for k, v in result.items() if k not in ("scores", "seconds")} for result in by_step["target"]]
     digest, joined = weights.sha256(row.run / WEIGHTS), f"{row.name}/{WEIGHTS}"
     return {
         "row": row.name,

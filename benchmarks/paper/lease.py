@@ -33,6 +33,18 @@ WORK = Path("/tmp/scott_models-lease")
 CARRIED, FILES, EACH = 64 * 2**20, 8, 16 * 2**20  # bytes there; files back, and bytes of each
 BACK = 60 * 2**20  # bytes back in all, with room for the log
 LOG_LINES = 60
+VERSIONS = """
+import importlib, sys
+print("python", sys.version.split()[0])
+for name in ("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub", "numpy", "PIL"):
+    try:
+        print(name, importlib.import_module(name).__version__)
+    except Exception as error:
+        print(name, "cannot be imported:", error)
+import scott_models.pretrain
+print("scott_models can be imported")
+"""
+LONGEST = {"throughput and profile": 300}  # seconds, of a step that does not know its time
 PARTS = ("end to end", "profile", "inputs", "max blur")  # of benchmarks/gpu.py
 
 
@@ -49,6 +61,7 @@ def stage(folder: Path, data: Sequence[Path], packages: Sequence[str]) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for old in folder.glob("*.tar"):
         old.unlink()
+    shutil.rmtree(folder / "wheels", ignore_errors=True)
     for path in data:
         shutil.copyfile(path, folder / path.name)
     if packages:
@@ -56,30 +69,48 @@ def stage(folder: Path, data: Sequence[Path], packages: Sequence[str]) -> None:
         subprocess.run([*command, "--dest", str(folder / "wheels"), *packages], check=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > CARRIED:
-        sys.exit(
-            f"{folder}: expected at most {CARRIED / 2**20:.0f} MiB, found {size / 2**20:.1f}; give one tar file a call"
-        )
-    print(f"{folder}: {size / 2**20:.1f} MiB to carry")
+        limit = f"expected at most {CARRIED / 2**20:.0f} MiB, found {size / 2**20:.1f}"
+        sys.exit(f"{folder}: {limit}; give one tar file a call")
+    whole = size + size_of_checkout(folder)
+    print(
+        f"{folder}: {size / 2**20:.1f} MiB to carry, {whole / 2**20:.1f} if the lease carries your whole checkout too"
+    )
+
+
+def size_of_checkout(without: Path) -> int:
+    """Add up the files of this checkout that git does not ignore, outside of a folder; 0 where there is no git."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    with suppress(OSError):
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\0")
+        paths = [ROOT / name for name in filter(None, names)]
+        inside = without.resolve()
+        return sum(path.stat().st_size for path in paths if path.is_file() and inside not in path.resolve().parents)
+    return 0
 
 
 def take(work: Path) -> None:
-    """Move the tar files that came with this call to where they stay, and say what is there."""
+    """Move the tar files that came with this call to where they stay; say what is there, and what the machine has."""
     data = work / "data"
     data.mkdir(parents=True, exist_ok=True)
     for path in sorted(ROOT.glob("*.tar")):
         shutil.copyfile(path, data / f"{path.name}.partial")
         (data / f"{path.name}.partial").rename(data / path.name)
     found = [f"{path.name} ({path.stat().st_size / 2**20:.1f} MiB)" for path in sorted(data.glob("*.tar"))]
-    print(f"{data}: {', '.join(found) or 'nothing yet'}")
+    print(f"{data}: {', '.join(found) or 'nothing yet'}; {shutil.disk_usage(work).free / 2**30:.0f} GiB are free")
+    print(f"compiler: {shutil.which('gcc') or shutil.which('cc') or 'none, so torch.compile will not work'}")
+    for command in (["nvidia-smi", "-L"], [sys.executable, "-c", VERSIONS]):
+        with suppress(OSError):
+            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            print((ran.stdout + ran.stderr).strip())
 
 
-def start(work: Path, minutes: float, options: Sequence[str]) -> None:
+def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None:
     """Start the work in a session of its own, from a copy of the code, unless it runs already."""
     if is_running(work):
-        print(f"running already: {read(work / 'pid')}")
+        print(f"running already; kill -- -{read(work / 'pid')} ends all of it")
         return
-    if not list((work / "data").glob("*.tar")):
-        sys.exit(f"{work / 'data'}: expected the tar files of Flowers-102, found none; call `take` first")
+    if (found := len(list((work / "data").glob("*.tar")))) != tars:
+        sys.exit(f"{work / 'data'}: expected {tars} tar files of Flowers-102, found {found}; call `take` for each")
     shutil.rmtree(work / "code", ignore_errors=True)  # the next call may replace what this one came with
     shutil.copytree(ROOT, work / "code", ignore=shutil.ignore_patterns("*.tar"))
     if wheels := sorted(map(str, (work / "code" / "wheels").glob("*.whl"))):
@@ -92,7 +123,7 @@ def start(work: Path, minutes: float, options: Sequence[str]) -> None:
             command, cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     (work / "pid").write_text(str(process.pid))
-    print(f"started: {process.pid}")
+    print(f"started; kill -- -{process.pid} ends all of it")
 
 
 def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> None:
@@ -129,7 +160,14 @@ def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> No
         left = (end - time.monotonic()) / 60
         print(f"== {what}: {left:.1f} minutes left", flush=True)
         limit = ["--minutes", f"{left:.2f}"] if command[0] == rows[0] else []
-        status = subprocess.run([sys.executable, *command, *limit], check=False).returncode
+        if command[0] == speed[0] and "run.compile=off" in read(out / "trial.json"):
+            limit = ["--uncompiled"]
+        try:
+            status = subprocess.run(
+                [sys.executable, *command, *limit], check=False, timeout=LONGEST.get(what)
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -9
         print(f"== {what}: ended with status {status}", flush=True)
         failed += [what] * (status != 0)
     outcome = f"failed: {', '.join(failed)}" if failed else "all steps did what they should"
@@ -137,32 +175,45 @@ def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> No
 
 
 def poll(work: Path, out: Path, seconds: float, again: bool) -> None:
-    """Wait for weights to carry back, the end of the work or of the time; then show the log and hand out what is new.
+    """Hand out what is new until there are weights, the work has ended or the time is over; then show the log.
 
-    A file is handed out once, unless it changes or all are asked for `again`.
+    Small files and the log lie in `out` at any moment, should the call be cut. A file is handed out once, unless it
+    changes, or all are asked for `again`.
     """
     ledger = work / "sent.json"
-    sent: dict[str, str] = {} if again or not ledger.exists() else json.loads(ledger.read_text())
+    sent: dict[str, str] = {}
+    if not again:
+        with suppress(OSError, ValueError):  # the first call, or one that was cut
+            sent = json.loads(ledger.read_text())
+    taken: dict[str, int] = {}  # bytes of each file in `out`
     end = time.monotonic() + seconds
-    while is_running(work) and time.monotonic() < end:
-        if any(".weights." in path.name for path in unsent(work / "out", sent)):
+    while True:
+        runs = is_running(work)
+        waiting = unsent(work / "out", sent)
+        over = not runs or time.monotonic() >= end or any(".weights." in path.name for path in waiting)
+        hand_out([path for path in waiting if over or ".weights." not in path.name], out, sent, taken)
+        lines = read(work / "log.txt").splitlines()
+        (out / "log.txt").write_text("\n".join(lines)[-EACH // 2 :])
+        if over:
             break
         time.sleep(1)
-    room, count = BACK, FILES - 1  # the log is one
-    for path in unsent(work / "out", sent):
-        was = state_of(path)
-        if count and (size := path.stat().st_size) <= room:
-            shutil.copyfile(path, out / path.name)
-            sent[path.name] = was
-            room, count = room - size, count - 1
-    ledger.write_text(json.dumps(sent))
-    lines = read(work / "log.txt").splitlines()
-    (out / "log.txt").write_text("\n".join(lines)[-EACH // 2 :])
+    ledger.with_suffix(".partial").write_text(json.dumps(sent))
+    ledger.with_suffix(".partial").replace(ledger)
     print("\n".join(lines[-LOG_LINES:]))
     left = len(unsent(work / "out", sent))
-    state = "runs" if is_running(work) else "has ended"
-    what_next = "poll again" if left or state == "runs" else "nothing is left"
-    print(f"== the work {state}; {left} more files wait; {what_next}")
+    what_next = "poll again" if left or runs else "nothing is left"
+    print(f"== the work {'runs' if runs else 'has ended'}; {left} more files wait; {what_next}")
+
+
+def hand_out(files: Sequence[Path], out: Path, sent: dict[str, str], taken: dict[str, int]) -> None:
+    """Copy files as long as there is room, and note what was sent."""
+    for path in files:
+        state, size = state_of(path), path.stat().st_size
+        others = [bytes_ for name, bytes_ in taken.items() if name != path.name]
+        if len(others) < FILES - 1 and sum(others) + size <= BACK:  # the log is a file too
+            shutil.copyfile(path, out / f"{path.name}.partial")
+            (out / f"{path.name}.partial").replace(out / path.name)
+            sent[path.name], taken[path.name] = state, size
 
 
 def unpack(returned: Path, out: Path) -> None:
@@ -193,11 +244,22 @@ def state_of(path: Path) -> str:
 
 
 def is_running(work: Path) -> bool:
-    """Tell whether the process that `start` began is alive, and no zombie."""
-    with suppress(OSError, ValueError):
-        os.kill(pid := int(read(work / "pid")), 0)
-        status = read(Path(f"/proc/{pid}/stat"))
-        return "lease.py" in read(Path(f"/proc/{pid}/cmdline")) if status else True
+    """Tell whether a process of the session that `start` began is alive, be it a child whose parent was killed."""
+    group = read(work / "pid")
+    if not group:
+        return False
+    if not Path("/proc/self/stat").exists():  # no Linux
+        with suppress(OSError):
+            os.killpg(int(group), 0)
+            return True
+        return False
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = (
+                status.read_text().rsplit(")", 1)[1].split()[:3]
+            )  # after the name, which may hold blanks
+            if its_group == group and state not in "ZX":
+                return True
     return False
 
 
@@ -228,6 +290,7 @@ def main() -> None:
         running = command(name, function)
         running.add_argument("--minutes", type=float, required=True, help="after which nothing new is begun")
         running.add_argument("--rehearse", action="store_true", help="at 32 px, on any machine")
+        running.add_argument("--tars", type=int, default=3, help="files that there must be; default 3")
         running.add_argument("--rows", nargs="+", help="of reproduce.py; default: all in order of value")
         running.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
     polling = command("poll", poll)
@@ -247,7 +310,7 @@ def main() -> None:
         case "take":
             take(given.work)
         case "start":
-            start(given.work, given.minutes, [*options, *(["--rehearse"] if given.rehearse else [])])
+            start(given.work, given.minutes, given.tars, [*options, *(["--rehearse"] if given.rehearse else [])])
         case "go":
             go(given.work, given.minutes, given.rehearse, options)
         case "poll":

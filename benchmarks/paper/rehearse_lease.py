@@ -24,7 +24,10 @@ from lease import CARRIED, EACH, FILES, ROOT, WORK
 PAGE = ROOT / "docs" / "gpu.md"
 SECONDS, BACK, DEPTH = 600, 64 * 2**20, 2  # of a call, bytes back in all, folders below the one that comes back
 ABSENT = ("imagehash", "tyro", "rich", "jinja2", "datasets", "gradio")
-HERE, THERE = "python benchmarks/paper/lease.py ", "python3 lease/benchmarks/paper/lease.py "
+HERE, THERE = (
+    re.compile(r"python benchmarks/paper/lease\.py "),
+    re.compile(r"python3 lease[\w-]*/benchmarks/paper/lease\.py "),
+)
 ROWS = ("scott_3_16", "inductive")
 
 
@@ -33,7 +36,7 @@ class Machine:
 
     Attributes:
         carried, returned: bytes of each call so far.
-        seconds: of each call so far.
+        seconds: of each call so far; printed: what it printed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,6 +44,7 @@ class Machine:
         self.carried: list[int] = []
         self.returned: list[int] = []
         self.seconds: list[float] = []
+        self.printed: list[str] = []
         absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ABSENT)  # an import of it fails
         (folder / "absent").mkdir(parents=True)
         (folder / "absent" / "sitecustomize.py").write_text(f"import sys\n{absent}")
@@ -77,6 +81,7 @@ class Machine:
         text = (self.folder / "printed").read_text()
         self.seconds.append(time.monotonic() - started)
         require(status == 0, f"status 0 of {command!r} within {SECONDS} s, found {status}: {text}")
+        self.printed.append(text)
         self.bring_back(out, back)
         return text
 
@@ -111,7 +116,7 @@ def calls() -> list[str]:
     """Read the calls of the page, here and there, in their order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith((HERE, THERE))]
+    return [line for line in lines if HERE.match(line) or THERE.match(line)]
 
 
 def rehearse(
@@ -128,25 +133,19 @@ def rehearse(
         out: for the unpacked results.
         after: called after each call there, with its command and the machine's work folder.
     """
-    machine, work, staged, returned = (
-        Machine(folder / "machine"),
-        folder / "work",
-        folder / "lease",
-        folder / "returned",
-    )
+    machine, work, returned = Machine(folder / "machine"), folder / "work", folder / "returned"
     tars = iter(data)
     for line in calls():
-        if line.startswith(HERE):
-            words = line.removeprefix(HERE).split()
-            words = [str(next(tars)) if word.endswith(".tar") else word for word in words]
-            places = {"lease": staged, "RETURNED": returned, "results": out}
-            arguments = [str(places.get(word, word)) for word in words]
+        if HERE.match(line):
+            words = [str(next(tars)) if word.endswith(".tar") else word for word in HERE.sub("", line).split()]
+            places = {"RETURNED": returned, "results": out}
+            arguments = [str(places.get(word, folder / word if word.startswith("lease") else word)) for word in words]
             subprocess.run([sys.executable, str(ROOT / "benchmarks/paper/lease.py"), *arguments], check=True)
             continue
         command = re.sub(r"(lease\.py (?:take|start|poll))", rf"\1 --work {work}", line)
         command = re.sub(r"--minutes \d+", rf"\g<0> --rehearse --seeds 2 --rows {' '.join(rows)}", command)
         while True:
-            printed = machine.run(command, staged, returned)
+            printed = machine.run(command, folder / line.split("/")[0].split()[-1], returned)
             print(printed, end="", file=sys.stderr)
             if after:
                 after(command, work)

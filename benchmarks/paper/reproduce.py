@@ -31,30 +31,33 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from collect import collect, pack, write_whole
-from rows import ON_CPU, ON_GPU, STEPS, TOY, Row, Step, known_rows
+from rows import ON_CPU, ON_GPU, STEPS, TOY, Row, Step, gflop_of_step, known_rows
 from torch import nn
 
 from scott_models import weights
 from scott_models.classifiers import Accuracy, knn, ridge
+from scott_models.data import find_samples
 from scott_models.errors import DataError, told_in_a_sentence
 from scott_models.features import load_model
 from scott_models.frozen import Frozen
 from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.store import open_images
 from scott_models.probe import HEADS, KINDS, Kind, Protocol, probe
 
 CONTROL, CONTEXT = " (random weights)", " (context encoder)"
 MARGIN = 20  # seconds that saving and the first small files take
-SLACK = 1.1  # how much longer than an earlier row's speed promises a pretraining may take
-TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "monitor.every=0", "run.log_every=10")  # 20 of 63 updates
+SLACK, PROBING = 1.1, 90  # how much longer than earlier speeds promise a pretraining may take; seconds for its probes
+TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 of 63 updates
+TRYING = 300  # seconds, after which a trial is given up
 STOPPED = (0, 130, -signal.SIGINT)
 UNCOMPILED = "run.compile=off"
 
@@ -157,16 +160,28 @@ def split_folder(root: Path, data: Sequence[Path]) -> Path:
 
 
 def run_until(command: Sequence[str], seconds: float) -> int:
-    """Run a command that saves itself when interrupted; interrupt it when its time is over. Returns its status."""
+    """Run a command that saves itself when interrupted; interrupt it when its time, or ours, is over.
+
+    Returns:
+        its status; that of SIGKILL if it did not end soon after.
+    """
     with subprocess.Popen(command) as process:
         try:
-            process.wait(max(seconds, 1))
+            return process.wait(max(seconds, 1))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        except KeyboardInterrupt:  # which it got too
-            process.wait()
+            return end(process)
+        except KeyboardInterrupt:
+            end(process)
             raise
-    return process.returncode
+
+
+def end(process: subprocess.Popen) -> int:
+    """Interrupt a process, and kill it if it has not saved itself soon; returns its status."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(MARGIN)
+    process.kill()
+    return process.wait()
 
 
 def pretraining(row: Row, flowers: Path, run: Path) -> list[str]:
@@ -191,45 +206,76 @@ def pretrain(row: Row, session: Session) -> None:
 
 
 def fits(row: Row, session: Session) -> bool:
-    """Tell whether a pretraining can end in time, as far as the speed of those that have ended shows it."""
+    """Tell whether a pretraining and its first probes can end in time, by the speeds measured here so far."""
     if session.clock.left < MARGIN:
         return False
-    rates = []  # seconds for each PFLOP
-    for other in session.rows:
-        took = other.run / "seconds"
-        if took.is_file():
-            rates.append(float(took.read_text()) / other.petaflop(session.flowers))
     begun = any(row.run.glob("checkpoints/step_*.pt"))
-    if not rates or begun:
+    if begun or not (rates := [*measured_rates(session)]):
         return True
-    needed = SLACK * max(rates) * row.petaflop(session.flowers)
+    needed = SLACK * max(rates) * row.petaflop(session.flowers) + PROBING
     if needed > session.clock.left:
         session.clock.say(f"{row.name}: would take {needed / 60:.1f} minutes, left out")
     return needed <= session.clock.left
 
 
+def measured_rates(session: Session) -> Iterator[float]:
+    """Yield seconds for each PFLOP: of the pretrainings that have ended, or else of benchmarks/gpu.py."""
+    ended = [row for row in session.rows if (row.run / "seconds").is_file()]
+    for row in ended:
+        yield float((row.run / "seconds").read_text()) / row.petaflop(session.flowers)
+    benchmark = session.out / "gpu.json"
+    if not ended and benchmark.is_file():
+        for result in json.loads(benchmark.read_text())["parts"].get("end to end", {}).get("end to end", []):
+            yield 1e6 / result["images/s"] / gflop_of_step(result["model"], result["pixels"])
+
+
 def try_models(session: Session) -> None:
     """Make 20 updates of each model, all models at once, and write what came of them to trial.json.
 
-    A model that fails is tried once more without torch.compile; if that works, its rows go on so.
+    A model that fails is tried once more alone, and at last without torch.compile; if that works, its rows go on so.
     """
     kept = session.out / "trial.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     models = {row.settings.model.name: row.changed(*TRIAL) for row in reversed(session.rows)}
-    for change in ((), (UNCOMPILED,)):
+    first = session.rows[0].settings.model.name
+    models = {name: row if name == first else row.changed("monitor.every=0") for name, row in models.items()}
+    recipe = session.rows[0].settings
+    open_images(find_samples([session.flowers]), recipe.data.short_side)  # once, or all would decode at once
+    for together, change in ((True, ()), (False, ()), (False, (UNCOMPILED,))):
         left = {name: row.changed(*change) for name, row in models.items() if found.get(name, {}).get("status") != 0}
-        processes = {}
-        for name, row in left.items():
-            session.clock.say(f"{name}: 20 updates{', without torch.compile' if change else ''}")
+        for names in [list(left)] if together else [[name] for name in left]:
+            session.clock.say(f"20 updates of {', '.join(names)}{', without torch.compile' if change else ''}")
+            for name, result in try_together({name: left[name] for name in names}, session).items():
+                found[name] = {**result, "changes": list(change)}
+            write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
+    session.failed += [f"{name}: 20 updates" for name, result in found.items() if result["status"] != 0]
+
+
+def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, Any]]:
+    """Make the updates of some models at once; returns each one's status and last line of metrics."""
+    started, processes, found = time.monotonic(), {}, {}
+    try:
+        for name, row in rows.items():
             folder = Path(tempfile.mkdtemp(prefix=f"trial-{name}-", dir=row.run.parent))
             processes[name] = folder, subprocess.Popen(pretraining(row, session.flowers, folder))
         for name, (folder, process) in processes.items():
-            status, lines = process.wait(), []
-            if (log := folder / "metrics.jsonl").is_file():
-                lines = [json.loads(line) for line in log.read_text().splitlines()]
-            found[name] = {"status": status, "changes": list(change), "last": lines[-1] if lines else None}
-    write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
-    session.failed += [f"{name}: 20 updates" for name, result in found.items() if result["status"] != 0]
+            try:
+                status = process.wait(max(TRYING - (time.monotonic() - started), 1))
+            except subprocess.TimeoutExpired:
+                status = end(process)
+            found[name] = {"status": status, "last": last_line(folder / "metrics.jsonl")}
+    finally:
+        for _, process in processes.values():
+            process.kill()
+    return found
+
+
+def last_line(log: Path) -> dict[str, Any] | None:
+    """Read the last whole line of a run's metrics."""
+    for line in reversed(log.read_text().splitlines() if log.is_file() else []):
+        with suppress(ValueError):  # cut short
+            return json.loads(line)
+    return None
 
 
 def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
@@ -241,15 +287,19 @@ def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
 
 def probe_row(row: Row, session: Session) -> None:
     """Score the encoders of a run that has ended, seed by seed, and keep each seed's scores in the run."""
+    earlier = [json.loads(path.read_text()) for path in row.run.parent.glob("*/probes/*.json")]
+    session.clock.longest = max((result["seconds"] for result in earlier), default=0.0)
     for step in session.steps:
         for seed in range(session.seeds):
             if row.scores(step, seed).is_file() or not session.clock.allows_another():
                 continue
             what = f"{row.name}: probes, {step}, seed {seed}"
             with session.going_on(what), session.clock.step(what):
-                scores = json.dumps(score(row, session.flowers, step, seed, session.kinds))
-                write_whole(row.scores(step, seed), scores.encode())
-        session.leave(row)
+                started = time.monotonic()
+                result = score(row, session.flowers, step, seed, session.kinds)
+                result["seconds"] = round(time.monotonic() - started, 1)
+                write_whole(row.scores(step, seed), json.dumps(result).encode())
+            session.leave(row)
 
 
 def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind]) -> dict[str, Any]:
@@ -297,6 +347,8 @@ def encoders(run: Path) -> dict[str, nn.Module]:
 def rounding(run: Path, flowers: Path) -> dict[str, float]:
     """Measure what bfloat16 weights change: features of val's images, and the probes that train on train's.
 
+    Convolutions are exact meanwhile: a GPU would round what they multiply to TF32, whatever the weights.
+
     Returns:
         features, largest: the difference of pooled features relative to their length, of all images together and of
         the image where it is largest; and for each probe its top-1 % by fp32 and by the exported weights.
@@ -308,7 +360,8 @@ def rounding(run: Path, flowers: Path) -> dict[str, float]:
     found, features = {}, []
     for name, model in (("fp32", original), ("exported", exported)):
         frozen = Frozen(model, f"{run.name}, {name}")
-        of_train, of_val = frozen.pooled(trained.images, "train"), frozen.pooled(tested.images, "val")
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            of_train, of_val = frozen.pooled(trained.images, "train"), frozen.pooled(tested.images, "val")
         features.append(of_val)
         for kind, classify in (("knn", knn), ("ridge", ridge)):
             votes = classify(of_train, trained.labels, of_val, len(trained.names))
@@ -328,6 +381,7 @@ def probe_apart(row: Row, session: Session, steps: Sequence[Step]) -> None:
     status = run_until([*command, "--minutes", f"{session.clock.left / 60:.3f}"], session.clock.left)
     if status not in STOPPED:
         session.failed.append(f"{row.name}: probes")
+    session.leave(row)
 
 
 def reproduce(session: Session) -> bool:

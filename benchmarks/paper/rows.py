@@ -4,7 +4,7 @@ import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -61,9 +61,15 @@ class Row:
         settings = self.settings
         batch = settings.optim.batch_size
         updates = settings.optim.epochs * (len(find_samples([flowers], settings.data.splits)) // batch)
-        image = gflop(Contender(settings.model.name, "step", img_size=settings.model.img_size))
-        assert image is not None
-        return updates * batch * image / 1e6
+        return updates * batch * gflop_of_step(settings.model.name, settings.model.img_size) / 1e6
+
+
+@cache
+def gflop_of_step(model: str, img_size: int) -> float:
+    """Count the operations of one image in an update of MIM-JEPA."""
+    counted = gflop(Contender(model, "step", img_size=img_size))
+    assert counted is not None
+    return counted
 
 
 def first_command(name: str) -> list[str]:
