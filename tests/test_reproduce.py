@@ -372,12 +372,18 @@ def test_a_run_is_cut_when_its_time_ends(shards, tmp_path, monkeypatch):
     log = row.run / "metrics.jsonl"
 
     class Impatient(subprocess.Popen):
+        interrupted = False
+
         def wait(self, timeout=None):
-            while timeout is not None:  # until it has begun to train
+            while not self.interrupted:  # until it has begun to train
                 if (log.is_file() and "loss" in log.read_text()) or self.poll() is not None:
                     raise subprocess.TimeoutExpired(self.args, timeout)
                 time.sleep(0.1)
-            return super().wait()
+            return super().wait(timeout)
+
+        def send_signal(self, number):
+            self.interrupted = True
+            super().send_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Impatient)
     command = reproduce.pretraining(row, reproduce.unpack_images(shards, tmp_path), row.run)
