@@ -12,16 +12,25 @@ GAMMA, MIX1, MIX2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5
 
 
 class Draws:
-    """A stream of uniform numbers for each image of a batch.
+    """A stream of uniform numbers for each image of a batch, and one that all images of an update share.
 
     Args:
         seeds: uint64 (B,), the seed of each image.
         images: int64 (B,), which images of a data set they are, if that is known.
+        update: uint64, the seed of what the images share, also with those of other processes; by default a batch of
+            its own, seeded by its first image.
     """
 
-    def __init__(self, seeds: np.ndarray, images: Tensor | None = None) -> None:
+    def __init__(self, seeds: np.ndarray, images: Tensor | None = None, update: np.uint64 | None = None) -> None:
         self.seeds, self.images = seeds, images
+        self.update = update
         self.used = 0
+
+    @property
+    def shared(self) -> "Draws":
+        """The stream that the images share, from its beginning."""
+        seed = _mix(self.seeds[:1] + GAMMA) if self.update is None else np.array([self.update])
+        return Draws(seed)
 
     @classmethod
     def of(cls, generator: "torch.Generator | Draws", batch: int) -> "Draws":
@@ -31,12 +40,12 @@ class Draws:
         return cls(torch.randint(2**63 - 1, (batch,), generator=generator).numpy().astype(np.uint64))
 
     @classmethod
-    def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor) -> "Draws":
-        """The streams of images `indices` (B,) in `epochs` (B,), under a key of 64 bits."""
+    def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor, update: int = 0) -> "Draws":
+        """The streams of images `indices` (B,) in `epochs` (B,), and of an update, under a key of 64 bits."""
         seeds = np.full(len(indices), key, dtype=np.uint64)
         for part in (epochs, indices):
             seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))
-        return cls(seeds, indices)
+        return cls(seeds, indices, _mix((key ^ MIX1) + GAMMA * np.array([update], dtype=np.uint64))[0])
 
     def uniform(self, count: int) -> Tensor:
         """The next numbers in [0, 1) of every stream: float64 (count, B)."""

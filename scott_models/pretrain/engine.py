@@ -171,7 +171,7 @@ class Engine:
         losses = []
         for drawn, crops in batch:
             own = isinstance(drawn, Tensor)  # epochs and indices, of an objective that draws for itself
-            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *drawn.unbind(1)) if own else drawn
+            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *drawn.unbind(1), update=step) if own else drawn
             inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):

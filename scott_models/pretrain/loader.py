@@ -25,6 +25,14 @@ GRACE = 60  # seconds that a worker outlives a SIGTERM
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A process's part of a batch: the number of its update, and the places of its images."""
+
+    update: int
+    places: list[Place]
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of all images in every epoch, and the part of it that one process sees.
 
@@ -50,14 +58,14 @@ class Order:
         order = _order(self.seed, epoch, self.count)
         return [(epoch, i) for i in order[place * self.batch : (place + 1) * self.batch].tolist()]
 
-    def pieces(self, first: int, last: int) -> Iterator[list[Place]]:
+    def pieces(self, first: int, last: int) -> Iterator[Piece]:
         """This process's parts of updates `first` to `last`, one after the other."""
         size = self.batch // (self.processes * self.parts)
         for step in range(first, last + 1):
             places = self.of_update(step)
             for part in range(self.parts):
                 start = (part * self.processes + self.rank) * size
-                yield places[start : start + size]
+                yield Piece(step, places[start : start + size])
 
 
 @lru_cache(maxsize=2)
@@ -110,9 +118,11 @@ class Planned(Dataset):
         self.source = Boxes(crops) if crops.on_device else crops
         self.key, self.drawing = key(crops.seed, "inputs"), drawing
 
-    def __getitems__(self, places: list[Place]) -> tuple[Any, Tensor | np.ndarray]:
-        where, made = self.source.__getitems__(places)
-        return self.drawing(Draws.keyed(self.key, *where.unbind(1))) if self.drawing else where, made
+    def __getitems__(self, piece: Piece) -> tuple[Any, Tensor | np.ndarray]:
+        where, made = self.source.__getitems__(piece.places)
+        return self.drawing(
+            Draws.keyed(self.key, *where.unbind(1), update=piece.update)
+        ) if self.drawing else where, made
 
 
 def load(
@@ -154,7 +164,7 @@ def load(
         del pieces  # which ends its workers
 
 
-def iterate(planned: Planned, pieces: Iterator[list[Place]], workers: int, pinned: bool = False) -> Iterator[Any]:
+def iterate(planned: Planned, pieces: Iterator[Piece], workers: int, pinned: bool = False) -> Iterator[Any]:
     """What is made of each piece, here or by so many processes, which end when nobody refers to it any more."""
     return iter(
         DataLoader(

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..errors import RecipeError, WeightsError
+from ..layers import PlainLayerNorm
 from ..scott import MODELS, SCOTT, checkpoint_filter_fn
 from . import masks
 from .augment import TwoViews
 from .beit import BEiT
 from .draws import Draws
-from .plan import Drawing, Plan
+from .plan import Drawing, Plan, nothing
+from .pooled import Pooled
 from .predictor import Predictor
 from .recipe import Mask, Recipe, require
 from .schedules import linear
@@ -47,9 +49,14 @@ class Student(nn.Module):
         self.context_encoder = context_encoder
         self.predictor = predictor
 
-    def forward(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Context images (B, 3, H, W), visible bool (B, N) -> predicted target features of all patches (B, N, D)."""
-        return self.predictor(self.context_encoder.forward_tokens(images, visible))
+    def forward(self, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Context images (B, 3, H, W), visible bool (B, N) -> two of all patches (B, N, D).
+
+        Returns:
+            predicted target features, and the context encoder's own, before the last norm.
+        """
+        tokens = self.context_encoder.forward_tokens(images, visible)
+        return self.predictor(tokens), tokens
 
 
 def unwrapped(student: Any) -> Student:
@@ -65,6 +72,7 @@ class MIMJEPA(nn.Module):
         views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches.
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
         ema: decay of the target before the first and at the last update, linear in between.
+        pooled: a term on pooled features to add to the loss.
 
     Raises:
         ValueError: an encoder without a mask token.
@@ -78,6 +86,7 @@ class MIMJEPA(nn.Module):
         views: Views = TwoViews(),  # noqa: B008 -- a constant
         mask: Callable[..., Tensor] = partial(masks.blockwise, ratio=0.6),  # noqa: B008 -- a constant
         ema: tuple[float, float] = (0.996, 1.0),
+        pooled: Pooled | None = None,
     ) -> None:
         super().__init__()
         if encoder.mask_token is None:
@@ -87,6 +96,8 @@ class MIMJEPA(nn.Module):
         self.views = views
         self.mask = mask
         self.ema = ema
+        self.norm = PlainLayerNorm(encoder.embed_dim)
+        self.pooled: Any = pooled  # several processes wrap it
 
     @property
     def context_encoder(self) -> SCOTT:
@@ -108,7 +119,8 @@ class MIMJEPA(nn.Module):
 
     @property
     def _drawing(self) -> Drawing:
-        return Drawing(self.views, self.mask, self.target_encoder.patch_embed.grid_size)
+        more = nothing if self.pooled is None else getattr(self.pooled, "module", self.pooled).drawing
+        return Drawing(self.views, self.mask, self.target_encoder.patch_embed.grid_size, more=more)
 
     @property
     def drawing(self) -> Drawing | None:
@@ -116,17 +128,26 @@ class MIMJEPA(nn.Module):
         return self._drawing.ahead
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N)."""
+        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N).
+
+        And what the term on pooled features draws.
+        """
         return self._drawing.inputs(crops, generator)
 
-    def forward(self, context: Tensor, target: Tensor, visible: Tensor) -> Tensor:
-        """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar."""
+    def forward(self, context: Tensor, target: Tensor, visible: Tensor, *drawn: Tensor) -> Tensor:
+        """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar.
+
+        The term on pooled features is added, if there is one.
+        """
         with torch.no_grad():
             targets = self.target_encoder.forward_features(target)
-        predictions = self.student(context, visible)
+        predictions, tokens = self.student(context, visible)
         distance = F.smooth_l1_loss(predictions.float(), targets.float(), reduction="none").mean(dim=-1)
         hidden = ~visible
-        return (distance * hidden).sum() / hidden.sum()
+        loss = (distance * hidden).sum() / hidden.sum()
+        if self.pooled is None:
+            return loss
+        return loss + self.pooled(self.norm(tokens).mean(dim=1), targets.mean(dim=1), *drawn)
 
     def after_step(self, step: int, total: int) -> None:
         """Let the target follow, after the optimiser's update number `step` (1 to `total`)."""
@@ -265,7 +286,19 @@ def mimjepa(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Te
         attn_drop=model.attn_drop,
         drop_path=model.drop_path,
     )
-    return MIMJEPA(encoder, predictor, views=views, mask=mask, ema=(recipe.optim.start_ema, recipe.optim.final_ema))
+    ema = recipe.optim.start_ema, recipe.optim.final_ema
+    return MIMJEPA(encoder, predictor, views=views, mask=mask, ema=ema, pooled=pooled(recipe, encoder))
+
+
+def pooled(recipe: Recipe, encoder: SCOTT) -> Pooled | None:
+    """Build the term on pooled features that a recipe names."""
+    chosen, run = recipe.objective, recipe.run
+    if chosen.pooled == "none":
+        return None
+    several = recipe.optim.batch_size // run.accumulate > 1
+    require(several, "run.accumulate", "parts of 2 images or more, which the pooled term compares", run.accumulate)
+    settings = {"weight": chosen.pooled_weight, "temperature": chosen.temperature}
+    return Pooled(chosen.pooled, encoder.embed_dim, chosen.projector, **settings)
 
 
 def splitmask(recipe: Recipe, encoder: SCOTT, views: Views, mask: Callable[..., Tensor]) -> SplitMask:

@@ -20,10 +20,17 @@ class Plan:
     Attributes:
         colours: of its views, as `TwoViews.draw` gives them.
         masks: as `Drawing.masks` gives them.
+        more: of an objective's own.
     """
 
     colours: tuple[Colours, ...]
     masks: tuple[np.ndarray, ...]
+    more: tuple[np.ndarray, ...] = ()
+
+
+def nothing(draws: Draws) -> tuple[np.ndarray, ...]:
+    """Draw nothing."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,14 @@ class Drawing:
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
         grid: rows and columns of patches.
         places: whether the places of visible and hidden patches are wanted too, equally many in each image.
+        more: what else an objective draws, after the rest.
     """
 
     views: Any
     mask: Callable[..., Tensor]
     grid: tuple[int, int]
     places: bool = False
+    more: Callable[[Draws], tuple[np.ndarray, ...]] = nothing
 
     @property
     def ahead(self) -> "Drawing | None":
@@ -50,7 +59,7 @@ class Drawing:
 
     def __call__(self, draws: Draws) -> Plan:
         colours = self.views.draw(draws)
-        return Plan(colours, tuple(mask.numpy() for mask in self.masks(draws)))
+        return Plan(colours, tuple(mask.numpy() for mask in self.masks(draws)), self.more(draws))
 
     def masks(self, draws: Draws) -> tuple[Tensor, ...]:
         """Visible, bool (B, N); if asked for, the places of visible patches, int64 (B, K), and of hidden ones."""
@@ -58,12 +67,12 @@ class Drawing:
         return (visible, places_of(visible), places_of(~visible)) if self.places else (visible,)
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), then the masks, on their device."""
+        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), masks and the rest, on their device."""
         if isinstance(generator, Plan):
             context, target = self.views(crops, generator.colours)
-            masks = [torch.from_numpy(mask) for mask in generator.masks]
+            drawn = [torch.from_numpy(array) for array in generator.masks + generator.more]
         else:
             draws = Draws.of(generator, len(crops))
             context, target = self.views(crops, draws)
-            masks = list(self.masks(draws))
-        return context, target, *moved_together(masks, crops.device)
+            drawn = [*self.masks(draws), *map(torch.from_numpy, self.more(draws))]
+        return context, target, *moved_together(drawn, crops.device)

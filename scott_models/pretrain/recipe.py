@@ -89,7 +89,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned. All but the name is of `splitmask` and `beit` (arXiv 2112.10740; docs/objectives.md)."""
+    """What is learned. The words are of `splitmask` and `beit` (arXiv 2112.10740), the pooled term is of `mimjepa`."""
 
     name: Literal["mimjepa", "splitmask", "beit"] = "mimjepa"
     vocabulary: Literal["patches", "kmeans", "projection"] = "patches"
@@ -97,7 +97,10 @@ class Objective:
     decoder_depth: int = 2  # blocks of splitmask's decoder
     decoder_dim: int = 0  # its width; 0: the encoder's
     match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
-    temperature: float = 0.2  # of that InfoNCE
+    temperature: float = 0.2  # of that InfoNCE, and of the pooled one
+    pooled: Literal["none", "visreg", "vicreg", "infonce"] = "none"  # term on pooled features (docs/objectives.md)
+    pooled_weight: float = 0.3  # of that term beside the loss
+    projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of that term
 
     @property
     def title(self) -> str:
@@ -111,6 +114,11 @@ class Objective:
         require(wide, "objective.decoder_dim", "0 (the encoder's) or at least 32", self.decoder_dim)
         require(self.match >= 0, "objective.match", "a weight of 0 or more", self.match)
         require(self.temperature > 0, "objective.temperature", "more than 0", self.temperature)
+        require(self.pooled_weight > 0, "objective.pooled_weight", "a weight above 0", self.pooled_weight)
+        wide = len(self.projector) > 0 and min(self.projector) > 0
+        require(wide, "objective.projector", "widths of 1 or more", list(self.projector))
+        of_mimjepa = self.name == "mimjepa" or self.pooled == "none"
+        require(of_mimjepa, "objective.pooled", f"none, which {self.name} takes", self.pooled)
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,7 @@ class Settings:
     def flat(self) -> dict[str, Any]:
         """{"optim.epochs": 300.0, ...}; lists as text, as trackers want them."""
         return {
-            f"{section}.{name}": ",".join(value) if isinstance(value, tuple) else value
+            f"{section}.{name}": ",".join(map(str, value)) if isinstance(value, tuple) else value
             for section, fields in self._sections().items()
             for name, value in fields.items()
         }
@@ -307,9 +315,12 @@ def _value(where: str, kind: Any, value: Any) -> Any:
             raise RecipeError(f"{where}: expected one of {list(get_args(kind))}, got {value!r}")
         return value
     if get_origin(kind) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise RecipeError(f"{where}: expected a list of names, got {value!r}")
+        of, called = (int, "whole numbers") if int in get_args(kind) else (str, "names")
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        if of is int:
+            items = [int(item) if isinstance(item, str) and item.isdecimal() else item for item in items]
+        if not all(type(item) is of for item in items):
+            raise RecipeError(f"{where}: expected a list of {called}, got {value!r}")
         return tuple(items)
     if kind is float and type(value) is int:
         return float(value)

@@ -7,11 +7,10 @@ layer in between, and how both losses weigh.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ..layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from ..on_cpu import Linear
@@ -20,6 +19,7 @@ from . import masks
 from .augment import TwoViews
 from .denoising import Denoising
 from .draws import Draws
+from .gather import gather
 from .plan import Plan
 from .vocabulary import Vocabulary
 
@@ -133,30 +133,7 @@ class SplitMask(Denoising):
 def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
     """How well each of `ours` (B, D) is told from its own among `theirs` (B, D) of all processes: a scalar."""
     ours, theirs = (F.normalize(x.float(), dim=1) for x in (ours, theirs))
-    everyone, before = gathered(theirs)
+    everyone, before = gather(theirs)
     own = torch.arange(before, before + len(ours), device=ours.device)
     with torch.autocast(ours.device.type, enabled=False):  # cosines near 1 differ by less than bf16 tells
         return F.cross_entropy(ours @ everyone.T / temperature, own)
-
-
-def gathered(x: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, with gradients, and how many come before this one's own."""
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return x, 0
-    return Gathered.apply(x), distributed.get_rank() * len(x)
-
-
-class Gathered(torch.autograd.Function):
-    """All processes' x, one after the other; each gets the sum of all gradients of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.chunk(distributed.get_world_size())[distributed.get_rank()]
