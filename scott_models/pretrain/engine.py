@@ -170,9 +170,11 @@ class Engine:
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
         for drawn, crops in batch:
-            own = isinstance(drawn, Tensor)  # epochs and indices, of an objective that draws for itself
-            draws = Draws.keyed(key(recipe.run.seed, "inputs"), *drawn.unbind(1), update=step) if own else drawn
-            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), draws)
+            plan = drawn
+            if isinstance(drawn, Tensor):  # of an objective that draws for itself
+                epochs, indices = drawn.unbind(1)
+                plan = Draws.keyed(key(recipe.run.seed, "inputs"), epochs, indices, step)
+            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), plan)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.autocast():

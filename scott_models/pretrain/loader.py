@@ -120,9 +120,10 @@ class Planned(Dataset):
 
     def __getitems__(self, piece: Piece) -> tuple[Any, Tensor | np.ndarray]:
         where, made = self.source.__getitems__(piece.places)
-        return self.drawing(
-            Draws.keyed(self.key, *where.unbind(1), update=piece.update)
-        ) if self.drawing else where, made
+        if self.drawing is None:
+            return where, made
+        epochs, indices = where.unbind(1)
+        return self.drawing(Draws.keyed(self.key, epochs, indices, piece.update)), made
 
 
 def load(
