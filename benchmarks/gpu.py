@@ -182,7 +182,7 @@ def inputs(setting: Setting) -> dict[str, Any]:
     assert pixels is not None, "images are expected to fit into memory"
     pieces = order.pieces(1, sys.maxsize)
     boxes, key = Boxes(crops), Planned(crops, None).key
-    where, table = boxes.__getitems__(next(pieces))
+    where, table = boxes.__getitems__(next(pieces).places)
     largest = largest_box(crops.images.sizes)
 
     def plan() -> Any:
@@ -193,7 +193,7 @@ def inputs(setting: Setting) -> dict[str, Any]:
 
     drawn, made = plan(), cut()
     calls: dict[str, Callable[[], object]] = {
-        "boxes drawn, by the CPU": lambda: boxes.__getitems__(next(pieces)),
+        "boxes drawn, by the CPU": lambda: boxes.__getitems__(next(pieces).places),
         "colours and masks drawn, by the CPU": plan,
         "crops": cut,
         "views and masks": lambda: objective.inputs(made, drawn),

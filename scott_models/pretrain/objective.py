@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..errors import RecipeError, WeightsError
-from ..layers import PlainLayerNorm
 from ..scott import MODELS, SCOTT, checkpoint_filter_fn
 from . import masks
 from .augment import TwoViews
@@ -96,7 +95,6 @@ class MIMJEPA(nn.Module):
         self.views = views
         self.mask = mask
         self.ema = ema
-        self.norm = PlainLayerNorm(encoder.embed_dim)
         self.pooled: Any = pooled  # several processes wrap it
 
     @property
@@ -147,7 +145,8 @@ class MIMJEPA(nn.Module):
         loss = (distance * hidden).sum() / hidden.sum()
         if self.pooled is None:
             return loss
-        return loss + self.pooled(self.norm(tokens).mean(dim=1), targets.mean(dim=1), *drawn)
+        features = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # as the target's are
+        return loss + self.pooled(features.mean(dim=1), targets.mean(dim=1), *drawn)
 
     def after_step(self, step: int, total: int) -> None:
         """Let the target follow, after the optimiser's update number `step` (1 to `total`)."""

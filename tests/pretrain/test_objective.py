@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from scott_models import SCOTT, weights
 from scott_models.errors import RecipeError, WeightsError
 from scott_models.pretrain import MIMJEPA, Predictor, Recipe, engine
+from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.recipe import Optim
 from scott_models.weights import convert_reference, convert_reference_predictor
@@ -340,3 +342,41 @@ def test_heads_are_compared_where_no_shape_tells(tmp_path):
     build_objective(small(init=f"local-dir:{folder}"))
     with pytest.raises(RecipeError, match="divisible"):
         build_objective(small(num_heads=7))
+
+
+SMALL = ["model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "objective.projector=16,8"]
+
+
+def built(*changes):
+    torch.manual_seed(3)
+    return build_objective(Recipe.load("smoke", [*SMALL, *changes])).train()
+
+
+@pytest.mark.parametrize("term", ["visreg", "vicreg", "infonce"])
+def test_a_pooled_term_is_added_and_reaches_encoder_and_projectors(term):
+    plain, objective = built(), built(f"objective.pooled={term}", "objective.pooled_weight=2")
+    assert all(torch.equal(a, b) for a, b in zip(plain.student.parameters(), objective.student.parameters()))
+    assert {name for name, _ in objective.named_children()} == {"student", "target_encoder", "pooled"}
+    crops = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    draws = [Draws(np.arange(4, dtype=np.uint64)) for _ in range(3)]
+    inputs = objective.inputs(crops, draws[0])
+    without = plain.inputs(crops, draws[1])
+    assert all(torch.equal(a, b) for a, b in zip(inputs, without))  # all but what the term draws, which comes last
+    assert len(inputs) - len(without) == (term == "visreg")
+    planned = objective.inputs(crops, objective.drawing(draws[2]))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, planned, strict=True))
+    for each in (plain, objective):
+        torch.manual_seed(4)
+        each.loss = each(*(inputs if each is objective else without))
+        each.loss.backward()
+    assert objective.loss > plain.loss
+    for name, parameter in objective.pooled.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    ours, theirs = (each.context_encoder.blocks[0].attn.qkv.weight.grad for each in (objective, plain))
+    assert (ours - theirs).abs().max() > 1e-6
+    assert all(parameter.grad is None for parameter in objective.target_encoder.parameters())
+
+
+def test_a_pooled_term_wants_images_to_compare():
+    with pytest.raises(RecipeError, match="recipe.run.accumulate: expected parts of 2 images or more"):
+        built("objective.pooled=visreg", "run.accumulate=4")

@@ -166,6 +166,15 @@ def test_other_objectives_in_two_processes(launch, name):
     assert same_teachers(two)
 
 
+@pytest.mark.parametrize("term", ["visreg", "infonce"])
+def test_pooled_terms_compare_the_images_of_both_processes(launch, term):
+    changes = [f"objective.pooled={term}", "objective.projector=32,16"]
+    one, two = launch(1, "one", *changes), launch(2, "two", *changes)
+    assert len(losses(one)) == UPDATES
+    close(two, one)
+    assert same_teachers(two)
+
+
 def test_two_processes_with_bf16_and_compiled(launch):
     """As on GPUs, where both are the default: bf16 rounds differently in other company, so the losses are near."""
     gpu_like = ["run.precision=bf16", "run.compile=on", "optim.epochs=2"]

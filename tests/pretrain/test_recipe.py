@@ -83,6 +83,20 @@ def test_lists_of_names(tmp_path):
         (["objective.decoder_dim=16"], "recipe.objective.decoder_dim: expected 0 .* or at least 32, got 16"),
         (["objective.match=-1"], "recipe.objective.match: expected a weight of 0 or more, got -1.0"),
         (["objective.temperature=0"], "recipe.objective.temperature: expected more than 0, got 0.0"),
+        (
+            ["objective.pooled=dino"],
+            r"recipe.objective.pooled: expected one of \['none', 'visreg', 'vicreg', 'infonce'\]",
+        ),
+        (["objective.pooled_weight=0"], "recipe.objective.pooled_weight: expected a weight above 0, got 0.0"),
+        (
+            ["objective.projector=64,wide"],
+            "recipe.objective.projector: expected a list of whole numbers, got '64,wide'",
+        ),
+        (["objective.projector=[64, 0]"], r"recipe.objective.projector: expected widths of 1 or more, got \[64, 0\]"),
+        (
+            ["objective.name=beit", "objective.pooled=visreg"],
+            "recipe.objective.pooled: expected none, which beit takes",
+        ),
         (["data.short_side=0"], "recipe.data.short_side: expected at least 16 pixels, got 0"),
         (["run.log_every=0"], "recipe.run.log_every: expected at least 1 update, got 0"),
         (["run.seed=-1"], "recipe.run.seed: expected 0 or more, got -1"),
@@ -139,3 +153,12 @@ def test_parts_of_a_batch_change_what_splitmask_learns():
         assert one.differences(two) == different
     one, two = (one.changed("objective", match=0.0), two.changed("objective", match=0.0))
     assert one.differences(two) == []
+
+
+def test_widths_are_numbers_on_the_command_line_and_in_a_file(tmp_path):
+    for text, widths in (("64,32", (64, 32)), ("[64, 32]", (64, 32)), ("16", (16,))):
+        recipe = Recipe.load("smoke", ["objective.pooled=vicreg", f"objective.projector={text}"])
+        assert recipe.objective.projector == widths
+        (tmp_path / "kept.toml").write_text(recipe.to_toml())
+        assert Recipe.load(tmp_path / "kept.toml") == recipe
+        assert recipe.flat()["objective.projector"] == ",".join(map(str, widths))
