@@ -7,7 +7,7 @@ with torch, torchvision, timm and accelerate. docs/gpu.md has the calls in their
   on your machine   python benchmarks/paper/lease.py stage lease flowers102-320-0.tar
   on the GPU        python3 lease/benchmarks/paper/lease.py take
                     python3 lease/benchmarks/paper/lease.py start --minutes 26
-                    python3 lease/benchmarks/paper/lease.py poll --out "$OUT" --seconds 540
+                    python3 lease/benchmarks/paper/lease.py poll --seconds 540
   on your machine   python benchmarks/paper/lease.py unpack RETURNED --out results
 
 What is started runs in a session of its own, so that it outlives the call that started it. It goes through three steps,
@@ -294,7 +294,9 @@ def main() -> None:
         running.add_argument("--rows", nargs="+", help="of reproduce.py; default: all in order of value")
         running.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
     polling = command("poll", poll)
-    polling.add_argument("--out", type=Path, required=True, help="the folder that comes back")
+    folder = os.environ.get("OUT")
+    help_ = "the folder that comes back; default $OUT"
+    polling.add_argument("--out", type=Path, default=folder, required=folder is None, help=help_)
     polling.add_argument("--seconds", type=float, default=540, help="to wait at most; default 540")
     polling.add_argument("--again", action="store_true", help="hand out what was handed out before too")
     unpacking = command("unpack", unpack)

@@ -114,7 +114,7 @@ def kill_group(group: int) -> None:
 
 def calls() -> list[str]:
     """Read the calls of the page, here and there, in their order."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if HERE.match(line) or THERE.match(line)]
 
