@@ -95,6 +95,18 @@ def test_start_wants_data(tmp_path):
         lease.start(tmp_path, 1, 3, [])
 
 
+def test_start_waits_for_what_was_killed_and_starts_nothing_twice(tmp_path, monkeypatch, capsys):
+    answers, slept = iter([True, True, False]), []
+    monkeypatch.setattr(lease, "is_running", lambda work: next(answers))
+    monkeypatch.setattr(lease.time, "sleep", slept.append)
+    with pytest.raises(SystemExit, match="call `take` for each"):  # it would have started
+        lease.start(tmp_path, 1, 3, [])
+    assert len(slept) == 2
+    monkeypatch.setattr(lease, "is_running", lambda work: True)
+    lease.start(tmp_path, 1, 3, [])
+    assert "running already" in capsys.readouterr().out
+
+
 def poll(work, back, **options):
     back.mkdir(exist_ok=True)
     lease.poll(work, back, options.get("seconds", 0), options.get("again", False))

@@ -32,7 +32,7 @@ CODE, LEFT_OUT = ("scott_models", "benchmarks"), ("__pycache__", "bundled", "res
 WORK = Path("/tmp/scott_models-lease")
 CARRIED, FILES, EACH = 64 * 2**20, 8, 16 * 2**20  # bytes there; files back, and bytes of each
 BACK = 60 * 2**20  # bytes back in all, with room for the log
-LOG_LINES = 60
+LOG_LINES, ENDING = 60, 10  # shown by poll; seconds that work may take to end
 VERSIONS = """
 import importlib, sys
 print("python", sys.version.split()[0])
@@ -106,7 +106,11 @@ def take(work: Path) -> None:
 
 def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None:
     """Start the work in a session of its own, from a copy of the code, unless it runs already."""
-    if is_running(work):
+    for _ in range(ENDING):  # what was killed just now takes a moment to end
+        if not is_running(work):
+            break
+        time.sleep(1)
+    else:
         print(f"running already; kill -- -{read(work / 'pid')} ends all of it")
         return
     if (found := len(list((work / "data").glob("*.tar")))) != tars:
