@@ -29,7 +29,7 @@ from scott_models.bench import measure
 from scott_models.contenders import Contender
 from scott_models.data import find_samples
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.crops import boxed_crops, largest_box
+from scott_models.pretrain.crops import cut_boxes, largest_box
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import Engine
 from scott_models.pretrain.loader import Boxes, Crops, Order, Planned
@@ -43,7 +43,7 @@ EPOCHS = 300
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts share; `batch` is the recipe's, `updates` how many are timed end to end."""
+    """Hold what the parts share; `batch` is the recipe's, `updates` how many are timed end to end."""
 
     device: str
     data: str
@@ -83,7 +83,7 @@ def step(setting: Setting) -> dict[str, Any]:
 
 
 def prepared(setting: Setting, model: str) -> tuple[Engine, Recipe, Order, Crops]:
-    """An engine, its recipe, and crops of real images."""
+    """Prepare an engine, its recipe, and crops of real images."""
     changes = [f"model.name={model}", f"model.img_size={setting.img_size}", f"optim.batch_size={setting.batch}"]
     recipe = Recipe.load("flowers102", [*changes, f"run.compile={'on' if setting.compiled else 'off'}"])
     with tempfile.TemporaryDirectory() as out:
@@ -161,7 +161,7 @@ def kernels(setting: Setting) -> dict[str, Any]:
 
 
 def timed(setting: Setting, function: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of a call, and those after which it has only told a GPU what to do."""
+    """Measure milliseconds of a call, and those after which it has only told a GPU what to do."""
     wait = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
     for _ in range(3):
         function()
@@ -176,7 +176,7 @@ def timed(setting: Setting, function: Callable[[], object]) -> dict[str, float]:
 
 
 def inputs(setting: Setting) -> dict[str, Any]:
-    """What comes before the first layer, one after the other."""
+    """Time what comes before the first layer, part by part."""
     engine, _, order, crops = prepared(setting, setting.models[0])
     objective, pixels = engine.objective, crops.images.pixels
     assert pixels is not None, "images are expected to fit into memory"
@@ -189,7 +189,7 @@ def inputs(setting: Setting) -> dict[str, Any]:
         return objective.drawing(Draws.keyed(key, *where.unbind(1)))
 
     def cut() -> torch.Tensor:
-        return boxed_crops(pixels, table, largest, crops.size, engine.compiled)
+        return cut_boxes(pixels, table, largest, crops.size, engine.compiled)
 
     drawn, made = plan(), cut()
     calls: dict[str, Callable[[], object]] = {
@@ -202,14 +202,14 @@ def inputs(setting: Setting) -> dict[str, Any]:
 
 
 def slices(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """1-2-1 along one side, every second place, of a map with a border of one cell."""
+    """Blur a map with a border of one cell by 1-2-1 along one side, at every second place."""
     length = x.shape[dim] - 2
     first, middle, last = (x[(slice(None),) * dim + (slice(i, i + length, 2),)] for i in range(3))
     return 0.25 * first + 0.5 * middle + 0.25 * last
 
 
 def max_then_blur(blur: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The pool with another blur, of a map that has a border of zeros."""
+    """Build the pool with another blur, which takes a map with a border of zeros."""
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         x = torch.maximum(x[:, :, :, :-1], x[:, :, :, 1:])
@@ -219,7 +219,7 @@ def max_then_blur(blur: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[tor
 
 
 def by_nine(x: torch.Tensor) -> torch.Tensor:
-    """A blur as the sum of nine slices."""
+    """Blur by the sum of nine slices."""
     rows, columns, kernel = x.shape[2] - 1, x.shape[3] - 1, (0.25, 0.5, 0.25)
     parts = [
         kernel[i] * kernel[j] * x[:, :, i : i + rows - 1 : 2, j : j + columns - 1 : 2]
@@ -230,7 +230,7 @@ def by_nine(x: torch.Tensor) -> torch.Tensor:
 
 
 def pools(setting: Setting) -> dict[str, Any]:
-    """The two pools of the tokenizer, in bf16 and channels last, and other ways to the same."""
+    """Time the two pools of the tokenizer, in bf16 and channels last, and other ways to the same."""
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "as it is": MaxBlurPool().to(setting.device),
         "nine slices": max_then_blur(by_nine),

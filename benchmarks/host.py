@@ -1,4 +1,4 @@
-"""What a GPU's training step costs the processor: milliseconds of Python for a batch, none of them a GPU's.
+"""Measure what a GPU's training step costs the processor: milliseconds of Python for a batch, none of them a GPU's.
 
 python benchmarks/host.py --batch 128 --workers 4
 
@@ -34,7 +34,7 @@ KEY = np.uint64(7)
 
 
 class WithoutPixels(Crops):
-    """Crops of images that lie on a GPU, of which this machine need not have one."""
+    """Stand for crops of images that lie on a GPU, which this machine need not have."""
 
     on_device = True
 
@@ -46,7 +46,7 @@ def crops() -> Crops:
 
 
 def median(call: Callable[[int], object], rounds: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Milliseconds of a call, which is told its number."""
+    """Measure milliseconds of a call, which is told its number."""
     times = []
     for number in range(rounds + 3):
         started = clock()
@@ -56,7 +56,7 @@ def median(call: Callable[[int], object], rounds: int, clock: Callable[[], float
 
 
 def drawn(batch: int, rounds: int) -> dict[str, float]:
-    """What processes that run ahead do."""
+    """Time what processes that run ahead do."""
     indices, boxes = torch.arange(batch), Boxes(crops())
     sizes, offsets = boxes.sizes[:batch], boxes.offsets[:batch]
     mask = draw_mask(Recipe.load("flowers102").mask)
@@ -73,7 +73,7 @@ def drawn(batch: int, rounds: int) -> dict[str, float]:
 
 
 def received(objective: Any, batch: int, workers: int, rounds: int, pause: float) -> dict[str, float]:
-    """What is left for the main process: its processor time, and the time until it has the batch."""
+    """Time what is left for the main process: its processor time, and the time until it has the batch."""
     order = Order(COUNT, batch, 0)
     batches = iterate(Planned(crops(), objective.drawing), order.pieces(1, sys.maxsize), workers)
 
@@ -95,7 +95,7 @@ def received(objective: Any, batch: int, workers: int, rounds: int, pause: float
 
 
 def bookkeeping(objective: Any, rounds: int) -> dict[str, float]:
-    """Of every parameter one number, so that little but Python is left."""
+    """Time an update's bookkeeping on parameters of one number each, so that little but Python is left."""
     for parameter in objective.parameters():
         parameter.data = torch.zeros([1] * parameter.ndim)
     optimizer = build_optimizer(objective)

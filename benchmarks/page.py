@@ -42,7 +42,7 @@ TARGETS = (
 
 
 def environment() -> dict[str, str]:
-    """Of a Python that imports this checkout, installed or not."""
+    """Return the environment of a Python that imports this checkout, installed or not."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
 
 

@@ -33,7 +33,7 @@ NAMES = tuple(Flowers102.classes)
 
 @torch.no_grad()
 def accuracy(model: nn.Module, tested: Labelled) -> Accuracy:
-    """Of a classifier on labelled images."""
+    """Measure the accuracy of a classifier on labelled images."""
     model = on_device(model.eval())
     batches = evaluation_batches(model, tested.images, None, 64, "test")
     logits = [model(images.to(next(model.parameters()).device)).cpu() for images in batches]

@@ -28,7 +28,7 @@ kept = torch.ops.scott_models.kept
 
 @torch.library.impl("scott_models::kept", "default")
 def _kept(like: Tensor, shape: list[int], dropped: int) -> Tensor:
-    """What dropout multiplies with: bfloat16 of a shape, 0 with probability dropped / 65536 and 1 otherwise.
+    """Draw what dropout multiplies with: bfloat16 of a shape, 0 with probability dropped / 65536 and 1 otherwise.
 
     Each random word of 64 bits, of torch's generator for `like`'s device, makes four decisions, where `bernoulli_`
     takes one each. An operator of its own, since a compiler would draw a word for each.

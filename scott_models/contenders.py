@@ -134,7 +134,7 @@ def _objective(contender: Contender) -> tuple[Any, Any, torch.optim.Optimizer]:
 
 
 def _inputs(contender: Contender) -> Callable[[], object]:
-    """Of a data set whose images are decoded, uint8, and in memory; all by one process."""
+    """Make inputs from a data set whose images are decoded, uint8, and in memory; all by one process."""
     import numpy as np
 
     from .pretrain.loader import Crops, Order, load

@@ -15,7 +15,7 @@ from .features import load_model
 from .frozen import Frozen
 from .heads import LinearHead, solve
 from .labelled import Labelled, find_labelled
-from .pictures import Pictures
+from .pixel_cache import PixelCache
 from .probe import random_weights
 from .progress import track
 
@@ -66,11 +66,11 @@ def label_efficiency(
     models = {name: load_model(name, img_size=img_size) for name in names}
     if control:
         models[f"{names[0]} (random weights)"] = random_weights(names[0], img_size, 0)
-    pictures = Pictures(trained.images), Pictures(tested.images)
+    kept = PixelCache(trained.images), PixelCache(tested.images)
     features = {}
     for label, model in models.items():
         frozen = Frozen(model, label, img_size)
-        of_train, of_test = (frozen.pooled(part, role) for part, role in zip(pictures, ("train", "test")))
+        of_train, of_test = (frozen.pooled(part, role) for part, role in zip(kept, ("train", "test")))
         features[label] = of_train, of_test
     counts = torch.bincount(trained.labels, minlength=len(trained.names))
     wanted = [(count, draw) for count in sorted(set(shots)) if count < counts.max() for draw in range(draws)]

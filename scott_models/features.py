@@ -171,7 +171,7 @@ def evaluation_batches(
 
 
 def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
-    """A model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
+    """Return a model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
 
     timm resizes and cuts images of bytes, then divides by 255 and normalises, so bytes that are kept lose nothing.
 
@@ -186,7 +186,7 @@ def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] |
 
 
 def scaled(crops: Tensor) -> Tensor:
-    """Bytes (B, 3, H, W) -> [0, 1] in fp32: divided by 255, by no GPU's rounded 1 / 255."""
+    """Scale bytes (B, 3, H, W) to [0, 1] in fp32: divide by 255, not multiply by a GPU's rounded 1 / 255."""
     return crops.float() / torch.full((), 255.0, device=crops.device)
 
 

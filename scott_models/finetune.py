@@ -20,7 +20,7 @@ from .errors import RecipeError, UserError
 from .features import evaluation_batches, transform_config
 from .labelled import Labelled, find_labelled
 from .pretrain import Budget
-from .pretrain.augment import Colours, coloured, moved_together, normalize
+from .pretrain.augment import Colours, coloured, move_together, normalize
 from .pretrain.draws import Draws
 from .pretrain.recipe import Run as RunSettings
 from .pretrain.recipe import Schedule, Settings, require
@@ -124,8 +124,8 @@ def finetune(
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was drawn for a batch.
+class SupervisedPlan:
+    """Hold what was drawn for a batch.
 
     Attributes:
         images: int64 (B,), which of the run's they are.
@@ -139,18 +139,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Draws for batches whether images have other `colours`, and their shares if `mixup` is not 0."""
+class SupervisedDrawing:
+    """Draw for a batch: other colours if wanted, and the shares of mixed images if `mixup` is not 0."""
 
     colours: bool
     mixup: float
 
-    def __call__(self, draws: Draws) -> Plan:
+    def __call__(self, draws: Draws) -> SupervisedPlan:
         assert draws.images is not None
         count = len(draws.seeds) if self.mixup else 0
         colours = Colours.draw(draws) if self.colours else None
         shares = np.random.default_rng(draws.seeds).beta(self.mixup, self.mixup, count) if count else np.empty(0)
-        return Plan(draws.images.numpy(), colours, shares)
+        return SupervisedPlan(draws.images.numpy(), colours, shares)
 
 
 class Supervised(nn.Module):
@@ -175,18 +175,18 @@ class Supervised(nn.Module):
         return {"model": getattr(self.model, "module", self.model)}
 
     @property
-    def drawing(self) -> "Drawing":
-        """What draws ahead for `inputs`."""
-        return Drawing(self.colours, self.optim.mixup)
+    def drawing(self) -> "SupervisedDrawing":
+        """Return what draws ahead for `inputs`."""
+        return SupervisedDrawing(self.colours, self.optim.mixup)
 
-    def inputs(self, crops: Tensor, draws: "Draws | Plan") -> tuple[Tensor, Tensor]:
+    def inputs(self, crops: Tensor, draws: "Draws | SupervisedPlan") -> tuple[Tensor, Tensor]:
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W) and the shares of the classes in each (B, classes)."""
-        plan = draws if isinstance(draws, Plan) else self.drawing(draws)
+        plan = draws if isinstance(draws, SupervisedPlan) else self.drawing(draws)
         if plan.colours:
             images = coloured(crops, plan.colours, self.compiled, self.mean, self.std)
         else:
             images = normalize(crops.float() / 255, self.mean, self.std)
-        labels, share = moved_together([self.labels[plan.images], torch.from_numpy(plan.shares).float()], crops.device)
+        labels, share = move_together([self.labels[plan.images], torch.from_numpy(plan.shares).float()], crops.device)
         targets = F.one_hot(labels, self.classes).to(images.dtype)
         if len(share):
             images = torch.lerp(images.flip(0), images, share.view(-1, 1, 1, 1))
@@ -200,7 +200,7 @@ class Supervised(nn.Module):
         """Nothing follows a classifier."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Vectors, biases and what the model itself names are not decayed; `layer_decay` slows the earlier layers."""
+        """Group parameters: vectors, biases and what the model names are not decayed; early layers learn slower."""
         named: set[str] = getattr(self.model, "no_weight_decay", set)()  # such as positions and class tokens
         groups = param_groups_layer_decay(
             self.model, weight_decay=1.0, no_weight_decay_list=named, layer_decay=self.optim.layer_decay

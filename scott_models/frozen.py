@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .data import Row
 from .errors import DataError
 from .features import Features, evaluation_batches, forward, load_batches, on_device, scaled, transform_config
-from .memory import roomy
-from .pictures import Pictures
+from .memory import choose_place
+from .pixel_cache import PixelCache
 from .pretrain.augment import Colours, coloured, normalize
 from .pretrain.crops import random_crops, random_crops_on_device
 from .pretrain.draws import Draws
@@ -55,7 +55,7 @@ class Frozen:
         return torch.cat([pooled for pooled, _ in self.evaluated(images, what)]).cpu()
 
     def evaluated(self, images: Sequence[Path | Row], what: str) -> Iterator[Features]:
-        """Through the model's evaluation transform, in their order; crops of `Pictures` are kept for other models.
+        """Yield features of images in their order, by the evaluation transform; a `PixelCache` keeps the crops.
 
         Raises:
             DataError: once all are through, features that are not finite.
@@ -65,7 +65,7 @@ class Frozen:
 
     def _evaluation_batches(self, images: Sequence[Path | Row], what: str) -> Iterator[Tensor]:
         what = f"{self.label}, {what}"
-        crops = images.crops(self.config, BATCH, self.device, what) if isinstance(images, Pictures) else None
+        crops = images.crops(self.config, BATCH, self.device, what) if isinstance(images, PixelCache) else None
         if crops is None:  # nobody else to keep them for, or of a kind that bytes cannot hold
             yield from evaluation_batches(self.model, images, self.img_size, BATCH, what)
             return
@@ -83,24 +83,24 @@ class Frozen:
             raise DataError(f"{self.label}: expected square images for augmented views, found {height} x {width}")
 
     def views(self, images: Sequence[Path | Row], pieces: Iterable[Tensor], seed: int) -> Iterator[Features]:
-        """Of each batch of places, int64 (B, 2), epoch and image: the view of pretraining's augmentation of the seed.
+        """Yield features of augmented views, for batches of places: int64 (B, 2), epoch and image; the seed draws them.
 
-        Decoded images of `Pictures` are kept for other views. On a GPU that holds them all views are cut and coloured
+        Decoded images of `PixelCache` are kept for other views. On a GPU that holds them all views are cut and coloured
         there: the same draws, pixels that differ from a CPU's by 1 or 2 of 255.
 
         Raises:
             DataError: once as many are through as there are images, features that are not finite.
         """
-        return self._checked(images, self._views(Pictures.of(images), pieces, seed))
+        return self._checked(images, self._views(PixelCache.of(images), pieces, seed))
 
-    def _views(self, pictures: Pictures, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _views(self, images: PixelCache, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         mean, std = self.config["mean"], self.config["std"]
-        for places, draws, crops in self._crops(pictures, pieces, seed):
+        for places, draws, crops in self._crops(images, pieces, seed):
             yield places[:, 1], coloured(crops.to(self.device), Colours.draw(draws), mean=mean, std=std)
 
-    def _crops(self, pictures: Pictures, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Draws, Tensor]]:
-        """Random crops of each batch of places, with the draws that are left for colours: uint8 (B, 3, size, size)."""
-        on_device = pictures.on(self.device, BATCH, f"{self.label}, decoding")
+    def _crops(self, images: PixelCache, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Draws, Tensor]]:
+        """Yield random crops, uint8 (B, 3, size, size), of batches of places, and the draws left for colours."""
+        on_device = images.on(self.device, BATCH, f"{self.label}, decoding")
         if on_device is not None:
             for places in pieces:
                 draws = _draws(places, seed)
@@ -113,10 +113,10 @@ class Frozen:
             return places, draws, random_crops([image for _, image in loaded], self.size, draws)
 
         chunks = (list(places) for places in pieces)
-        yield from load_batches(chunks, lambda place: (place, pictures.decoded(int(place[1]))), cut)
+        yield from load_batches(chunks, lambda place: (place, images.decoded(int(place[1]))), cut)
 
     def _checked(self, images: Sequence[Path | Row], batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Features]:
-        """Features of batches: which images they are, int64 (B,), and what the model sees, (B, 3, H, W).
+        """Yield features of batches: which images they are, int64 (B,), and what the model sees, (B, 3, H, W).
 
         Raises:
             DataError: once as many are through as there are images, or all, that some are not finite; until then
@@ -201,7 +201,7 @@ class Cache:
             self.patches[view, images] = patches.half()
 
     def views(self, pieces: Iterable[Tensor]) -> Iterator[Features]:
-        """As `Frozen.views`, of places on `device`, from what was computed; patches in fp16."""
+        """Yield what `Frozen.views` would, for places on `device`, from what was computed; patches in fp16."""
         views, count = self.pooled.shape[:2]
         pooled = self.pooled.flatten(0, 1)
         patches = None if self.patches is None else self.patches.flatten(0, 1)
@@ -211,15 +211,15 @@ class Cache:
 
 
 def empty_fp16(shape: tuple[int, ...], device: torch.device, file: Path) -> Tensor:
-    """A tensor on the device if it fits into its share of the free memory, or else in RAM, or else in a mapped file."""
-    place = roomy(2 * math.prod(shape), device)
+    """Allocate a tensor on the device if it fits into its share of free memory, else in RAM, else in a mapped file."""
+    place = choose_place(2 * math.prod(shape), device)
     if place is not None:
         return torch.empty(shape, dtype=torch.float16, device=place)
     return torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.float16, shape))
 
 
 def _places(epoch: int, count: int) -> Tensor:
-    """Places of all images in an epoch: int64 (count, 2)."""
+    """List the places of all images in an epoch: int64 (count, 2)."""
     return torch.stack([torch.full((count,), epoch), torch.arange(count)], dim=1)
 
 
@@ -228,5 +228,5 @@ def _draws(places: Tensor, seed: int) -> Draws:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Whether all numbers of each image are finite: (B, ...) -> bool (B,)."""
+    """Tell of each image whether all its numbers are finite: (B, ...) -> bool (B,)."""
     return features.isfinite().flatten(1).all(dim=1)

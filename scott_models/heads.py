@@ -85,12 +85,12 @@ def train(
     optimizers = [build_optimizer(head.train()) for head in heads]
     skipped, before = torch.zeros(len(heads), device=device), [0.0] * len(heads)
     torch.manual_seed(seed)
-    pieces = (places for epoch in range(epochs) for places in epoch_places(order, epoch, labels.device))
+    pieces = (places for epoch in range(epochs) for places in list_epoch_places(order, epoch, labels.device))
     batches = track(features(pieces), what, total=total * batch, size=batch)
     for step, (pooled, patches) in enumerate(batches, 1):
         epoch, place = divmod(step - 1, order.steps)
         if place == 0:
-            wanted = on(device, labels[epoch_places(order, epoch, labels.device)[..., 1]])
+            wanted = on(device, labels[list_epoch_places(order, epoch, labels.device)[..., 1]])
         for i, (head, optimizer) in enumerate(zip(heads, optimizers)):
             set_schedules(recipe, optimizer, step, total, order.steps)
             seen = taken(head, pooled, patches)
@@ -117,7 +117,7 @@ def train(
 
 @contextmanager
 def few_threads(features: Tensor) -> Iterator[None]:
-    """Around a step that works on features of a CPU: one thread, unless they are more than FEW numbers.
+    """Let torch use one thread inside, for features of a CPU, unless they are more than FEW numbers.
 
     Threads wait for each other at each of a step's hundred small operations. Beside other work on the same two cores
     two threads took five to ten times as long for a step as one; on idle ones they were 1.3 times as fast.
@@ -133,21 +133,21 @@ def few_threads(features: Tensor) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
-    """All places of an epoch, moved at once: int64 (steps, B, 2)."""
+def list_epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
+    """List all places of an epoch, moved at once: int64 (steps, B, 2)."""
     steps = range(epoch * order.steps + 1, (epoch + 1) * order.steps + 1)
     return on(device, torch.tensor([order.of_update(step) for step in steps]))
 
 
 def taken(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
-    """Those of a batch's features that a head looks at, in fp32 on its device."""
+    """Select the features of a batch that a head looks at, in fp32 on its device."""
     features = patches if head.takes_patches else pooled
     assert features is not None
     return on(head[1].weight.device, features).float()
 
 
 def on(device: torch.device, tensor: Tensor) -> Tensor:
-    """A tensor on a device; one of the CPU goes there without waiting for what the device is doing."""
+    """Move a tensor to a device; from a CPU without waiting for what the device is doing."""
     return tensor if tensor.device == device else moved(tensor, device)
 
 

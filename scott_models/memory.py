@@ -14,21 +14,21 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def room(device: torch.device) -> int:
-    """Bytes that one thing kept on a device may take: 0.3 of a GPU's free memory, 0.25 of the RAM available."""
+    """Return the bytes that one thing kept may take: 0.3 of a GPU's free memory, or 0.25 of the RAM available."""
     if device.type != "cuda":
         return int(SHARE_OF_RAM * available_ram())
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for nothing now
     return int(SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] + held))
 
 
-def roomy(size: int, device: torch.device) -> torch.device | None:
-    """Where `size` bytes may be kept: on the device, or else in RAM; None: in neither."""
+def choose_place(size: int, device: torch.device) -> torch.device | None:
+    """Choose where `size` bytes may be kept: on the device, or else in RAM; None: in neither."""
     places = dict.fromkeys([device, torch.device("cpu")])
     return next((place for place in places if size <= room(place)), None)
 
 
 def available_ram() -> int:
-    """Bytes that this process can still take without others being swapped out, its container's limit regarded.
+    """Return the bytes that this process can still take, within its container's limit, before others are swapped out.
 
     A system that does not say has half of its memory available.
     """
@@ -45,6 +45,6 @@ def available_ram() -> int:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Of lines "name number", the number of each name."""
+    """Read the numbers of a file of lines "name number", by name."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

@@ -26,7 +26,7 @@ from .frozen import Cache, Frozen
 from .heads import AttentiveHead, Head, LinearHead, solve, taken
 from .heads import train as train_heads
 from .labelled import Labelled, find_labelled, find_labelled_unsplit
-from .pictures import Pictures
+from .pixel_cache import PixelCache
 from .scott import SCOTT
 from .with_head import export_classifier, exportable
 
@@ -179,7 +179,7 @@ def probe(
     copies = find_duplicates(trained.images, tested.images) if duplicates else None
     if copies is not None:
         print(f"duplicates: {copies}", file=sys.stderr)
-    trained, tested = (replace(part, images=Pictures(part.images)) for part in (trained, tested))
+    trained, tested = (replace(part, images=PixelCache(part.images)) for part in (trained, tested))
     scores, confusions = [], []
     for label, models in _with_control(name, img_size, chosen, control):
         results: dict[Kind, list[Accuracy]] = {}
@@ -230,16 +230,16 @@ def retrieve(
         DataError: images without a class, fewer than two classes, or none of two images.
         WeightsError: a model that cannot be had.
     """
-    images = find_labelled_unsplit(sources)
-    pictures = Pictures(images.images)
+    labelled = find_labelled_unsplit(sources)
+    images = PixelCache(labelled.images)
     rows = []
     for label, models in _with_control(name, img_size, _seeds(seeds), control):
         found = []
         for model, _ in models:
             frozen = Frozen(model, label, img_size)
-            found.append(retrieval(frozen.pooled(pictures, "images"), images.labels))
+            found.append(retrieval(frozen.pooled(images, "images"), labelled.labels))
         spread = stdev(found) if len(found) > 1 else None
-        rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(images.names)))
+        rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(labelled.names)))
     return rows
 
 

@@ -93,7 +93,7 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
 
 
 def strip(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
-    """Pictures side by side, each in a square of `cell` pixels."""
+    """PixelCache side by side, each in a square of `cell` pixels."""
     row = Image.new("RGB", (len(pictures) * (cell + GAP) - GAP, cell), PAPER)
     for i, picture in enumerate(pictures):
         row.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (i * (cell + GAP), 0))

@@ -91,7 +91,7 @@ def is_released(path: Path, entry: Entry) -> bool:
 
 
 def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
-    """The verified weight file of a tag: of the first folder that has it, or else of the Hub at the pinned commit.
+    """Find the verified weight file of a tag: in the first folder that has it, or else on the Hub at the pinned commit.
 
     Whoever reads the path afterwards may find other bytes there; `load` gives the tensors of those that were verified.
 
@@ -107,7 +107,7 @@ def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None 
 
 
 def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[str, Tensor]]:
-    """The weight file that `resolve` would give, and its tensors by name, parsed from the bytes that were verified.
+    """Load the tensors of a tag by name, parsed from the bytes that were verified, and say which file they are from.
 
     Raises:
         WeightsError: as `resolve`.
@@ -117,7 +117,7 @@ def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[s
 
 
 def _obtain(tag: str, check: Check[Found], *, cache_dir: str | Path | None = None, token: str | None = None) -> Found:
-    """What a check makes of a tag's file, where `resolve` looks for it."""
+    """Apply a check to a tag's file, where `resolve` looks for it."""
     entry = entry_of(tag)
     if path := find(tag):
         again = f"replace it: scott download {tag} --dir '{path.parents[1]}'"
@@ -137,7 +137,7 @@ def from_hub(
     cache_dir: str | Path | None = None,
     token: str | None = None,
 ) -> Found:
-    """What a check makes of a published tag's file; one that is damaged in the cache is downloaded once more.
+    """Apply a check to a published tag's file; one that is damaged in the cache is downloaded once more.
 
     Raises:
         WeightsError: it cannot be downloaded, or is not what was released.
@@ -166,7 +166,7 @@ def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
 
 
 def read(path: Path, tag: str, entry: Entry, advice: str) -> tuple[Path, bytes]:
-    """The same path, and its bytes, opened once, if they are the released ones.
+    """Read a file once, and return its path and bytes if they are the released ones.
 
     Raises:
         WeightsError: as `verified`.
@@ -257,7 +257,7 @@ def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
 def pretrained_cfg_overlay(
     tag: str, overlay: Mapping[str, Any] | None, cache_dir: str | Path | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """timm's overlay for a tag, and the tensors to load; None of them where the overlay names the caller's own source.
+    """Make timm's overlay for a tag, and the tensors to load; none where the overlay names the caller's own source.
 
     timm would open `file` once more, and so read bytes that nobody verified. `state_dict` outranks `file`, and timm
     copies whatever is in it: so it holds no tensor, and timm's filter is where the tensors come in.

@@ -1,6 +1,7 @@
 """That what is measured is what is said; how fast it is belongs into benchmarks/."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_the_hosts_script_runs_at_toy_scale(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert [row["ms a batch"] > 0 for row in json.loads(out.read_text())["parts"]["host"]["host"]] == [True] * 7
     assert "| drawing masks |" in ran.stdout
+
+
+def test_the_heads_script_runs_at_toy_scale():
+    command = [sys.executable, str(BENCHMARKS / "heads.py"), "--patches", "4", "--images", "64"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"\| 4 \| [\d,]+ \| [\d,]+ \|", ran.stdout)
 
 
 def test_the_page_is_what_the_results_say(monkeypatch, tmp_path):

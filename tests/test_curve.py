@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scott_models import pictures
+from scott_models import pixel_cache
 from scott_models.curve import Point, draw_curve, drawn, label_efficiency
 from scott_models.errors import DataError
 
@@ -24,8 +24,8 @@ def test_points_of_every_model_probe_and_number(photos):
 
 
 def test_images_are_read_once_for_all_models(photos, monkeypatch):
-    read, load = [], pictures.load_image
-    monkeypatch.setattr(pictures, "load_image", lambda path: (read.append(path), load(path))[1])
+    read, load = [], pixel_cache.load_image
+    monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
     points = label_efficiency(["scott_3_16"], [photos], [photos], shots=(1,), draws=1, img_size=32)
     assert len({point.model for point in points}) == 2
     assert len(read) == 2 * 12

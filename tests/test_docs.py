@@ -48,6 +48,7 @@ ELSEWHERE = {
     "python benchmarks/paper/reproduce.py": "it takes hours; tests/test_reproduce.py has it at toy scale",
     "python benchmarks/paper/lease.py": "tests/test_reproduce.py makes these calls at toy scale",
     "python3": "the same, on a machine that is lent",
+    "python benchmarks/heads.py": "it measures; tests/test_bench.py has it at toy scale",
     "python benchmarks/paper/rehearse_lease.py": "tests/test_reproduce.py calls what it calls",
     "python benchmarks/sample_efficiency/study.py": "it takes hours; test_sample_efficiency.py has it at toy scale",
     "python benchmarks/sample_efficiency/trial.py": "it takes an hour; test_sample_efficiency.py has it at toy scale",

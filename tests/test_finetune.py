@@ -92,7 +92,7 @@ def test_inputs_on_a_gpu_are_compiled_and_never_wait(monkeypatch):
         return empty(*size, **settings)
 
     monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
-    monkeypatch.setattr(augment, "compiled_once", lambda function: compiled.append(function) or function)
+    monkeypatch.setattr(augment, "compile_once", lambda function: compiled.append(function) or function)
     made = objective("optim.mixup=0.4")
     made.compiled = True
     plan = made.drawing(draws(5, 0, 4))

@@ -6,12 +6,12 @@ import timm
 import torch
 
 from scott_models import frozen as module
-from scott_models import pictures as pictures_module
+from scott_models import pixel_cache
 from scott_models.data import find_images, load_image
 from scott_models.errors import DataError
 from scott_models.features import extract, load_model
 from scott_models.frozen import Cache, Frozen
-from scott_models.pictures import Pictures
+from scott_models.pixel_cache import PixelCache
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def frozen():
 def test_images_go_through_the_evaluation_transform(frozen, photos):
     images = find_images([photos])
     expected, _ = extract(frozen.model, images, img_size=32)
-    plain, kept = frozen.pooled(images, "x"), Pictures(images)
+    plain, kept = frozen.pooled(images, "x"), PixelCache(images)
     np.testing.assert_allclose(plain, expected, atol=1e-5)
     for _ in range(2):
         assert torch.equal(frozen.pooled(kept, "x"), plain)
@@ -99,13 +99,13 @@ def test_views_are_square():
         frozen.require_squares()
 
 
-@pytest.mark.parametrize("roomy", [lambda size, device: device, lambda size, device: None])
-def test_patches_lie_in_memory_or_in_a_file(frozen, photos, tmp_path, monkeypatch, roomy):
+@pytest.mark.parametrize("chosen", [lambda size, device: device, lambda size, device: None])
+def test_patches_lie_in_memory_or_in_a_file(frozen, photos, tmp_path, monkeypatch, chosen):
     asked = []
-    monkeypatch.setattr(module, "roomy", lambda size, device: (asked.append(size), roomy(size, device))[1])
+    monkeypatch.setattr(module, "choose_place", lambda size, device: (asked.append(size), chosen(size, device))[1])
     cache = Cache(frozen, find_images([photos]), 1, tmp_path, patches=True)
     assert asked[0] == cache.patches.nbytes == 2 * 12 * 4 * 384 * 2
-    assert (tmp_path / "patches.npy").exists() == (roomy(0, 1) is None)
+    assert (tmp_path / "patches.npy").exists() == (chosen(0, 1) is None)
     pooled, patches = next(cache.views([torch.tensor([(1, 2), (2, 0)])]))
     torch.testing.assert_close(patches.float().mean(dim=1), pooled, atol=1e-2, rtol=1e-2)
     assert torch.equal(patches, torch.stack([cache.patches[1, 2], cache.patches[0, 0]]))
@@ -177,23 +177,23 @@ def test_patches_beyond_fp16_are_told(frozen, photos, tmp_path, spoiled):
 
 def test_views_read_images_once(frozen, photos, monkeypatch):
     """A hundred epochs do not decode them a hundred times."""
-    pictures, read = Pictures(find_images([photos])), []
-    load = pictures_module.load_image
-    monkeypatch.setattr(pictures_module, "load_image", lambda path: (read.append(path), load(path))[1])
+    images, read = PixelCache(find_images([photos])), []
+    load = pixel_cache.load_image
+    monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
     pieces = torch.tensor([(epoch, i) for epoch in range(4) for i in range(12)]).split(6)
-    found = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
+    found = torch.cat([pooled for pooled, _ in frozen.views(images, pieces, seed=0)])
     assert len(read) == 12
-    expected = torch.cat([pooled for pooled, _ in frozen.views(pictures.images, pieces, seed=0)])
+    expected = torch.cat([pooled for pooled, _ in frozen.views(images.images, pieces, seed=0)])
     assert torch.equal(found, expected)
 
 
 def test_a_gpu_that_holds_the_images_cuts_their_views(frozen, photos, monkeypatch):
     """The same draws; here the device is a CPU."""
-    pictures = Pictures(find_images([photos]))
+    images = PixelCache(find_images([photos]))
     pieces = torch.tensor([(epoch, i) for epoch in range(2) for i in range(12)]).split(6)
-    expected = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
-    held = pictures._moved(torch.device("cpu"), 5, "x")
-    monkeypatch.setattr(pictures, "on", lambda device, batch, what: held)
-    found = torch.cat([pooled for pooled, _ in frozen.views(pictures, pieces, seed=0)])
+    expected = torch.cat([pooled for pooled, _ in frozen.views(images, pieces, seed=0)])
+    held = images._moved(torch.device("cpu"), 5, "x")
+    monkeypatch.setattr(images, "on", lambda device, batch, what: held)
+    found = torch.cat([pooled for pooled, _ in frozen.views(images, pieces, seed=0)])
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
     assert not torch.equal(found[:12], found[12:])

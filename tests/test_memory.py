@@ -18,8 +18,8 @@ def machine(tmp_path, monkeypatch):
 def test_a_quarter_of_the_available_ram(machine):
     assert memory.available_ram() == 2**33
     assert memory.room(CPU) == 2**31
-    assert memory.roomy(2**31, CPU) == CPU
-    assert memory.roomy(2**31 + 1, CPU) is None
+    assert memory.choose_place(2**31, CPU) == CPU
+    assert memory.choose_place(2**31 + 1, CPU) is None
 
 
 def test_a_containers_limit_counts_but_not_its_files(machine):
@@ -46,4 +46,4 @@ def test_a_gpu_first_then_ram(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     gpu = torch.device("cuda")
     assert memory.room(gpu) == 300
-    assert [memory.roomy(size, gpu) for size in (300, 301, 2**40)] == [gpu, CPU, None]
+    assert [memory.choose_place(size, gpu) for size in (300, 301, 2**40)] == [gpu, CPU, None]

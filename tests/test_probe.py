@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from timm.models import save_for_hf
 
-from scott_models import pictures
+from scott_models import pixel_cache
 from scott_models import probe as module
 from scott_models.classifiers import Accuracy, knn
 from scott_models.data import find_images
@@ -45,8 +45,8 @@ def test_scores_of_every_kind_beside_the_control(photos, quick):
 def test_images_are_read_once_for_all_models(photos, quick, monkeypatch):
     """Three times each: for the evaluation's crop as training and as test image, and for random views."""
     monkeypatch.setattr(module, "VIEWS", 1)
-    read, load = [], pictures.load_image
-    monkeypatch.setattr(pictures, "load_image", lambda path: (read.append(path), load(path))[1])
+    read, load = [], pixel_cache.load_image
+    monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
     report = probe("scott_3_16", [photos], [photos], img_size=32, seeds=2, duplicates=False)
     assert len(report.scores) == 8
     assert len(read) == 3 * 12

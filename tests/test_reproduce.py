@@ -31,6 +31,8 @@ import collect  # noqa: E402
 import lease as lease_script  # noqa: E402
 import rehearse_lease  # noqa: E402
 import reproduce  # noqa: E402
+import session as session_module  # noqa: E402
+import trial  # noqa: E402
 from rows import TOY, Row  # noqa: E402
 
 KILLED = "probes/target-0.json"  # after this file the lease's work is killed
@@ -92,8 +94,8 @@ def test_the_calls_keep_to_the_limits(lease):
     assert max(machine.carried) < 2 * 2**20  # code alone
     assert max(machine.returned) > 40 * 2**20  # weights of scott_12_16, in parts
     assert json.loads((folder / "results" / "gpu.json").read_text())["parts"].keys() == {*lease_script.PARTS}
-    trial = json.loads((folder / "results" / "trial.json").read_text())
-    assert {name: result["status"] for name, result in trial.items()} == {"scott_3_16": 0, "scott_12_16": 0}
+    tried = json.loads((folder / "results" / "trial.json").read_text())
+    assert {name: result["status"] for name, result in tried.items()} == {"scott_3_16": 0, "scott_12_16": 0}
     assert "scott_models can be imported" in lease[0].printed[0]
     code = (folder / "work" / "code").rglob("*")
     assert not [path for path in code if path.suffix == ".safetensors"]
@@ -299,30 +301,30 @@ def test_models_whose_compiler_fails_are_tried_alone_and_then_without(session, m
         fails = {name: "3_16" in name and "run.compile=off" not in row.changes for name, row in rows.items()}
         return {name: {"status": int(failed), "last": None} for name, failed in fails.items()}
 
-    monkeypatch.setattr(reproduce, "open_images", lambda *arguments: None)
-    monkeypatch.setattr(reproduce, "find_samples", lambda *arguments: [])
-    monkeypatch.setattr(reproduce, "try_together", together)
-    reproduce.try_models(session)
+    monkeypatch.setattr(trial, "open_images", lambda *arguments: None)
+    monkeypatch.setattr(trial, "find_samples", lambda *arguments: [])
+    monkeypatch.setattr(trial, "try_together", together)
+    trial.try_models(session)
     found = json.loads((session.out / "trial.json").read_text())
     assert {name: (result["status"], result["changes"]) for name, result in found.items()} == {
         "scott_3_16": (0, ["run.compile=off"]),
         "scott_12_16": (0, []),
     }
     assert tried == [[("scott_3_16", False), ("scott_12_16", False)], [("scott_3_16", False)], [("scott_3_16", True)]]
-    rows = reproduce.as_tried(session.rows, session.out)
+    rows = trial.as_tried(session.rows, session.out)
     assert ["run.compile=off" in row.changes for row in rows] == [False, True]
     assert session.failed == []
 
 
 def test_a_trial_that_hangs_is_ended_and_a_cut_log_read(session, monkeypatch, tmp_path):
-    monkeypatch.setattr(reproduce, "TRYING", 1)
-    monkeypatch.setattr(reproduce, "MARGIN", 1)
+    monkeypatch.setattr(trial, "TRYING", 1)
+    monkeypatch.setattr(session_module, "MARGIN", 1)
     script = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    monkeypatch.setattr(reproduce, "pretraining", lambda *arguments: [sys.executable, "-c", script])
+    monkeypatch.setattr(Row, "pretraining", lambda *arguments: [sys.executable, "-c", script])
     (tmp_path / "runs").mkdir()
-    assert reproduce.try_together({"a": session.rows[0]}, session) == {"a": {"status": -9, "last": None}}
+    assert trial.try_together({"a": session.rows[0]}, session) == {"a": {"status": -9, "last": None}}
     (tmp_path / "log").write_text('{"step": 10}\n{"step": 2')
-    assert reproduce.last_line(tmp_path / "log") == {"step": 10}
+    assert trial.last_line(tmp_path / "log") == {"step": 10}
 
 
 def test_scores_of_each_seed_are_left_at_once(session, monkeypatch):
@@ -386,7 +388,7 @@ def test_a_run_is_cut_when_its_time_ends(shards, tmp_path, monkeypatch):
             super().send_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Impatient)
-    command = reproduce.pretraining(row, reproduce.unpack_images(shards, tmp_path), row.run)
+    command = row.pretraining(reproduce.unpack_images(shards, tmp_path), row.run)
     assert reproduce.run_until(command, 60) == 130
     assert not row.is_trained
     (checkpoint,) = (row.run / "checkpoints").glob("step_*.pt")

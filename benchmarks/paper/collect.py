@@ -1,4 +1,4 @@
-"""What a trained row leaves for people to keep: a small run folder, its scores and figures, and the weights in parts.
+"""Collect what a trained row leaves: a small run folder, its scores and figures, and the weights in parts.
 
 As a folder (`collect`), or as few files that travel light (`pack`, `unpack`): ROW.tar holds all but the weights, and
 ROW.weights.0, ROW.weights.1, ... are the weights, each at most 15 MiB. Every file appears whole or not at all.

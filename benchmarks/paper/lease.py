@@ -6,7 +6,7 @@ with torch, torchvision, timm and accelerate. docs/gpu.md has the calls in their
 
   on your machine   python benchmarks/paper/lease.py stage lease flowers102-320-0.tar
   on the GPU        python3 lease/benchmarks/paper/lease.py take
-                    python3 lease/benchmarks/paper/lease.py start --minutes 26
+                    python3 lease/benchmarks/paper/lease.py start --minutes 25
                     python3 lease/benchmarks/paper/lease.py poll --seconds 540
   on your machine   python benchmarks/paper/lease.py unpack RETURNED --out results
 
@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE, LEFT_OUT = ("scott_models", "benchmarks"), ("__pycache__", "bundled", "results")
-WORK = Path("/tmp/scott_models-lease")
+WORK = Path(gettempdir()) / "scott_models-lease"
 CARRIED, FILES, EACH = 64 * 2**20, 8, 16 * 2**20  # bytes there; files back, and bytes of each
 BACK = 60 * 2**20  # bytes back in all, with room for the log
 LOG_LINES, ENDING = 60, 10  # shown by poll; seconds that work may take to end
@@ -135,19 +136,10 @@ def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> No
     end = time.monotonic() + 60 * minutes
     scale, scripts = "--rehearse" if rehearse else "--gpu", work / "code" / "benchmarks"
     data, out = [str(path) for path in sorted((work / "data").glob("*.tar"))], work / "out"
-    rows = [
-        str(scripts / "paper" / "reproduce.py"),
-        scale,
-        "--data",
-        *data,
-        "--out",
-        str(out),
-        "--work",
-        str(work / "runs"),
-    ]
-    rows += ["--pack", *options]
+    script = str(scripts / "paper" / "reproduce.py")
+    rows = [script, scale, "--data", *data, "--out", str(out), "--work", str(work / "runs"), "--pack", *options]
     small = ["--batch", "2", "--img-size", "32", "--updates", "2", "--models", "scott_3_16", "--uncompiled"]
-    full = ["--updates", "1000", "--models", "scott_12_16"]
+    full = ["--updates", "400", "--models", "scott_12_16"]
     images = str(work / "runs" / "images")
     speed = [str(scripts / "gpu.py"), "--data", images, "--out", str(out / "gpu.json"), "--parts", *PARTS]
     paths = [str(work / "code"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -259,19 +251,20 @@ def is_running(work: Path) -> bool:
         return False
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, _, its_group = (
-                status.read_text().rsplit(")", 1)[1].split()[:3]
-            )  # after the name, which may hold blanks
+            after_name = status.read_text().rsplit(")", 1)[1]  # which may hold blanks
+            state, _, its_group = after_name.split()[:3]
             if its_group == group and state not in "ZX":
                 return True
     return False
 
 
 def absolute(path: str) -> Path:
+    """Resolve a path, since what is started works in another folder."""
     return Path(path).resolve()
 
 
 def read(path: Path) -> str:
+    """Read a text file; one that is not there is empty."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -294,7 +287,8 @@ def main() -> None:
         running = command(name, function)
         running.add_argument("--minutes", type=float, required=True, help="after which nothing new is begun")
         running.add_argument("--rehearse", action="store_true", help="at 32 px, on any machine")
-        running.add_argument("--tars", type=int, default=3, help="files that there must be; default 3")
+        if function is start:
+            running.add_argument("--tars", type=int, default=3, help="files that there must be; default 3")
         running.add_argument("--rows", nargs="+", help="of reproduce.py; default: all in order of value")
         running.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
     polling = command("poll", poll)

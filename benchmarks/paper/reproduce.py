@@ -23,106 +23,24 @@ CPU; --rehearse runs the GPU's at 32 px for an epoch, on any machine, to see tha
 
 import argparse
 import json
-import signal
-import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from collect import collect, pack, write_whole
-from rows import ON_CPU, ON_GPU, STEPS, TOY, Row, Step, gflop_of_step, known_rows
-from torch import nn
+from collect import write_whole
+from rows import ON_CPU, ON_GPU, STEPS, TOY, UNCOMPILED, Row, Step, gflop_of_step, known_rows
+from score import score
+from session import MARGIN, STOPPED, Clock, Session, run_until
+from trial import as_tried, try_models
 
 from scott_models import weights
-from scott_models.classifiers import Accuracy, knn, ridge
-from scott_models.data import find_samples
 from scott_models.errors import DataError, told_in_a_sentence
-from scott_models.features import load_model
-from scott_models.frozen import Frozen
-from scott_models.labelled import find_labelled
-from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
-from scott_models.pretrain.store import open_images
-from scott_models.probe import HEADS, KINDS, Kind, Protocol, probe
+from scott_models.probe import KINDS
 
-CONTROL, CONTEXT = " (random weights)", " (context encoder)"
-MARGIN = 20  # seconds that saving and the first small files take
 SLACK, PROBING = 1.1, 90  # how much longer than earlier speeds promise a pretraining may take; seconds for its probes
-TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 of 63 updates
-TRYING = 300  # seconds, after which a trial is given up
-STOPPED = (0, 130, -signal.SIGINT)
-UNCOMPILED = "run.compile=off"
-
-
-class Clock:
-    """Count what is left of the time."""
-
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
-        self.longest = 0.0  # seconds of a step so far
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.end - time.monotonic()
-
-    def allows_another(self) -> bool:
-        """Tell whether a step as long as the longest so far would end in time."""
-        return self.left > max(self.longest, MARGIN)
-
-    def say(self, what: str) -> None:
-        print(f"== {what}; {self.left / 60:.1f} minutes left", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        self.say(what)
-        started = time.monotonic()
-        yield
-        self.longest = max(self.longest, time.monotonic() - started)
-
-
-@dataclass
-class Session:
-    """Hold what all steps share.
-
-    Attributes:
-        seeds: of the probes.
-        failed: what went wrong so far, in words.
-    """
-
-    rows: list[Row]
-    flowers: Path
-    out: Path
-    clock: Clock
-    seeds: int
-    kinds: Sequence[Kind]
-    steps: Sequence[Step]
-    packed: bool
-    options: list[str]
-    failed: list[str] = field(default_factory=list)
-
-    def leave(self, row: Row) -> None:
-        """Write the small files of a row that is trained."""
-        with self.going_on(f"{row.name}: small files"):
-            (pack if self.packed else collect)(row, self.out)
-
-    @contextmanager
-    def going_on(self, what: str) -> Iterator[None]:
-        """Report whatever goes wrong inside, and let what comes after it run."""
-        try:
-            yield
-        except Exception as error:  # of any kind: the other rows are worth no less for it
-            traceback.print_exc()
-            print(f"{what} failed ({type(error).__name__}: {error}); going on", file=sys.stderr, flush=True)
-            self.failed.append(what)
 
 
 def unpack_images(data: Sequence[Path], work: Path) -> Path:
@@ -159,43 +77,10 @@ def split_folder(root: Path, data: Sequence[Path]) -> Path:
     )
 
 
-def run_until(command: Sequence[str], seconds: float) -> int:
-    """Run a command that saves itself when interrupted; interrupt it when its time, or ours, is over.
-
-    Returns:
-        its status; that of SIGKILL if it did not end soon after.
-    """
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait(max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            return end(process)
-        except KeyboardInterrupt:
-            end(process)
-            raise
-
-
-def end(process: subprocess.Popen) -> int:
-    """Interrupt a process, and kill it if it has not saved itself soon; returns its status."""
-    process.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        return process.wait(MARGIN)
-    process.kill()
-    return process.wait()
-
-
-def pretraining(row: Row, flowers: Path, run: Path) -> list[str]:
-    """Name the command that begins a row's run, or goes on with it."""
-    return [
-        sys.executable, "-m", "scott_models.pretrain", row.recipe, *row.changes,
-        "--data", str(flowers), "--out", str(run), "--resume",
-    ]  # fmt: skip
-
-
 def pretrain(row: Row, session: Session) -> None:
     """Go on with a row's run until it has ended or the time has; once more, uncompiled, where that fails."""
     for tried in (row, row.changed(UNCOMPILED)):
-        status = run_until(pretraining(tried, session.flowers, row.run), session.clock.left - MARGIN)
+        status = run_until(tried.pretraining(session.flowers, row.run), session.clock.left - MARGIN)
         if status in STOPPED:
             return
         print(f"{row.name}: pretraining ended with status {status}; its words are above", file=sys.stderr, flush=True)
@@ -229,62 +114,6 @@ def measured_rates(session: Session) -> Iterator[float]:
             yield 1e6 / result["images/s"] / gflop_of_step(result["model"], result["pixels"])
 
 
-def try_models(session: Session) -> None:
-    """Make 20 updates of each model, all models at once, and write what came of them to trial.json.
-
-    A model that fails is tried once more alone, and at last without torch.compile; if that works, its rows go on so.
-    """
-    kept = session.out / "trial.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    models = {row.settings.model.name: row.changed(*TRIAL) for row in reversed(session.rows)}
-    first = session.rows[0].settings.model.name
-    models = {name: row if name == first else row.changed("monitor.every=0") for name, row in models.items()}
-    recipe = session.rows[0].settings
-    open_images(find_samples([session.flowers]), recipe.data.short_side)  # once, or all would decode at once
-    for together, change in ((True, ()), (False, ()), (False, (UNCOMPILED,))):
-        left = {name: row.changed(*change) for name, row in models.items() if found.get(name, {}).get("status") != 0}
-        for names in [list(left)] if together else [[name] for name in left]:
-            session.clock.say(f"20 updates of {', '.join(names)}{', without torch.compile' if change else ''}")
-            for name, result in try_together({name: left[name] for name in names}, session).items():
-                found[name] = {**result, "changes": list(change)}
-            write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
-    session.failed += [f"{name}: 20 updates" for name, result in found.items() if result["status"] != 0]
-
-
-def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, Any]]:
-    """Make the updates of some models at once; returns each one's status and last line of metrics."""
-    started, processes, found = time.monotonic(), {}, {}
-    try:
-        for name, row in rows.items():
-            folder = Path(tempfile.mkdtemp(prefix=f"trial-{name}-", dir=row.run.parent))
-            processes[name] = folder, subprocess.Popen(pretraining(row, session.flowers, folder))
-        for name, (folder, process) in processes.items():
-            try:
-                status = process.wait(max(TRYING - (time.monotonic() - started), 1))
-            except subprocess.TimeoutExpired:
-                status = end(process)
-            found[name] = {"status": status, "last": last_line(folder / "metrics.jsonl")}
-    finally:
-        for _, process in processes.values():
-            process.kill()
-    return found
-
-
-def last_line(log: Path) -> dict[str, Any] | None:
-    """Read the last whole line of a run's metrics."""
-    for line in reversed(log.read_text().splitlines() if log.is_file() else []):
-        with suppress(ValueError):  # cut short
-            return json.loads(line)
-    return None
-
-
-def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
-    """Change rows as the trial found necessary, if there was one."""
-    kept = out / "trial.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    return [row.changed(*found.get(row.settings.model.name, {}).get("changes", ())) for row in rows]
-
-
 def probe_row(row: Row, session: Session) -> None:
     """Score the encoders of a run that has ended, seed by seed, and keep each seed's scores in the run."""
     earlier = [json.loads(path.read_text()) for path in row.run.parent.glob("*/probes/*.json")]
@@ -300,76 +129,6 @@ def probe_row(row: Row, session: Session) -> None:
                 result["seconds"] = round(time.monotonic() - started, 1)
                 write_whole(row.scores(step, seed), json.dumps(result).encode())
             session.leave(row)
-
-
-def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind]) -> dict[str, Any]:
-    """Score one encoder with one seed.
-
-    Returns:
-        scores; and of the target how many images they rest on, and, with the first seed, what bfloat16 changes.
-    """
-    protocol: Protocol = "paper" if step == "paper" else "fast"
-    if step == "paper":  # the others have no protocol
-        kinds = [kind for kind in kinds if kind in HEADS]
-    with tempfile.TemporaryDirectory() as folder:
-        name = str(row.run)
-        if step == "context":
-            name = f"local-dir:{weights.export(encoders(row.run)['context'], Path(folder) / 'context')}"
-        report = probe(
-            name,
-            [flowers],
-            [flowers],
-            kinds=kinds,
-            protocol=protocol,
-            seeds=[seed],
-            control=step == "target",
-            duplicates=False,  # known of this data set (docs/RESULTS.md), and imagehash may not be there
-        )
-    called = {name: row.name + (CONTEXT if step == "context" else ""), name + CONTROL: row.name + CONTROL}
-    scores = [{**asdict(each), "model": called[each.model], "protocol": protocol} for each in report.scores]
-    result: dict[str, Any] = {"scores": scores}
-    if step == "target":
-        result |= {"train": report.train, "test": report.test}
-        result |= {"rounding": rounding(row.run, flowers)} if seed == 0 else {}
-    return result
-
-
-def encoders(run: Path) -> dict[str, nn.Module]:
-    """Load both encoders of a run's last checkpoint, in fp32."""
-    last = max((run / "checkpoints").glob("step_*.pt"))
-    state = torch.load(last, map_location="cpu", weights_only=True)["objective"]
-    objective = build_objective(Recipe.load(run / "recipe.toml").changed("model", init="", grow=False))
-    for name, part in objective.named_children():
-        part.load_state_dict(state[name])
-    return {name: encoder.eval() for name, encoder in objective.encoders.items()}
-
-
-def rounding(run: Path, flowers: Path) -> dict[str, float]:
-    """Measure what bfloat16 weights change: features of val's images, and the probes that train on train's.
-
-    Convolutions are exact meanwhile: a GPU would round what they multiply to TF32, whatever the weights.
-
-    Returns:
-        features, largest: the difference of pooled features relative to their length, of all images together and of
-        the image where it is largest; and for each probe its top-1 % by fp32 and by the exported weights.
-    """
-    trained, tested = find_labelled([flowers / "train"], [flowers / "val"])
-    exported = load_model(str(run))
-    original = encoders(run)["target"]
-    original.pretrained_cfg = exported.pretrained_cfg
-    found, features = {}, []
-    for name, model in (("fp32", original), ("exported", exported)):
-        frozen = Frozen(model, f"{run.name}, {name}")
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            of_train, of_val = frozen.pooled(trained.images, "train"), frozen.pooled(tested.images, "val")
-        features.append(of_val)
-        for kind, classify in (("knn", knn), ("ridge", ridge)):
-            votes = classify(of_train, trained.labels, of_val, len(trained.names))
-            found[f"{kind}_{name}"] = Accuracy.of(votes, tested.labels).top1
-    exact, rounded = features
-    found["features"] = ((rounded - exact).norm() / exact.norm()).item()
-    found["largest"] = ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
-    return found
 
 
 def probe_apart(row: Row, session: Session, steps: Sequence[Step]) -> None:

@@ -1,6 +1,7 @@
 """The rows of the paper's tables that begin with a pretraining on Flowers-102, and where their runs are."""
 
 import shlex
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ ON_GPU = (
 )  # fmt: skip
 ON_CPU = ("scott_12_16_cpu", "scott_9_16_cpu", "scott_7_16_cpu")
 TOY = ("model.img_size=32", "data.short_side=36", "optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=4")
+UNCOMPILED = "run.compile=off"
 Step = Literal["target", "context", "paper"]  # the probes of a row; the last is the target's by the paper's protocol
 STEPS: tuple[Step, ...] = get_args(Step)
 
@@ -55,6 +57,13 @@ class Row:
     @cached_property
     def settings(self) -> Recipe:
         return Recipe.load(self.recipe, self.changes)
+
+    def pretraining(self, flowers: Path, run: Path) -> list[str]:
+        """Name the command that begins a run of this row in a folder, or goes on with it."""
+        return [
+            sys.executable, "-m", "scott_models.pretrain", self.recipe, *self.changes,
+            "--data", str(flowers), "--out", str(run), "--resume",
+        ]  # fmt: skip
 
     def petaflop(self, flowers: Path) -> float:
         """Count the operations of the whole pretraining."""

@@ -34,29 +34,13 @@ RGB = tuple[float, float, float]
 Operation = Callable[[Tensor, np.ndarray], Tensor]  # images[i], i -> images
 
 
-def two_views(
-    crops: Tensor,
-    generator: "torch.Generator | Draws | tuple[Colours, ...]",
-    mode: str = "different",
-    compiled: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised.
-
-    Args:
-        generator: of the colours; or the colours, as `TwoViews.draw` gives them.
-        mode: "different", each view its own colours; "same", one draw for both (Table 8); "none", no colour change.
-        compiled: on a GPU, change the colours of the whole batch in a few kernels of torch.compile's.
-
-    Raises:
-        ValueError: an unknown mode.
-    """
-    views = TwoViews(mode, compiled)
-    return views(crops, generator if isinstance(generator, tuple) else Draws.of(generator, len(crops)))
-
-
 @dataclass(frozen=True)
 class TwoViews:
-    """`two_views` of a mode, whose colours may be drawn before there are crops.
+    """Make two views from crops; their colours may be drawn before there are crops.
+
+    Args:
+        mode: "different", each view its own colours; "same", one draw for both (Table 8); "none", no colour change.
+        compiled: on a GPU, change the colours of the whole batch in a few kernels of torch.compile's.
 
     Raises:
         ValueError: an unknown mode.
@@ -70,12 +54,16 @@ class TwoViews:
             raise ValueError(f"views: expected one of {tuple(VIEWS)}, got {self.mode!r}")
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
-        """The colours of both views: of each, of both together, or of none."""
+        """Draw the colours of both views: of each, of both together, or of none."""
         return tuple(Colours.draw(draws) for _ in range(VIEWS[self.mode]))
 
-    def __call__(self, crops: Tensor, drawn: "Draws | tuple[Colours, ...]") -> tuple[Tensor, Tensor]:
-        """Crops uint8 (B, 3, H, W) -> context and target images, float (B, 3, H, W), ImageNet-normalised."""
-        colours = self.draw(drawn) if isinstance(drawn, Draws) else drawn
+    def __call__(self, crops: Tensor, drawn: "torch.Generator | Draws | tuple[Colours, ...]") -> tuple[Tensor, Tensor]:
+        """Make context and target images, float (B, 3, H, W), ImageNet-normalised, from crops uint8 (B, 3, H, W).
+
+        Args:
+            drawn: the colours, as `draw` gives them, or what draws them.
+        """
+        colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(crops)))
         images = [coloured(crops, each, self.compiled) for each in colours] or [normalize(crops.float() / 255)]
         return images[0], images[-1]
 
@@ -107,8 +95,8 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Small tensors of the CPU on a device, in one copy, without waiting for what the device is doing."""
+def move_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy small tensors of the CPU to a device at once, without waiting for what the device is doing."""
     sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     starts = list(accumulate(sizes, initial=0))
@@ -169,23 +157,23 @@ class Colours:
         return images
 
     def at_once(self, crops: Tensor) -> Tensor:
-        """Crops uint8 (B, 3, H, W) on a device -> images in [0, 1], by one copy to it and few kernels."""
+        """Change crops uint8 (B, 3, H, W) on a device to images in [0, 1], by one copy to it and few kernels."""
         (gray_first, blur_first), (gray_last, blur_last) = self.sides
         rows = np.concatenate([[self.chosen[0], gray_first, gray_last], self.jitter_order, self.factors])
         indices = [np.flatnonzero(blurred) for blurred in (blur_first, blur_last)]
         kernels = [blur_kernels(self.sigma[index]).float() for index in indices]
         numbers = torch.from_numpy(rows).float()
-        together = moved_together([numbers, *map(torch.from_numpy, indices), *kernels], crops.device)
+        together = move_together([numbers, *map(torch.from_numpy, indices), *kernels], crops.device)
         numbers, index_first, index_last, kernels_first, kernels_last = together
         images = crops.float() / 255
         blur_some_(images, index_first, kernels_first)
-        images = compiled_once(recolour_everyone)(images, numbers[:, :, None, None, None])
+        images = compile_once(recolour_everyone)(images, numbers[:, :, None, None, None])
         blur_some_(images, index_last, kernels_last)
         return images
 
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Who is made grey, and who is blurred, before the jitter and after it: bool (2, B) each."""
+        """Tell which images are made grey and blurred before the jitter, and which after it: bool (2, B) each."""
         first = self.order[1:] < self.order[0]
         return self.chosen[1:] & first, self.chosen[1:] & ~first
 
@@ -220,11 +208,11 @@ def on_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> None:
 def blur_some_(images: Tensor, index: Tensor, kernels: Tensor) -> None:
     """Blur some images in place: index int64 (K,), kernels (K, 9), on the images' device."""
     if len(index):
-        images[index] = blurred(images[index], kernels)
+        images[index] = filter_with(images[index], kernels)
 
 
 def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
-    """The jitter and the greys of a whole batch without branches: at every place all operations, of which one counts.
+    """Jitter and grey a whole batch without branches: at every place by all operations, of which one counts.
 
     Args:
         packed: (11, B, 1, 1, 1): whether an image is jittered, made grey before that, made grey after it; the places
@@ -250,7 +238,7 @@ def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
 
 
 @cache
-def compiled_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a function by torch.compile, once whoever asks; where that fails, say so and go on with the function."""
     best = torch.compile(function)
 
@@ -271,18 +259,18 @@ def compiled_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def gaussian_blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     """A 9x9 Gaussian with reflected borders: images (B, C, H, W), sigma (B,) in pixels -> (B, C, H, W)."""
-    return blurred(images, moved(blur_kernels(sigma).to(images.dtype), images.device))
+    return filter_with(images, moved(blur_kernels(sigma).to(images.dtype), images.device))
 
 
 def blur_kernels(sigma: np.ndarray) -> Tensor:
-    """The Gaussian along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
+    """Compute Gaussians along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
     kernels = torch.exp(-0.5 * (offsets / torch.from_numpy(sigma)[:, None]) ** 2)
     return kernels / kernels.sum(dim=1, keepdim=True)
 
 
-def blurred(images: Tensor, kernels: Tensor) -> Tensor:
-    """Images (B, C, H, W), filtered down and across by kernels (B, 9), with reflected borders."""
+def filter_with(images: Tensor, kernels: Tensor) -> Tensor:
+    """Filter images (B, C, H, W) down and across by kernels (B, 9), with reflected borders."""
     count, channels, height, width = images.shape
     kernels = kernels.repeat_interleave(channels, dim=0)
     border = BLUR_SIZE // 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from .augment import compiled_once, moved
+from .augment import compile_once, moved
 from .draws import Draws
 from .store import Images
 
@@ -37,11 +37,11 @@ def random_crops_on_device(images: Images, indices: Sequence[int], size: int, dr
     """
     assert images.pixels is not None
     sizes, offsets = images.sizes[indices], images.offsets[indices]
-    return boxed_crops(images.pixels, crop_table(sizes, offsets, draws), largest_box(sizes), size)
+    return cut_boxes(images.pixels, crop_table(sizes, offsets, draws), largest_box(sizes), size)
 
 
 def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws) -> np.ndarray:
-    """What `boxed_crops` needs to know of random crops of images: int64 (B, 7).
+    """Draw what `cut_boxes` needs to know of random crops of images: int64 (B, 7).
 
     Top, left, height and width of the box, the image's width, where the image begins, in pixels, and 1 if flipped.
 
@@ -54,7 +54,7 @@ def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws) -> np.ndarr
 
 
 def largest_box(sizes: np.ndarray) -> tuple[int, int]:
-    """Height and width that no box of images of these sizes (N, 2) exceeds, rounded up to multiples of 8.
+    """Return the height and width that no box of images of these sizes (N, 2) exceeds, as multiples of 8.
 
     Boxes are cut as large as that. Of a whole data set it is the same in every batch, so that one compiled function
     serves them all; and a GPU's matrix units want multiples of 8.
@@ -64,7 +64,7 @@ def largest_box(sizes: np.ndarray) -> tuple[int, int]:
     return -(-highest // 8) * 8, -(-widest // 8) * 8
 
 
-def boxed_crops(
+def cut_boxes(
     pixels: Tensor,
     table: np.ndarray,
     largest: tuple[int, int],
@@ -72,7 +72,7 @@ def boxed_crops(
     compiled: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The boxes of a `crop_table`, cut out and resized where the images are: uint8 (B, 3, size, size).
+    """Cut out and resize the boxes of a `crop_table`, where the images are: uint8 (B, 3, size, size).
 
     Args:
         pixels: uint8, flat, as `Images` has them.
@@ -81,14 +81,14 @@ def boxed_crops(
         dtype: of pixels and weights; by default fp16 on a GPU, which holds every pixel exactly, else fp32.
     """
     dtype = dtype or (torch.float16 if pixels.device.type == "cuda" else torch.float32)
-    resize = compiled_once(cut_and_resized) if compiled else cut_and_resized
+    resize = compile_once(cut_and_resize) if compiled else cut_and_resize
     parts = moved(torch.from_numpy(table), pixels.device).split(AT_ONCE)
     crops = [resize(pixels.view(-1, 3), part, largest, size, dtype) for part in parts]
     return crops[0] if len(crops) == 1 else torch.cat(crops)
 
 
-def cut_and_resized(pixels: Tensor, table: Tensor, largest: tuple[int, int], size: int, dtype: torch.dtype) -> Tensor:
-    """Pixels (P, 3), a part of a `crop_table` (B, 7) -> crops uint8 (B, 3, size, size).
+def cut_and_resize(pixels: Tensor, table: Tensor, largest: tuple[int, int], size: int, dtype: torch.dtype) -> Tensor:
+    """Cut crops, uint8 (B, 3, size, size), from pixels (P, 3), for a part of a `crop_table` (B, 7).
 
     Rows of all channels come one after the other, so that either product is one of matrices as they lie.
     """
@@ -106,7 +106,7 @@ def cut_and_resized(pixels: Tensor, table: Tensor, largest: tuple[int, int], siz
 
 
 def resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | None = None) -> Tensor:
-    """Antialiased bicubic resampling as matrices: from the first `length` (B, 1) of `longest` samples to `size`.
+    """Compute matrices of antialiased bicubic resampling from the first `length` (B, 1) of `longest` samples to `size`.
 
     Args:
         mirrored: bool (B, 1), whose outputs come in the opposite order.

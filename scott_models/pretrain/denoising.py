@@ -37,7 +37,7 @@ class Denoising(nn.Module):
 
     @property
     def drawing(self) -> Drawing | None:
-        """What draws ahead for `inputs`, if the views can."""
+        """Return what draws ahead for `inputs`, if the views can."""
         return self._drawing.ahead
 
     def prepare(self, crops: Crops, folder: Path) -> None:

@@ -28,7 +28,7 @@ class Draws:
 
     @property
     def shared(self) -> "Draws":
-        """The stream that the images share, from its beginning."""
+        """Return the stream that the images share, from its beginning."""
         seed = _mix(self.seeds[:1] + GAMMA) if self.update is None else np.array([self.update])
         return Draws(seed)
 
@@ -41,7 +41,7 @@ class Draws:
 
     @classmethod
     def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor, update: int = 0) -> "Draws":
-        """The streams of images `indices` (B,) in `epochs` (B,), and of an update, under a key of 64 bits."""
+        """Return the streams of images `indices` (B,) in `epochs` (B,), and of an update, under a key of 64 bits."""
         seeds = np.full(len(indices), key, dtype=np.uint64)
         for part in (epochs, indices):
             seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))

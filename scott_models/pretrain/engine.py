@@ -94,13 +94,13 @@ class Engine:
     def load(
         self, order: Order, crops: Crops, first: int, last: int, workers: int
     ) -> Generator[list[tuple[Any, Tensor]], None, None]:
-        """The batches of updates `first` to `last`, with what this objective draws."""
+        """Yield the batches of updates `first` to `last`, with what this objective draws."""
         return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
 
     def update(
         self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int, total: int, steps_per_epoch: int
     ) -> dict[str, Any]:
-        """Update number `step` (1 to `total`) with this process's parts of a batch, nothing waiting for the device.
+        """Make update `step` (1 to `total`) with this process's parts of a batch, without waiting for the device.
 
         Args:
             batch: parts as `load` gives them.
@@ -285,7 +285,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
 
 
 def persistent_buffers(module: nn.Module) -> list[Tensor]:
-    """What training changes besides parameters and a checkpoint holds, such as BatchNorm's statistics and counts."""
+    """List what training changes besides parameters and a checkpoint holds, such as BatchNorm's statistics."""
     buffers = dict(module.named_buffers())
     return [buffers[name] for name in module.state_dict() if name in buffers]
 

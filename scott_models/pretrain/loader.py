@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from .crops import boxed_crops, crop_table, largest_box, random_crops, random_crops_on_device
+from .crops import crop_table, cut_boxes, largest_box, random_crops, random_crops_on_device
 from .draws import Draws
 from .store import Images, cores
 
@@ -82,7 +82,7 @@ class Crops(Dataset):
 
     @property
     def on_device(self) -> bool:
-        """Whether the images are on a GPU, and are cut there."""
+        """Tell whether the images are on a GPU, and are cut there."""
         return self.images.pixels is not None and self.images.pixels.device.type != "cpu"
 
     def __getitems__(self, places: list[Place]) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class Boxes(Dataset):
 
 
 class Planned(Dataset):
-    """What is made of a batch ahead of its use: what `drawing` draws, or else the places; and crops, or their boxes.
+    """Make what a batch needs ahead of its use: what `drawing` draws, or else the places; and crops, or their boxes.
 
     Between processes numpy's arrays travel as bytes, where each of torch's tensors would need a file.
     """
@@ -135,7 +135,7 @@ def load(
     drawing: Callable[[Draws], Any] | None = None,
     compiled: bool = False,
 ) -> Generator[list[tuple[Any, Tensor]], None, None]:
-    """The parts of every update from `first` to `last`: lists of (what was drawn, crops uint8 (B, 3, size, size)).
+    """Yield the parts of each update from `first` to `last`: lists of (what was drawn, crops uint8 (B, 3, size, size)).
 
     For a CPU that has the decoded images all is made here. Otherwise as many processes as `workers`, or as there are
     cores, run ahead until it is closed: they draw, and make the crops if the images are not on the GPU.
@@ -153,7 +153,7 @@ def load(
     largest = largest_box(crops.images.sizes)
 
     def cut(plan: Any, made: Any) -> tuple[Any, Tensor]:
-        return plan, boxed_crops(pixels, made, largest, crops.size, compiled) if crops.on_device else made
+        return plan, cut_boxes(pixels, made, largest, crops.size, compiled) if crops.on_device else made
 
     try:
         for _ in range(first, last + 1):
@@ -166,7 +166,7 @@ def load(
 
 
 def iterate(planned: Planned, pieces: Iterator[Piece], workers: int, pinned: bool = False) -> Iterator[Any]:
-    """What is made of each piece, here or by so many processes, which end when nobody refers to it any more."""
+    """Yield what is made of each piece, here or by processes, which end when nobody refers to it any more."""
     return iter(
         DataLoader(
             planned,

@@ -149,7 +149,7 @@ class Monitor:
 
 
 def crops_of(images: Images, chosen: Sequence[int], size: int) -> Tensor:
-    """The central squares of the chosen images: uint8 (n, 3, size, size)."""
+    """Cut the central squares of the chosen images: uint8 (n, 3, size, size)."""
     crops = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     starts = range(0, len(chosen), BATCH)
     for start in track(starts, "cropping", total=len(chosen), size=BATCH):

@@ -122,7 +122,7 @@ class MIMJEPA(nn.Module):
 
     @property
     def drawing(self) -> Drawing | None:
-        """What draws ahead for `inputs`, if the views can."""
+        """Return what draws ahead for `inputs`, if the views can."""
         return self._drawing.ahead
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
@@ -161,7 +161,7 @@ class MIMJEPA(nn.Module):
 
     @cached_property
     def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The weights of the target, and of the context in the same order: listed once, which takes a millisecond."""
+        """List, once, the weights of the target, and of the context in the same order."""
         context, target = (dict(e.named_parameters()) for e in (self.context_encoder, self.target_encoder))
         return [target[name] for name in context], list(context.values())
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..scott import places_of
-from .augment import Colours, moved_together
+from .augment import Colours, move_together
 from .draws import Draws
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was drawn for a batch.
+    """Hold what was drawn for a batch.
 
     Attributes:
         colours: of its views, as `TwoViews.draw` gives them.
@@ -35,7 +35,7 @@ def nothing(draws: Draws) -> tuple[np.ndarray, ...]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Two views and a mask of each image of a batch; calling it draws what they need, and `inputs` does it.
+    """Draw what two views and a mask of each image of a batch need; `inputs` makes them.
 
     Args:
         views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. With a method
@@ -54,7 +54,7 @@ class Drawing:
 
     @property
     def ahead(self) -> "Drawing | None":
-        """Itself; None if the views only draw once there are crops."""
+        """Return itself; None if the views only draw once there are crops."""
         return self if hasattr(self.views, "draw") else None
 
     def __call__(self, draws: Draws) -> Plan:
@@ -62,7 +62,7 @@ class Drawing:
         return Plan(colours, tuple(mask.numpy() for mask in self.masks(draws)), self.more(draws))
 
     def masks(self, draws: Draws) -> tuple[Tensor, ...]:
-        """Visible, bool (B, N); if asked for, the places of visible patches, int64 (B, K), and of hidden ones."""
+        """Draw visible, bool (B, N), and where asked for the places of visible and of hidden patches, int64 (B, K)."""
         visible = self.mask(self.grid, batch=len(draws.seeds), generator=draws)
         return (visible, places_of(visible), places_of(~visible)) if self.places else (visible,)
 
@@ -75,4 +75,4 @@ class Drawing:
             draws = Draws.of(generator, len(crops))
             context, target = self.views(crops, draws)
             drawn = [*self.masks(draws), *map(torch.from_numpy, self.more(draws))]
-        return context, target, *moved_together(drawn, crops.device)
+        return context, target, *move_together(drawn, crops.device)

@@ -72,7 +72,7 @@ class Checkpoints:
             as `wait`, of the file before.
         """
         self.wait()
-        state = copied_to_host(
+        state = copy_to_host(
             {
                 "step": step,
                 "images": self.images,
@@ -117,7 +117,7 @@ class Checkpoints:
             old.unlink()
 
     def last_good(self) -> str:
-        """Where a run that stops can go on from; waits for the file that is being written."""
+        """Tell where a run that stops can go on from, once the file under way is written."""
         with suppress(DataError):  # a file that fails is not the last good one
             self.wait()
         files = self.files()
@@ -158,16 +158,16 @@ class Checkpoints:
         return 0
 
 
-def copied_to_host(state: Any) -> Any:
-    """A copy of nested dictionaries and lists, their tensors on the CPU, where no update changes them."""
+def copy_to_host(state: Any) -> Any:
+    """Copy nested dictionaries and lists, their tensors to the CPU, where no update changes them."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, list):
-        return [copied_to_host(value) for value in state]
+        return [copy_to_host(value) for value in state]
     if not isinstance(state, dict):
         return state
     copied = copy(state)  # which keeps the versions of modules, an attribute of a state_dict
-    copied.update((key, copied_to_host(value)) for key, value in state.items())
+    copied.update((key, copy_to_host(value)) for key, value in state.items())
     return copied
 
 
@@ -239,7 +239,7 @@ class Log:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every float that is infinite or no number, at any depth: JSON has neither."""
+    """Replace floats that are infinite or NaN by None, at any depth: JSON has neither."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -85,7 +85,7 @@ def test_a_batch_at_once_is_a_call(monkeypatch):
     expected = colours(crops.float() / 255)
     calls = []
     monkeypatch.setattr(
-        augment, "compiled_once", lambda function: lambda *given: calls.append(given) or function(*given)
+        augment, "compile_once", lambda function: lambda *given: calls.append(given) or function(*given)
     )
     torch.testing.assert_close(colours.at_once(crops), expected, rtol=0, atol=2e-5)
     at_once = torch.compile(augment.recolour_everyone, fullgraph=True, backend="aot_eager")
@@ -93,7 +93,7 @@ def test_a_batch_at_once_is_a_call(monkeypatch):
 
 
 def test_nobody_need_be_blurred(monkeypatch):
-    monkeypatch.setattr(augment, "compiled_once", lambda function: function)
+    monkeypatch.setattr(augment, "compile_once", lambda function: function)
     crops = torch.randint(0, 256, (4, 3, 20, 24), dtype=torch.uint8)
     colours = augment.Colours.draw(draws(4))
     colours.chosen[2] = False
@@ -108,16 +108,16 @@ def test_tensors_move_together():
         torch.tensor([True, False]),
         torch.rand(2).double(),
     ]
-    for moved, tensor in zip(augment.moved_together(tensors, torch.device("cpu")), tensors, strict=True):
+    for moved, tensor in zip(augment.move_together(tensors, torch.device("cpu")), tensors, strict=True):
         assert moved.dtype == tensor.dtype
         assert torch.equal(moved, tensor)
 
 
 def test_a_batch_in_pieces_is_the_same_batch(monkeypatch):
     crops = torch.randint(0, 256, (13, 3, 20, 24), dtype=torch.uint8)
-    in_pieces = augment.two_views(crops, generator())
+    in_pieces = augment.TwoViews()(crops, generator())
     monkeypatch.setattr(augment, "PIECE", 13)
-    for piecewise, whole in zip(in_pieces, augment.two_views(crops, generator())):
+    for piecewise, whole in zip(in_pieces, augment.TwoViews()(crops, generator())):
         torch.testing.assert_close(piecewise, whole, rtol=0, atol=1e-5)
 
 
@@ -126,8 +126,8 @@ def test_a_view_does_not_depend_on_its_batch(images):
         return Draws.keyed(np.uint64(1), torch.zeros(len(indices), dtype=torch.long), torch.tensor(indices))
 
     crops = (255 * images).byte()
-    together = augment.two_views(crops, keyed([0, 1, 2, 3, 4, 5]))
-    apart = [augment.two_views(crops[part], keyed(part)) for part in ([0, 1], [2, 3, 4, 5])]
+    together = augment.TwoViews()(crops, keyed([0, 1, 2, 3, 4, 5]))
+    apart = [augment.TwoViews()(crops[part], keyed(part)) for part in ([0, 1], [2, 3, 4, 5])]
     for whole, *parts in zip(together, *apart):
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
 
@@ -160,21 +160,21 @@ def test_strengths_and_orders_are_drawn_evenly():
 
 def test_views(photos):
     crops = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    context, target = augment.two_views(crops, generator(), mode="none")
+    context, target = augment.TwoViews("none")(crops, generator())
     assert torch.equal(context, target)
     restored = context * torch.tensor(augment.IMAGENET_STD).view(3, 1, 1) + torch.tensor(augment.IMAGENET_MEAN).view(
         3, 1, 1
     )
     torch.testing.assert_close(restored * 255, crops.float(), rtol=0, atol=1e-3)
     plain = context
-    context, target = augment.two_views(crops, generator(), mode="same")
+    context, target = augment.TwoViews("same")(crops, generator())
     assert torch.equal(context, target)
     assert not torch.equal(context, plain)
-    context, target = augment.two_views(crops, generator())
+    context, target = augment.TwoViews()(crops, generator())
     assert not torch.equal(context, target)
     assert context.isfinite().all()
     with pytest.raises(ValueError, match="got 'other'"):
-        augment.two_views(crops, generator(), mode="other")
+        augment.TwoViews("other")(crops, generator())
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch, capsys):
@@ -185,6 +185,6 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch, capsys):
         return 2 * x
 
     monkeypatch.setattr(torch, "compile", lambda function: broken)
-    call = augment.compiled_once(double)
+    call = augment.compile_once(double)
     assert [call(torch.tensor(3)).item() for _ in range(2)] == [6, 6]
     assert capsys.readouterr().err.count("double: torch.compile failed (RuntimeError: no ptxas and more)") == 1

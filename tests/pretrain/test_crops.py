@@ -102,7 +102,7 @@ def test_crops_on_a_device_are_those_of_torchvision(size, monkeypatch):
 def boxed(images, size, number=0, **settings):
     """As a batch of a run is cut, whose boxes are as large as the data set's largest."""
     table = crops.crop_table(images.sizes[INDICES], images.offsets[INDICES], draws(48, number))
-    return crops.boxed_crops(images.pixels, table, crops.largest_box(images.sizes), size, **settings)
+    return crops.cut_boxes(images.pixels, table, crops.largest_box(images.sizes), size, **settings)
 
 
 @pytest.mark.parametrize("size", [16, 48, 112])
@@ -120,8 +120,8 @@ def test_one_compiled_function_serves_all_batches(monkeypatch):
         compilations.append(graph)
         return graph
 
-    compiled = torch.compile(crops.cut_and_resized, backend=backend, fullgraph=True)
-    monkeypatch.setattr(crops, "compiled_once", lambda function: compiled)
+    compiled = torch.compile(crops.cut_and_resize, backend=backend, fullgraph=True)
+    monkeypatch.setattr(crops, "compile_once", lambda function: compiled)
     images = stored(*SHAPES)
     for number in range(5):
         assert torch.equal(boxed(images, 48, number, compiled=True), boxed(images, 48, number))

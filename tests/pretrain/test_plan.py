@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scott_models.pretrain import Recipe, augment
 from scott_models.pretrain import crops as crops_module
-from scott_models.pretrain.augment import TwoViews, two_views
+from scott_models.pretrain.augment import TwoViews
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.plan import Plan
@@ -59,7 +59,7 @@ def test_a_plan_gives_the_same_inputs(objective, crops):
 def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
     expected = objective.inputs(crops, draws())
     mode = objective.views.mode
-    objective.views = lambda crops, draws: two_views(crops, draws, mode)
+    objective.views = TwoViews(mode).__call__  # which has no method `draw`
     assert objective.drawing is None
     for ours, theirs in zip(expected, objective.inputs(crops, draws()), strict=True):
         assert torch.equal(ours, theirs)
@@ -76,7 +76,7 @@ def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
     monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     for module in (augment, crops_module):
-        monkeypatch.setattr(module, "compiled_once", lambda function: function)
+        monkeypatch.setattr(module, "compile_once", lambda function: function)
     objective.views = TwoViews(objective.views.mode, compiled)
     shapes, offsets = np.tile(np.array([80, 100]), (5, 1)), np.arange(5) * 24000
     plan, table = objective.drawing(draws()), crops_module.crop_table(shapes, offsets, draws())
@@ -85,7 +85,7 @@ def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
         if hasattr(objective, "vocabulary"):
             objective.vocabulary.words = torch.empty(20, 768, device="cuda")
         pixels = torch.empty(5 * 24000, dtype=torch.uint8, device="cuda")
-        made = crops_module.boxed_crops(pixels, table, crops_module.largest_box(shapes), 48, compiled)
+        made = crops_module.cut_boxes(pixels, table, crops_module.largest_box(shapes), 48, compiled)
         found = objective.inputs(made, plan)
     augment._channels.cache_clear()
     assert made.shape == (5, 3, 48, 48)

@@ -4,10 +4,10 @@ import timm
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from scott_models import pictures as module
+from scott_models import pixel_cache as module
 from scott_models.data import find_images, load_image
 from scott_models.features import evaluation_batches, scaled, transform_config
-from scott_models.pictures import Pictures
+from scott_models.pixel_cache import PixelCache
 from scott_models.pretrain.augment import normalize
 from scott_models.pretrain.crops import random_crops, random_crops_on_device
 from scott_models.pretrain.draws import Draws
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pictures(photos):
-    return Pictures(find_images([photos]))
+    return PixelCache(find_images([photos]))
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_crops_beyond_the_limit_or_half_made_are_not_kept(pictures, read, monkey
     next(pictures.crops(config, 5, CPU, "x"))
     assert len(list(pictures.crops(config, 5, CPU, "x"))) == 3
     assert len(set(read)) == 12
-    monkeypatch.setattr(module, "roomy", lambda size, device: None)
-    limited = Pictures(pictures.images)
+    monkeypatch.setattr(module, "choose_place", lambda size, device: None)
+    limited = PixelCache(pictures.images)
     read.clear()
     for _ in range(2):
         assert len(torch.cat(list(limited.crops(config, 5, CPU, "x")))) == 12
@@ -104,7 +104,7 @@ def test_a_gpu_cuts_the_same_boxes(pictures, read):
 def test_what_does_not_fit_a_gpu_stays_off_it(pictures, monkeypatch):
     for limits in ({"cuda": 2**20, "cpu": 72 * 80 * 3 * 4}, {"cuda": 72 * 80 * 3 * 4, "cpu": 2**20}):
         monkeypatch.setattr(module, "room", lambda device, limits=limits: limits[device.type])
-        fresh = Pictures(pictures.images)
+        fresh = PixelCache(pictures.images)
         assert fresh.on(torch.device("cuda"), 5, "x") is None
         assert fresh.decoded(0).shape == (3, 72, 80)
 
@@ -112,6 +112,6 @@ def test_what_does_not_fit_a_gpu_stays_off_it(pictures, monkeypatch):
 def test_pictures_are_their_images(pictures):
     assert len(pictures) == 12
     assert list(pictures) == pictures.images
-    assert Pictures.of(pictures) is pictures
-    assert Pictures.of(pictures.images).images is pictures.images
+    assert PixelCache.of(pictures) is pictures
+    assert PixelCache.of(pictures.images).images is pictures.images
     assert np.asarray(load_image(pictures[-1])).shape == (72, 85, 3)

@@ -12,13 +12,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .data import Row, Sample, load_image
 from .features import evaluation_crop, load_batches
-from .memory import room, roomy
+from .memory import choose_place, room
 from .pretrain.store import Images
 from .progress import track
 
 
-class Pictures(Sequence[Path | Row]):
-    """Images, and what was read of them.
+class PixelCache(Sequence[Path | Row]):
+    """Keep the pixels that were read of images.
 
     Two things are kept, each as long as it takes no more than its share of the free memory (memory.py):
 
@@ -37,8 +37,8 @@ class Pictures(Sequence[Path | Row]):
         self._lock = Lock()
 
     @classmethod
-    def of(cls, images: Sequence[Path | Row]) -> "Pictures":
-        """Pictures themselves, or those of images."""
+    def of(cls, images: Sequence[Path | Row]) -> "PixelCache":
+        """Wrap images, unless they are wrapped already."""
         return images if isinstance(images, cls) else cls(images)
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Pictures(Sequence[Path | Row]):
         return self.images[index]
 
     def crops(self, config: dict[str, Any], batch: int, device: torch.device, what: str) -> Iterator[Tensor] | None:
-        """The evaluation's crop of every image, in their order, batch by batch: uint8 (B, 3, H, W).
+        """Yield the evaluation's crop of every image, in their order, batch by batch: uint8 (B, 3, H, W).
 
         Args:
             config: a model's, as `transform_config` gives it.
@@ -72,7 +72,7 @@ class Pictures(Sequence[Path | Row]):
     def _cut(
         self, kind: str, cut: Callable[[Any], Tensor], shape: tuple[int, ...], batch: int, device: torch.device
     ) -> Iterator[Tensor]:
-        place = roomy(len(self) * int(np.prod(shape)), device)
+        place = choose_place(len(self) * int(np.prod(shape)), device)
         kept = None if place is None else torch.empty(len(self), *shape, dtype=torch.uint8, device=place)
         chunks = [self.images[start : start + batch] for start in range(0, len(self), batch)]
         done = 0
@@ -85,7 +85,7 @@ class Pictures(Sequence[Path | Row]):
             self._crops[kind] = kept
 
     def decoded(self, index: int) -> Tensor:
-        """An image as it is in its file: uint8 (3, H, W); threads may ask at once."""
+        """Return an image as it is in its file: uint8 (3, H, W); threads may ask at once."""
         if index in self._decoded:
             return self._decoded[index]
         pixels = pil_to_tensor(load_image(self.images[index]))
@@ -98,7 +98,7 @@ class Pictures(Sequence[Path | Row]):
         return pixels
 
     def on(self, device: torch.device, batch: int, what: str) -> Images | None:
-        """All decoded images on a GPU; None for a CPU, or if they do not fit there or, on their way, into RAM.
+        """Return all decoded images on a GPU; None for a CPU, or if they do not fit there or, on their way, into RAM.
 
         Args:
             batch: images that are decoded at once.

@@ -1,0 +1,92 @@
+"""Scores of a trained row's encoders, and what the rounding of its weights changes."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import Row, Step
+from torch import nn
+
+from scott_models import weights
+from scott_models.classifiers import Accuracy, knn, ridge
+from scott_models.features import load_model
+from scott_models.frozen import Frozen
+from scott_models.labelled import find_labelled
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.objective import build_objective
+from scott_models.probe import HEADS, Kind, Protocol, probe
+
+CONTROL, CONTEXT = " (random weights)", " (context encoder)"
+
+
+def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Score one encoder with one seed.
+
+    Returns:
+        scores; and of the target how many images they rest on, and, with the first seed, what bfloat16 changes.
+    """
+    protocol: Protocol = "paper" if step == "paper" else "fast"
+    if step == "paper":  # the others have no protocol
+        kinds = [kind for kind in kinds if kind in HEADS]
+    with tempfile.TemporaryDirectory() as folder:
+        name = str(row.run)
+        if step == "context":
+            name = f"local-dir:{weights.export(encoders(row.run)['context'], Path(folder) / 'context')}"
+        report = probe(
+            name,
+            [flowers],
+            [flowers],
+            kinds=kinds,
+            protocol=protocol,
+            seeds=[seed],
+            control=step == "target",
+            duplicates=False,  # known of this data set (docs/RESULTS.md), and imagehash may not be there
+        )
+    called = {name: row.name + (CONTEXT if step == "context" else ""), name + CONTROL: row.name + CONTROL}
+    scores = [{**asdict(each), "model": called[each.model], "protocol": protocol} for each in report.scores]
+    result: dict[str, Any] = {"scores": scores}
+    if step == "target":
+        result |= {"train": report.train, "test": report.test}
+        result |= {"rounding": rounding(row.run, flowers)} if seed == 0 else {}
+    return result
+
+
+def encoders(run: Path) -> dict[str, nn.Module]:
+    """Load both encoders of a run's last checkpoint, in fp32."""
+    last = max((run / "checkpoints").glob("step_*.pt"))
+    state = torch.load(last, map_location="cpu", weights_only=True)["objective"]
+    objective = build_objective(Recipe.load(run / "recipe.toml").changed("model", init="", grow=False))
+    for name, part in objective.named_children():
+        part.load_state_dict(state[name])
+    return {name: encoder.eval() for name, encoder in objective.encoders.items()}
+
+
+def rounding(run: Path, flowers: Path) -> dict[str, float]:
+    """Measure what bfloat16 weights change: features of val's images, and the probes that train on train's.
+
+    Convolutions are exact meanwhile: a GPU would round what they multiply to TF32, whatever the weights.
+
+    Returns:
+        features, largest: the difference of pooled features relative to their length, of all images together and of
+        the image where it is largest; and for each probe its top-1 % by fp32 and by the exported weights.
+    """
+    trained, tested = find_labelled([flowers / "train"], [flowers / "val"])
+    exported = load_model(str(run))
+    original = encoders(run)["target"]
+    original.pretrained_cfg = exported.pretrained_cfg
+    found, features = {}, []
+    for name, model in (("fp32", original), ("exported", exported)):
+        frozen = Frozen(model, f"{run.name}, {name}")
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            of_train, of_val = frozen.pooled(trained.images, "train"), frozen.pooled(tested.images, "val")
+        features.append(of_val)
+        for kind, classify in (("knn", knn), ("ridge", ridge)):
+            votes = classify(of_train, trained.labels, of_val, len(trained.names))
+            found[f"{kind}_{name}"] = Accuracy.of(votes, tested.labels).top1
+    exact, rounded = features
+    found["features"] = ((rounded - exact).norm() / exact.norm()).item()
+    found["largest"] = ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
+    return found

@@ -1,0 +1,76 @@
+"""20 updates of each model before anything else: whether each one runs, and with torch.compile or without."""
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from collect import write_whole
+from rows import UNCOMPILED, Row
+from session import Session, end
+
+from scott_models.data import find_samples
+from scott_models.pretrain.store import open_images
+
+TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 of 63 updates
+TRYING = 300  # seconds, after which a trial is given up
+
+
+def try_models(session: Session) -> None:
+    """Make 20 updates of each model, all models at once, and write what came of them to trial.json.
+
+    A model that fails is tried once more alone, and at last without torch.compile; if that works, its rows go on so.
+    """
+    kept = session.out / "trial.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    models = {row.settings.model.name: row.changed(*TRIAL) for row in reversed(session.rows)}
+    first = session.rows[0].settings.model.name
+    models = {name: row if name == first else row.changed("monitor.every=0") for name, row in models.items()}
+    recipe = session.rows[0].settings
+    open_images(find_samples([session.flowers]), recipe.data.short_side)  # once, or all would decode at once
+    for together, change in ((True, ()), (False, ()), (False, (UNCOMPILED,))):
+        left = {name: row.changed(*change) for name, row in models.items() if found.get(name, {}).get("status") != 0}
+        for names in [list(left)] if together else [[name] for name in left]:
+            session.clock.say(f"20 updates of {', '.join(names)}{', without torch.compile' if change else ''}")
+            for name, result in try_together({name: left[name] for name in names}, session).items():
+                found[name] = {**result, "changes": list(change)}
+            write_whole(kept, (json.dumps(found, indent=1) + "\n").encode())
+    session.failed += [f"{name}: 20 updates" for name, result in found.items() if result["status"] != 0]
+
+
+def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, Any]]:
+    """Make the updates of some models at once; returns each one's status and last line of metrics."""
+    started, processes, found = time.monotonic(), {}, {}
+    try:
+        for name, row in rows.items():
+            folder = Path(tempfile.mkdtemp(prefix=f"trial-{name}-", dir=row.run.parent))
+            processes[name] = folder, subprocess.Popen(row.pretraining(session.flowers, folder))
+        for name, (folder, process) in processes.items():
+            try:
+                status = process.wait(max(TRYING - (time.monotonic() - started), 1))
+            except subprocess.TimeoutExpired:
+                status = end(process)
+            found[name] = {"status": status, "last": last_line(folder / "metrics.jsonl")}
+    finally:
+        for _, process in processes.values():
+            process.kill()
+    return found
+
+
+def last_line(log: Path) -> dict[str, Any] | None:
+    """Read the last whole line of a run's metrics."""
+    for line in reversed(log.read_text().splitlines() if log.is_file() else []):
+        with suppress(ValueError):  # cut short
+            return json.loads(line)
+    return None
+
+
+def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
+    """Change rows as the trial found necessary, if there was one."""
+    kept = out / "trial.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    return [row.changed(*found.get(row.settings.model.name, {}).get("changes", ())) for row in rows]
