@@ -17,7 +17,7 @@ from page import table
 from torch import Tensor, nn
 
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.pretrain.splitmask import SplitMask, SplitStudent
 

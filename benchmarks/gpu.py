@@ -29,6 +29,7 @@ from scott_models.bench import measure
 from scott_models.contenders import Contender
 from scott_models.data import find_samples
 from scott_models.pretrain import Recipe
+from scott_models.pretrain.course import Course
 from scott_models.pretrain.crops import cut_boxes, largest_box
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import Engine
@@ -90,7 +91,7 @@ def prepared(setting: Setting, model: str) -> tuple[Engine, Recipe, Order, Crops
         engine = Engine(recipe, Path(out))
     images = open_images(find_samples([setting.data], recipe.data.splits), recipe.data.short_side)
     order = engine.order(recipe, len(images))
-    crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
+    crops = engine.crop(images, recipe)
     return engine, recipe, order, crops
 
 
@@ -105,7 +106,7 @@ def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], floa
         started = time.perf_counter()
         for _ in range(updates):
             done += 1
-            values = engine.update(recipe, next(batches), done, sys.maxsize, order.steps)
+            values = engine.update(recipe, next(batches), done, Course(sys.maxsize), order.steps)
         values["loss"].item()
         return time.perf_counter() - started
 
@@ -182,7 +183,7 @@ def inputs(setting: Setting) -> dict[str, Any]:
     assert pixels is not None, "images are expected to fit into memory"
     pieces = order.pieces(1, sys.maxsize)
     boxes, key = Boxes(crops), Planned(crops, None).key
-    where, table = boxes.__getitems__(next(pieces).places)
+    where, [table] = boxes.__getitems__(next(pieces).places)
     largest = largest_box(crops.images.sizes)
 
     def plan() -> Any:

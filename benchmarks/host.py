@@ -22,11 +22,11 @@ import torch
 
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.augment import TwoViews
+from scott_models.pretrain.build import build_objective, draw_mask
 from scott_models.pretrain.crops import crop_table
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import apply_gradients, build_optimizer
 from scott_models.pretrain.loader import Boxes, Crops, Order, Planned, iterate
-from scott_models.pretrain.objective import build_objective, draw_mask
 from scott_models.pretrain.store import Images
 
 SIZE, STORED, COUNT = 224, (320, 427), 8189  # pixels of a crop and of stored images; images

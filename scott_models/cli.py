@@ -34,27 +34,30 @@ def pretrain(
     changes: Positional[tuple[str, ...]] = (),
     /,
     *,
-    data: Sources,
+    data: Sources = [],  # noqa: B006 -- as above
     out: Path,
-    recipe: str = "flowers102",
-    objective: Literal["mimjepa", "splitmask", "beit"] | None = None,
+    recipe: str | None = None,
+    objective: Literal["mimjepa", "splitmask", "beit", "visreg", "diet"] | None = None,
     init: str | None = None,
     resume: FlagCreatePairsOff[bool] = False,
+    finish: FlagCreatePairsOff[bool] = False,
     minutes: float | None = None,
     images_seen: int | None = None,
+    epochs: float | None = None,
     bad_images: Literal["error", "skip"] = "error",
     export: Literal["target", "context"] = "target",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Pretrain a model on your own images, no labels needed.
 
-    The method is MIM-JEPA (docs/pretraining.md); two others are for comparison (docs/objectives.md).
+    The method is MIM-JEPA (docs/pretraining.md); there are others, too (docs/objectives.md).
 
     For example:
         scott pretrain --data photos --out runs/photos --recipe flowers102
         scott pretrain --data train --data more --out runs/both optim.epochs=100 model.name=scott_3_16
         scott pretrain --data photos --out runs/photos --recipe flowers102 --resume
         scott pretrain --data photos --out runs/photos --minutes 90 model.name=scott_3_16
+        scott pretrain --out runs/photos --finish --minutes 30
         scott pretrain --data photos --out runs/more --init scott_3_16.mimjepa_flowers102_cpu model.name=scott_3_16
         scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
         scott pretrain --data photos --out runs/halves --objective splitmask model.name=scott_3_16
@@ -70,8 +73,11 @@ def pretrain(
         objective: what is learned, with the masks and views that its paper gives it; by default the recipe's.
         init: weights that the encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
         resume: go on with the run in --out from its last checkpoint.
+        finish: bring the run in --out, which was stopped, to an early end in --minutes, --epochs or --images-seen; it
+            knows its recipe and its data.
         minutes: measure the speed first, then fit epochs and schedules into this time.
         images_seen: fit epochs and schedules to this many images instead.
+        epochs: fit schedules to so many epochs instead.
         bad_images: what to do with images that cannot be used; either way all of them are listed.
         export: which encoder is exported at the end.
         json: print JSON instead of a sentence.
@@ -79,17 +85,16 @@ def pretrain(
     from . import pretrain as training
     from .pretrain.recipe import OBJECTIVES
 
+    budget, skip = training.Budget.of(minutes, images_seen, epochs), bad_images == "skip"
     started = [f"model.init={dumps(init)}"] if init else []
+    settings = [*OBJECTIVES.get(objective or "", []), *changes, *started]
     with redirect_stdout(sys.stderr if json else sys.stdout):
-        exported = training.pretrain(
-            training.Recipe.load(recipe, [*OBJECTIVES.get(objective or "", []), *changes, *started]),
-            data,
-            out,
-            resume,
-            budget=training.Budget.of(minutes, images_seen),
-            skip_bad=bad_images == "skip",
-            export=export,
-        )
+        if finish:
+            left = training.check_finish(recipe, settings, budget)
+            exported = training.finish(out, left, data, skip_bad=skip)
+        else:
+            loaded = training.Recipe.load(recipe or "flowers102", settings)
+            exported = training.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=export)
     if json:
         lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())
         looks = [line["monitor"] for line in lines if "monitor" in line]

@@ -96,6 +96,7 @@ def _inference(contender: Contender) -> Callable[[], object]:
 
 
 def _step(contender: Contender) -> Callable[[], object]:
+    from .pretrain.course import Course
     from .pretrain.engine import apply_gradients, set_schedules
     from .pretrain.masks import blockwise
 
@@ -112,7 +113,7 @@ def _step(contender: Contender) -> Callable[[], object]:
 
     def call() -> object:
         step = next(steps)
-        set_schedules(recipe, optimizer, step, sys.maxsize, 64)
+        set_schedules(recipe, optimizer, step, Course(sys.maxsize), 64)
         with torch.autocast(contender.device, torch.bfloat16, enabled=bf16):
             loss = objective(context, target, visible)
         loss.backward()
@@ -137,6 +138,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
     """Make inputs from a data set whose images are decoded, uint8, and in memory; all by one process."""
     import numpy as np
 
+    from .pretrain.engine import on_device
     from .pretrain.loader import Crops, Order, load
     from .pretrain.store import Images
 
@@ -152,7 +154,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
 
     def call() -> object:
         [(plan, made)] = next(batches)
-        return objective.inputs(made.to(contender.device, non_blocking=True), plan)
+        return objective.inputs(on_device(made, torch.device(contender.device)), plan)
 
     return call
 

@@ -154,7 +154,7 @@ class SupervisedDrawing:
 
 
 class Supervised(nn.Module):
-    """Cross-entropy of a classifier: an objective as pretraining knows them (pretrain/objective.py).
+    """Cross-entropy of a classifier: an objective as pretraining knows them (pretrain/build.py).
 
     Attributes:
         labels: int64, of all images of the run, on the CPU; set once they are known.
@@ -196,7 +196,7 @@ class Supervised(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.optim.label_smoothing)
 
-    def after_step(self, step: int, total: int) -> None:
+    def after_step(self, step: float, total: int) -> None:
         """Nothing follows a classifier."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ class FineTuning(Run):
         names = (self.trained.names[label] for label in self.trained.labels.tolist())
         return [Sample(image, name) for image, name in zip(self.trained.images, names)]
 
-    def build_objective(self, recipe: Any, *, compiled: bool) -> nn.Module:
+    def build_objective(self, recipe: Any, *, images: int, compiled: bool) -> nn.Module:
         objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe, compiled)
         if compiled:
             objective.compile()

@@ -18,6 +18,7 @@ from .features import Features
 from .layers import draw_normal
 from .pool import AttentivePool
 from .pretrain.augment import moved
+from .pretrain.course import Course
 from .pretrain.engine import apply_gradients, build_optimizer, set_schedules
 from .pretrain.loader import Order
 from .pretrain.recipe import Optim, Recipe
@@ -92,7 +93,7 @@ def train(
         if place == 0:
             wanted = on(device, labels[list_epoch_places(order, epoch, labels.device)[..., 1]])
         for i, (head, optimizer) in enumerate(zip(heads, optimizers)):
-            set_schedules(recipe, optimizer, step, total, order.steps)
+            set_schedules(recipe, optimizer, step, Course(total), order.steps)
             seen = taken(head, pooled, patches)
             with few_threads(seen):
                 loss = F.cross_entropy(head(seen), wanted[place])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .pretrain.store import SHARE_OF_DEVICE
-
+SHARE_OF_DEVICE = 0.3  # of a GPU's free memory
 SHARE_OF_RAM = 0.25  # of what is available, that one thing kept may take
 UNKNOWN_RAM = 2**32  # bytes of a machine that does not say how much it has
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

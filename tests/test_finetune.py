@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scott_models.errors import DataError, RecipeError
 from scott_models.finetune import FinetuneRecipe, Supervised, Watched, build_classifier, finetune
 from scott_models.pretrain import augment
+from scott_models.pretrain.course import Course
 from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.engine import build_optimizer, set_schedules
 
@@ -118,7 +119,9 @@ def test_labels_are_smoothed():
 def test_layers_below_learn_more_slowly():
     made = objective("optim.layer_decay=0.5", "optim.peak_lr=0.001", "optim.lr_scaling=none")
     optimizer = build_optimizer(made)
-    set_schedules(FinetuneRecipe.load("smoke", ["optim.peak_lr=0.001", "optim.lr_scaling=none"]), optimizer, 5, 10, 5)
+    set_schedules(
+        FinetuneRecipe.load("smoke", ["optim.peak_lr=0.001", "optim.lr_scaling=none"]), optimizer, 5, Course(10), 5
+    )
     rates = {
         name: group["lr"]
         for group in optimizer.param_groups

@@ -21,7 +21,7 @@ from scott_models.heads import AttentiveHead, LinearHead
 from scott_models.layers import PlainLayerNorm
 from scott_models.manifest import manifest
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.build import build_objective
 from scott_models.with_head import export_classifier
 
 from .hub_world import World

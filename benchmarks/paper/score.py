@@ -16,7 +16,7 @@ from scott_models.features import load_model
 from scott_models.frozen import Frozen
 from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.build import build_objective
 from scott_models.probe import HEADS, Kind, Protocol, probe
 
 CONTROL, CONTEXT = " (random weights)", " (context encoder)"

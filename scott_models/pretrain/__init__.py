@@ -2,9 +2,10 @@
 
 from . import masks, schedules
 from .budget import Budget
-from .objective import MIMJEPA
+from .finishing import check_finish, finish
+from .mimjepa import MIMJEPA
 from .predictor import Predictor
 from .recipe import Recipe
 from .train import pretrain
 
-__all__ = ["MIMJEPA", "Budget", "Predictor", "Recipe", "masks", "pretrain", "schedules"]
+__all__ = ["MIMJEPA", "Budget", "Predictor", "Recipe", "check_finish", "finish", "masks", "pretrain", "schedules"]

@@ -8,7 +8,7 @@ from json import dumps
 from pathlib import Path
 
 from ..errors import told_in_a_sentence
-from . import Budget, Recipe, pretrain
+from . import Budget, Recipe, check_finish, finish, pretrain
 from .recipe import OBJECTIVES
 
 EXAMPLES = """for example:
@@ -17,6 +17,7 @@ EXAMPLES = """for example:
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos model.name=scott_3_16 \\
       --init scott_3_16.mimjepa_flowers102_cpu
   python -m scott_models.pretrain flowers102 --data photos --out runs/photos --resume
+  python -m scott_models.pretrain --out runs/photos --finish --minutes 30
   accelerate launch --num_processes 8 -m scott_models.pretrain imagenet100 --data imagenet100:imagenet --out runs/in100
 """
 
@@ -28,30 +29,30 @@ def main() -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="name of a recipe of the package, or the path of a TOML file")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe of the package, or the path of a TOML file")
     parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
-    parser.add_argument("--data", action="append", required=True, help="a folder of images, or flowers102:ROOT, ...")
+    parser.add_argument("--data", action="append", default=[], help="a folder of images, or flowers102:ROOT, ...")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--objective", choices=OBJECTIVES, help="with its paper's masks; default: the recipe's")
     parser.add_argument("--init", help="weights to start from: a released tag, local-dir:FOLDER, or a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--finish", action="store_true", help="bring the run in --out, which was stopped, to an end")
     parser.add_argument("--minutes", type=float, help="fit epochs and schedules into this time")
     parser.add_argument("--images-seen", type=int, help="fit epochs and schedules to this many images")
+    parser.add_argument("--epochs", type=float, help="fit schedules to so many epochs")
     parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
     parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
     given = parser.parse_intermixed_args()
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
     changes += [f"model.init={dumps(given.init)}"] if given.init else []
+    skip = given.bad_images == "skip"
     with told_in_a_sentence():
-        pretrain(
-            Recipe.load(given.recipe, changes),
-            given.data,
-            given.out,
-            given.resume,
-            budget=Budget.of(given.minutes, given.images_seen),
-            skip_bad=given.bad_images == "skip",
-            export=given.export,
-        )
+        budget = Budget.of(given.minutes, given.images_seen, given.epochs)
+        if given.finish:
+            finish(given.out, check_finish(given.recipe, changes, budget), given.data, skip_bad=skip)
+        else:
+            recipe = Recipe.load(given.recipe or "flowers102", changes)
+            pretrain(recipe, given.data, given.out, given.resume, budget=budget, skip_bad=skip, export=given.export)
 
 
 if __name__ == "__main__":

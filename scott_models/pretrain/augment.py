@@ -68,6 +68,45 @@ class TwoViews:
         return images[0], images[-1]
 
 
+@dataclass(frozen=True)
+class EachView:
+    """Make an image from each of several crops; their colours may be drawn before there are crops.
+
+    Args:
+        count: of crops.
+        mode: "different", each crop its own colours; "same", one draw for all; "none", no colour change.
+        compiled: as `TwoViews`.
+    """
+
+    count: int
+    mode: str = "different"
+    compiled: bool = False
+
+    def draw(self, draws: Draws) -> tuple["Colours", ...]:
+        """Draw the colours of the crops: of each, of all together, or of none."""
+        return tuple(Colours.draw(draws) for _ in range({"different": self.count, "same": 1, "none": 0}[self.mode]))
+
+    def __call__(
+        self, crops: Tensor | Sequence[Tensor], drawn: "torch.Generator | Draws | tuple[Colours, ...]"
+    ) -> list[Tensor]:
+        """Make images, float (B, 3, H, W) each, ImageNet-normalised, from crops uint8 (B, 3, H, W), one or several.
+
+        Args:
+            drawn: the colours, as `draw` gives them, or what draws them.
+
+        Raises:
+            ValueError: another number of crops.
+        """
+        crops = [crops] if isinstance(crops, Tensor) else list(crops)
+        if len(crops) != self.count:
+            raise ValueError(f"crops: expected {self.count} of each image, got {len(crops)}")
+        colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(crops[0])))
+        if not colours:
+            return [normalize(each.float() / 255) for each in crops]
+        each_its_own = colours if len(colours) == len(crops) else len(crops) * colours
+        return [coloured(some, change, self.compiled) for some, change in zip(crops, each_its_own)]
+
+
 def coloured(
     crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
 ) -> Tensor:

@@ -1,4 +1,7 @@
-"""As much training as time or images allow: epochs, and with them every schedule, fitted before the first update."""
+"""As much training as time or images allow: epochs, and with them every schedule, fitted before the first update.
+
+Or, of a run under way, the updates in which it is brought to an end.
+"""
 
 import sys
 import time
@@ -15,27 +18,29 @@ RESERVE = 0.02  # of the time, for checkpoints and the export
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes from the start of `pretrain`, or images to see; one of the two.
+    """Minutes from the start of `pretrain`, or images to see, or epochs; one of the three.
 
     Raises:
-        RecipeError: both, or none above 0.
+        RecipeError: several, or none above 0.
     """
 
     minutes: float | None = None
     images_seen: int | None = None
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.minutes, self.images_seen) if value is not None]
+        given = [value for value in (self.minutes, self.images_seen, self.epochs) if value is not None]
         if len(given) != 1 or given[0] <= 0:
             raise RecipeError(
-                "budget: expected minutes or images_seen, one of them and above 0, "
-                f"got {self.minutes} and {self.images_seen}"
+                "budget: expected minutes, images_seen or epochs, one of them and above 0, "
+                f"got {self.minutes}, {self.images_seen} and {self.epochs}"
             )
 
     @classmethod
-    def of(cls, minutes: float | None, images_seen: int | None) -> "Budget | None":
-        """A budget if either is given."""
-        return None if minutes is None and images_seen is None else cls(minutes, images_seen)
+    def of(cls, minutes: float | None, images_seen: int | None, epochs: float | None = None) -> "Budget | None":
+        """A budget if any is given."""
+        given = minutes, images_seen, epochs
+        return None if given == (None, None, None) else cls(*given)
 
     def fit(self, recipe: S, order: Order, speed: float, spent: float, monitor: float) -> S:
         """The recipe with the epochs that fit, which it tells; the warm-up keeps its share of them.
@@ -64,7 +69,34 @@ class Budget:
             )
         return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
+    def finish(self, recipe: S, order: Order, done: int, speed: float, spent: float, monitor: float) -> S:
+        """The recipe with as many updates after update `done` as fit, in which the run ends; it tells them.
+
+        Args:
+            speed, spent, monitor: as `fit`.
+
+        Raises:
+            RecipeError: not enough for one update.
+        """
+        epochs = self._epochs(order.steps * order.batch, speed, spent, monitor, recipe.monitor.every)
+        updates = round(epochs * order.steps)
+        if updates < 1:
+            raise RecipeError(
+                f"budget: expected enough for one update, found {speed:.1f} images/s and {spent / 60:.1f} minutes gone "
+                "before the first; allow more"
+            )
+        if order.rank == 0:
+            planned = round(recipe.optim.epochs * order.steps)
+            print(
+                f"finish: after update {done:,} of {planned:,} the run ends in {updates:,} updates "
+                f"({updates / order.steps:.3g} epochs)",
+                file=sys.stderr,
+            )
+        return recipe.changed("optim", finish_after=done, finish_updates=updates)
+
     def _epochs(self, count: int, speed: float, spent: float, monitor: float, every: float) -> float:
+        if self.epochs is not None:
+            return self.epochs
         if self.images_seen is not None:
             return self.images_seen / count
         assert self.minutes is not None

@@ -1,4 +1,4 @@
-"""The one crop of an image that both views share: area 0.2 to 1, aspect 3/4 to 4/3, bicubic, perhaps flipped.
+"""The random crop of an image: area 0.2 to 1, or less for local views, aspect 3/4 to 4/3, bicubic, perhaps flipped.
 
 On a CPU torchvision resizes image by image; on a GPU a whole batch is resized at once, by two matrix products. Random
 numbers are drawn on the CPU, a stream for each image.
@@ -16,31 +16,35 @@ from .augment import compile_once, moved
 from .draws import Draws
 from .store import Images
 
-AREA, ASPECT, TRIES = (0.2, 1.0), (3 / 4, 4 / 3), 10
+Area = tuple[float, float]  # of a crop: the least and the largest share of its image's
+AREA, LOCAL_AREA = (0.2, 1.0), (0.05, 0.3)
+ASPECT, TRIES = (3 / 4, 4 / 3), 10
 CROP_SHARE = 0.875  # of the short side, in evaluation: resize 256, centre crop 224
 AT_ONCE = 128  # images
 GREY = 128  # of 255
 
 
-def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws) -> Tensor:
+def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws, area: Area = AREA) -> Tensor:
     """A random crop of each image, resized and perhaps flipped: uint8 (3, H, W) each -> uint8 (B, 3, size, size)."""
     draws = Draws.of(generator, len(images))
-    boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws)
+    boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws, area)
     crops = resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
     return torch.where(draws.uniform(1)[0].view(-1, 1, 1, 1) < 0.5, crops.flip(-1), crops)
 
 
-def random_crops_on_device(images: Images, indices: Sequence[int], size: int, draws: Draws) -> Tensor:
+def random_crops_on_device(
+    images: Images, indices: Sequence[int], size: int, draws: Draws, area: Area = AREA
+) -> Tensor:
     """`random_crops` of images whose pixels are on a device, and there: uint8 (B, 3, size, size).
 
     The same boxes and flips; pixels differ from torchvision's, which rounds between its two passes, by 1 or 2 of 255.
     """
     assert images.pixels is not None
     sizes, offsets = images.sizes[indices], images.offsets[indices]
-    return cut_boxes(images.pixels, crop_table(sizes, offsets, draws), largest_box(sizes), size)
+    return cut_boxes(images.pixels, crop_table(sizes, offsets, draws, area), largest_box(sizes), size)
 
 
-def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws) -> np.ndarray:
+def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: Area = AREA) -> np.ndarray:
     """Draw what `cut_boxes` needs to know of random crops of images: int64 (B, 7).
 
     Top, left, height and width of the box, the image's width, where the image begins, in pixels, and 1 if flipped.
@@ -48,7 +52,7 @@ def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws) -> np.ndarr
     Args:
         sizes, offsets: of each image, as `Images` has them.
     """
-    boxes = crop_boxes(torch.from_numpy(sizes), draws).numpy()
+    boxes = crop_boxes(torch.from_numpy(sizes), draws, area).numpy()
     flipped = draws.uniform(1).numpy() < 0.5
     return np.concatenate([boxes, sizes[:, 1:], offsets[:, None] // 3, flipped.T], axis=1)
 
@@ -143,16 +147,16 @@ def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int, interpolat
     )
 
 
-def crop_boxes(sizes: Tensor, draws: Draws) -> Tensor:
+def crop_boxes(sizes: Tensor, draws: Draws, area: Area = AREA) -> Tensor:
     """RandomResizedCrop's boxes for images of height and width `sizes` (B, 2): (B, 4), top, left, height, width.
 
     Of ten draws the first that fits counts; if none does, the largest centred box of an allowed aspect.
     """
     height, width = sizes.double().unbind(1)
     for_area, for_aspect, y, x = (draws.uniform(TRIES) for _ in range(4))
-    area = (AREA[0] + (AREA[1] - AREA[0]) * for_area) * height * width
+    pixels = (area[0] + (area[1] - area[0]) * for_area) * height * width
     aspect = torch.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * for_aspect)
-    h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    h, w = (pixels / aspect).sqrt().round(), (pixels * aspect).sqrt().round()
     fits = (h > 0) & (w > 0) & (h <= height) & (w <= width)
     first = fits.long().argmax(dim=0, keepdim=True)
     h, w, y, x = (values.gather(0, first)[0] for values in (h, w, y, x))

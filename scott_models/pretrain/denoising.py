@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..scott import SCOTT
 from .loader import Crops
+from .one_encoder import OneEncoder
 from .plan import Drawing
 from .vocabulary import Vocabulary
 
 
-class Denoising(nn.Module):
+class Denoising(OneEncoder):
     """An objective of one encoder, which is its student's, of a vocabulary, and of masks that show equally much.
 
     Args:
@@ -20,16 +20,9 @@ class Denoising(nn.Module):
     """
 
     def __init__(self, student: nn.Module, vocabulary: Vocabulary, views: Any, mask: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.student: Any = student
+        super().__init__(student)
         self.vocabulary = vocabulary
         self.views, self.mask = views, mask
-
-    @property
-    def encoders(self) -> dict[str, SCOTT]:
-        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
-        encoder = getattr(self.student, "module", self.student).encoder
-        return {"target": encoder, "context": encoder}
 
     @property
     def _drawing(self) -> Drawing:
@@ -43,6 +36,3 @@ class Denoising(nn.Module):
     def prepare(self, crops: Crops, folder: Path) -> None:
         """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
         self.vocabulary.fill(crops, folder)
-
-    def after_step(self, step: int, total: int) -> None:
-        """Nothing follows an update."""

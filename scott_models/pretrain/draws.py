@@ -40,11 +40,17 @@ class Draws:
         return cls(torch.randint(2**63 - 1, (batch,), generator=generator).numpy().astype(np.uint64))
 
     @classmethod
-    def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor, update: int = 0) -> "Draws":
-        """Return the streams of images `indices` (B,) in `epochs` (B,), and of an update, under a key of 64 bits."""
+    def keyed(cls, key: np.uint64, epochs: Tensor, indices: Tensor, update: int = 0, view: int = 0) -> "Draws":
+        """Return the streams of images `indices` (B,) in `epochs` (B,), and of an update, under a key of 64 bits.
+
+        Args:
+            view: which of several views of the images, from 0.
+        """
         seeds = np.full(len(indices), key, dtype=np.uint64)
         for part in (epochs, indices):
             seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))
+        if view:
+            seeds = _mix(seeds + GAMMA * np.uint64(view))
         return cls(seeds, indices, _mix((key ^ MIX1) + GAMMA * np.array([update], dtype=np.uint64))[0])
 
     def uniform(self, count: int) -> Tensor:

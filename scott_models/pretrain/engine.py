@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, UserError, needs_extra
 from ..on_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
+from .build import build_objective
+from .course import Course
 from .draws import Draws
-from .loader import Crops, Order, key, load
-from .objective import build_objective
+from .loader import Crops, Made, Order, key, load
 from .recipe import Settings, require
-from .schedules import linear, warmup_flat_cosine
+from .schedules import linear
+from .store import Images
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
@@ -91,19 +93,31 @@ class Engine:
         """Which images this process sees when."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
+    def crop(self, images: Images, recipe: Settings) -> Crops:
+        """Return the crops of images that the objective takes.
+
+        Raises:
+            RecipeError: those of a batch do not fit into memory.
+        """
+        views, local = getattr(self.objective, "views_per_image", 1), getattr(self.objective, "local_views", 0)
+        crops = Crops(images.on(self.device), recipe.model.img_size, recipe.run.seed, views, local)
+        crops.check_room(recipe.optim.batch_size // self.processes, recipe.run.workers)
+        return crops
+
     def load(
         self, order: Order, crops: Crops, first: int, last: int, workers: int
-    ) -> Generator[list[tuple[Any, Tensor]], None, None]:
+    ) -> Generator[list[tuple[Any, Made]], None, None]:
         """Yield the batches of updates `first` to `last`, with what this objective draws."""
         return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
 
     def update(
-        self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int, total: int, steps_per_epoch: int
+        self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int, course: Course, steps_per_epoch: int
     ) -> dict[str, Any]:
-        """Make update `step` (1 to `total`) with this process's parts of a batch, without waiting for the device.
+        """Make update `step` with this process's parts of a batch, without waiting for the device.
 
         Args:
             batch: parts as `load` gives them.
+            course: where `step`, from 1 to its `total`, is along the schedules.
 
         Returns:
             lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
@@ -111,19 +125,19 @@ class Engine:
         Raises:
             TrainingError: no memory, or a failure of torch.compile that the run may not go on without.
         """
-        lr, weight_decay = set_schedules(recipe, self.optimizer, step, total, steps_per_epoch)
+        lr, weight_decay = set_schedules(recipe, self.optimizer, step, course, steps_per_epoch)
         before = [buffer.clone() for buffer in self.statistics]
         loss = self.accelerator.reduce(self.try_compiled(recipe, batch, step, before), "mean")
         grad_norm, skipped = apply_gradients(self.optimizer, loss)
         put_back(self.statistics, before, skipped)
-        self.objective.after_step(step, total)
+        self.objective.after_step(course.place(step), course.planned)
         self.in_a_row = (self.in_a_row + skipped) * skipped
         self.longest = torch.maximum(self.longest, self.in_a_row)
         self.skipped += skipped
         return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
 
     def try_compiled(
-        self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int, before: Sequence[Tensor]
+        self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int, before: Sequence[Tensor]
     ) -> Tensor:
         """Gather the gradients of a batch, from now on without torch.compile if it fails in the first updates.
 
@@ -165,7 +179,7 @@ class Engine:
         print(f"torch.compile failed ({reason}): the run goes on without it, and slower", file=sys.stderr)
         self.on_trial, self.gave_up = 0, True
 
-    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Tensor]], step: int) -> Tensor:
+    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int) -> Tensor:
         """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
         torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
         losses = []
@@ -174,7 +188,7 @@ class Engine:
             if isinstance(drawn, Tensor):  # of an objective that draws for itself
                 epochs, indices = drawn.unbind(1)
                 plan = Draws.keyed(key(recipe.run.seed, "inputs"), epochs, indices, step)
-            inputs = self.objective.inputs(crops.to(self.device, non_blocking=True), plan)
+            inputs = self.objective.inputs(on_device(crops, self.device), plan)
             trained = (getattr(self.objective, name) for name in self.trained)
             with out_of_memory_told(), self.accelerator.accumulate(*trained):
                 with self.autocast():
@@ -202,21 +216,27 @@ class Engine:
                 f"run.precision=no; {last_good()}"
             )
 
+    def resize(self, size: int) -> None:
+        """Let the objective take crops of so many pixels from now on; torch.compile is on trial once more."""
+        self.objective.set_input_size(size)
+        self.on_trial = TRIAL if self.compiled and not self.gave_up else 0
+
     def speed(self, recipe: Settings, order: Order, crops: Crops) -> float:
         """Images a second, of some updates that leave no trace.
 
         Every process times as many updates as the first one decides.
         """
+        course = Course(sys.maxsize)
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
         batches = self.load(order, crops, 1, sys.maxsize, recipe.run.workers)
         for step in range(1, WARM_UPDATES + 1):
             started = time.monotonic()
-            self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"].item()
+            self.update(recipe, next(batches), step, course, order.steps)["loss"].item()
             seconds = self.agreed(time.monotonic() - started)
         updates = max(3, round(TIMED_SECONDS / seconds))
         started = time.monotonic()
         for step in range(WARM_UPDATES + 1, WARM_UPDATES + 1 + updates):
-            loss = self.update(recipe, next(batches), step, sys.maxsize, order.steps)["loss"]
+            loss = self.update(recipe, next(batches), step, course, order.steps)["loss"]
         loss.item()
         speed = updates * order.batch / self.agreed(time.monotonic() - started)
         batches.close()
@@ -242,6 +262,13 @@ class Engine:
         if self.processes == 1:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
+
+
+def on_device(crops: Made, device: torch.device) -> Made:
+    """Copy crops, one batch or several, to a device, without waiting for what it is doing."""
+    if isinstance(crops, Tensor):
+        return crops.to(device, non_blocking=True)
+    return [each.to(device, non_blocking=True) for each in crops]
 
 
 @contextmanager
@@ -315,20 +342,20 @@ def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
 
 
 def set_schedules(
-    recipe: Settings, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
+    recipe: Settings, optimizer: torch.optim.Optimizer, step: int, course: Course, steps_per_epoch: int
 ) -> tuple[float, float]:
     """Set what update `step` uses; returns its learning rate and weight decay."""
     optim = recipe.optim
-    lr = optim.lr_factor * warmup_flat_cosine(
+    lr = optim.lr_factor * course.lr(
         step,
-        total=total,
         warmup=round(optim.warmup_epochs * steps_per_epoch),
         start=optim.start_lr,
         peak=optim.peak_lr,
         final=optim.final_lr,
         flat=optim.flat,
     )
-    weight_decay = linear(step, total=total, start=optim.start_weight_decay, final=optim.final_weight_decay)
+    start, final = optim.start_weight_decay, optim.final_weight_decay
+    weight_decay = linear(course.place(step), total=course.planned, start=start, final=final)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0

@@ -1,4 +1,4 @@
-"""Which image when, its crop, and what its views need: pure functions of (seed, epoch, index), whoever computes them.
+"""Which image when, its crops, and what they need: pure functions of (seed, epoch, index, view), whoever computes them.
 
 What is drawn and what is done are apart. Where images are on a GPU, processes that run ahead draw boxes, colours and
 masks, a few small arrays a batch, and this process cuts and resizes.
@@ -8,20 +8,33 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError
-from .crops import crop_table, cut_boxes, largest_box, random_crops, random_crops_on_device
+from ..errors import DataError, RecipeError
+from ..memory import available_ram
+from .crops import (
+    AREA,
+    LOCAL_AREA,
+    Area,
+    crop_table,
+    cut_boxes,
+    largest_box,
+    random_crops,
+    random_crops_on_device,
+)
 from .draws import Draws
 from .store import Images, cores
 
 Place = tuple[int, int]  # epoch, index
+Made: TypeAlias = Tensor | list[Tensor]  # of a batch its crops, uint8 (B, 3, H, W), or those of each view
 GRACE = 60  # seconds that a worker outlives a SIGTERM
+PATCH = 16  # pixels
+AHEAD = 2  # batches that each worker makes before they are asked for
 
 
 @dataclass(frozen=True)
@@ -74,38 +87,88 @@ def _order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-class Crops(Dataset):
-    """The random crop of an image in an epoch."""
+@dataclass(frozen=True)
+class View:
+    """Describe one of the crops of an image: its number, pixels of its sides, and its share of the image's area."""
 
-    def __init__(self, images: Images, size: int, seed: int) -> None:
+    number: int
+    size: int
+    area: Area
+
+
+class Crops(Dataset):
+    """The random crops of an image in an epoch: one, or several views.
+
+    Args:
+        size: pixels of their sides.
+        views: how many of that size.
+        local_views: how many more of half that size, in whole patches, and of smaller parts of the image.
+    """
+
+    def __init__(self, images: Images, size: int, seed: int, views: int = 1, local_views: int = 0) -> None:
         self.images, self.size, self.seed, self.key = images, size, seed, key(seed, "crop")
+        self.global_views, self.local_views = views, local_views
+        small = max(1, size // (2 * PATCH)) * PATCH
+        kinds = views * [(size, AREA)] + local_views * [(small, LOCAL_AREA)]
+        self.views = [View(number, *kind) for number, kind in enumerate(kinds)]
+
+    def at(self, size: int) -> "Crops":
+        """Return the same crops at another size."""
+        return Crops(self.images, size, self.seed, self.global_views, self.local_views)
+
+    def check_room(self, batch: int, workers: int) -> None:
+        """Make sure that the crops of as many images as `batch` fit into memory, with those that workers hold ready.
+
+        Raises:
+            RecipeError: they do not.
+        """
+        pixels = batch * sum(3 * view.size**2 for view in self.views)
+        needed, free = pixels * (4 + 1 + AHEAD * workers), available_ram()  # as fp32 too
+        if needed > free:
+            raise RecipeError(
+                f"recipe: expected crops of a batch that fit into the {free / 1e9:.1f} GB that are free, found "
+                f"{len(self.views)} of each of {batch} images, which take {needed / 1e9:.1f} GB; lower "
+                "objective.views, objective.local_views, optim.batch_size or run.workers"
+            )
 
     @property
     def on_device(self) -> bool:
         """Tell whether the images are on a GPU, and are cut there."""
         return self.images.pixels is not None and self.images.pixels.device.type != "cpu"
 
-    def __getitems__(self, places: list[Place]) -> tuple[Tensor, Tensor]:
-        """Places (B) -> their epochs and indices (B, 2), crops uint8 (B, 3, size, size)."""
+    def __getitems__(self, places: list[Place]) -> tuple[Tensor, Made]:
+        """Places (B) -> their epochs and indices (B, 2), crops uint8 (B, 3, size, size); of several views a list."""
         where = torch.tensor(places)
-        draws = Draws.keyed(self.key, *where.unbind(1))
+        epochs, numbers = where.unbind(1)
         indices = [index for _, index in places]
-        if self.on_device:
-            return where, random_crops_on_device(self.images, indices, self.size, draws)
-        return where, random_crops([self.images[index] for index in indices], self.size, draws)
+        images = [] if self.on_device else [self.images[index] for index in indices]
+        made = []
+        for view in self.views:
+            draws = Draws.keyed(self.key, epochs, numbers, view=view.number)
+            if self.on_device:
+                made.append(random_crops_on_device(self.images, indices, view.size, draws, view.area))
+            else:
+                made.append(random_crops(images, view.size, draws, view.area))
+        return where, made if len(made) > 1 else made[0]
 
 
 class Boxes(Dataset):
     """Where the random crops of `Crops` are, without the images."""
 
     def __init__(self, crops: Crops) -> None:
-        self.sizes, self.offsets, self.key = crops.images.sizes, crops.images.offsets, crops.key
+        self.sizes, self.offsets = crops.images.sizes, crops.images.offsets
+        self.key, self.views = crops.key, crops.views
 
-    def __getitems__(self, places: list[Place]) -> tuple[Tensor, np.ndarray]:
-        """Places (B) -> their epochs and indices (B, 2), a `crop_table` of them."""
+    def __getitems__(self, places: list[Place]) -> tuple[Tensor, list[np.ndarray]]:
+        """Places (B) -> their epochs and indices (B, 2), a `crop_table` of them for each view."""
         where = torch.tensor(places)
-        chosen, draws = where[:, 1].numpy(), Draws.keyed(self.key, *where.unbind(1))
-        return where, crop_table(self.sizes[chosen], self.offsets[chosen], draws)
+        epochs, indices = where.unbind(1)
+        sizes, offsets = self.sizes[indices.numpy()], self.offsets[indices.numpy()]
+        tables = []
+        for view in self.views:
+            draws = Draws.keyed(self.key, epochs, indices, view=view.number)
+            tables.append(crop_table(sizes, offsets, draws, view.area))
+        return where, tables
 
 
 class Planned(Dataset):
@@ -118,7 +181,7 @@ class Planned(Dataset):
         self.source = Boxes(crops) if crops.on_device else crops
         self.key, self.drawing = key(crops.seed, "inputs"), drawing
 
-    def __getitems__(self, piece: Piece) -> tuple[Any, Tensor | np.ndarray]:
+    def __getitems__(self, piece: Piece) -> tuple[Any, Made | list[np.ndarray]]:
         where, made = self.source.__getitems__(piece.places)
         if self.drawing is None:
             return where, made
@@ -134,8 +197,10 @@ def load(
     workers: int,
     drawing: Callable[[Draws], Any] | None = None,
     compiled: bool = False,
-) -> Generator[list[tuple[Any, Tensor]], None, None]:
+) -> Generator[list[tuple[Any, Made]], None, None]:
     """Yield the parts of each update from `first` to `last`: lists of (what was drawn, crops uint8 (B, 3, size, size)).
+
+    Of several views a part has a list of crops.
 
     For a CPU that has the decoded images all is made here. Otherwise as many processes as `workers`, or as there are
     cores, run ahead until it is closed: they draw, and make the crops if the images are not on the GPU.
@@ -152,8 +217,11 @@ def load(
     pieces = iterate(Planned(crops, drawing), order.pieces(first, last), ahead, cuda and not crops.on_device)
     largest = largest_box(crops.images.sizes)
 
-    def cut(plan: Any, made: Any) -> tuple[Any, Tensor]:
-        return plan, cut_boxes(pixels, made, largest, crops.size, compiled) if crops.on_device else made
+    def cut(plan: Any, made: Any) -> tuple[Any, Made]:
+        if not crops.on_device:
+            return plan, made
+        cuts = [cut_boxes(pixels, table, largest, v.size, compiled) for table, v in zip(made, crops.views)]
+        return plan, cuts if len(cuts) > 1 else cuts[0]
 
     try:
         for _ in range(first, last + 1):

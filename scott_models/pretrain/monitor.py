@@ -27,6 +27,7 @@ HELD_OUT = 5  # one image of five
 DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
 COLLAPSED_SHARE = 0.5  # of the random weights' rank or spread
 SHARE_OF_DEVICE = 0.1  # of a GPU's free memory, for the crops
+PATIENCE = 3  # looks without a better one
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,16 @@ def verdict(now: Health, control: Health, start: str = "random weights") -> str:
     if gains is not None and gains <= 0:
         return f"healthy features, but no better than {start} yet: {figures}"
     return f"healthy: {figures}"
+
+
+def advise(health: dict[int, Health]) -> str:
+    """Say so, and what to do, if kNN has risen above its start and not at all in the last looks; else nothing."""
+    found = [look.knn for _, look in sorted(health.items())]
+    scores = [score for score in found if score is not None]
+    best = max(range(len(scores)), key=scores.__getitem__, default=0)
+    if len(scores) < len(found) or not 0 < best < len(scores) - PATIENCE:
+        return ""
+    return f"; kNN has not risen for {len(scores) - 1 - best} looks: --finish would end the run"
 
 
 class Monitor:

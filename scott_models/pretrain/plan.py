@@ -1,6 +1,6 @@
 """What the inputs of an objective need of random numbers, drawn before there are crops: by whoever runs ahead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,22 +33,33 @@ def nothing(draws: Draws) -> tuple[np.ndarray, ...]:
     return ()
 
 
+def name_images(draws: Draws) -> tuple[np.ndarray]:
+    """Tell which images of a run a batch has, int64 (B,): nothing is drawn.
+
+    Raises:
+        ValueError: they are not known, as `Draws.keyed` knows them.
+    """
+    if draws.images is None:
+        raise ValueError("draws: expected those of known images (Draws.keyed), got a generator")
+    return (draws.images.numpy(),)
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """Draw what two views and a mask of each image of a batch need; `inputs` makes them.
+    """Draw what the views of each image of a batch, and perhaps a mask, need; `inputs` makes them.
 
     Args:
-        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. With a method
-            `draw`, as `TwoViews` has it, they can be drawn ahead.
-        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
-        grid: rows and columns of patches.
+        views: how crops become images: (crops uint8, draws) -> normalised batches, of `TwoViews` context and target.
+            With a method `draw`, as `TwoViews` has it, they can be drawn ahead.
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N); None of objectives that hide nothing.
+        grid: rows and columns of patches, for the mask.
         places: whether the places of visible and hidden patches are wanted too, equally many in each image.
         more: what else an objective draws, after the rest.
     """
 
     views: Any
-    mask: Callable[..., Tensor]
-    grid: tuple[int, int]
+    mask: Callable[..., Tensor] | None = None
+    grid: tuple[int, int] = (0, 0)
     places: bool = False
     more: Callable[[Draws], tuple[np.ndarray, ...]] = nothing
 
@@ -63,16 +74,19 @@ class Drawing:
 
     def masks(self, draws: Draws) -> tuple[Tensor, ...]:
         """Draw visible, bool (B, N), and where asked for the places of visible and of hidden patches, int64 (B, K)."""
+        if self.mask is None:
+            return ()
         visible = self.mask(self.grid, batch=len(draws.seeds), generator=draws)
         return (visible, places_of(visible), places_of(~visible)) if self.places else (visible,)
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), masks and the rest, on their device."""
+    def inputs(self, crops: Tensor | Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
+        """Crops uint8 (B, 3, H, W) -> the views' images (B, 3, H, W), masks and the rest, on their device."""
+        first = crops if isinstance(crops, Tensor) else crops[0]
         if isinstance(generator, Plan):
-            context, target = self.views(crops, generator.colours)
+            images = self.views(crops, generator.colours)
             drawn = [torch.from_numpy(array) for array in generator.masks + generator.more]
         else:
-            draws = Draws.of(generator, len(crops))
-            context, target = self.views(crops, draws)
+            draws = Draws.of(generator, len(first))
+            images = self.views(crops, draws)
             drawn = [*self.masks(draws), *map(torch.from_numpy, self.more(draws))]
-        return context, target, *move_together(drawn, crops.device)
+        return *images, *move_together(drawn, first.device)

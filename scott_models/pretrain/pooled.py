@@ -17,9 +17,11 @@ from .draws import Draws
 from .gather import gather
 from .plan import nothing
 
-Term = Literal["none", "visreg", "vicreg", "infonce"]
+Term = Literal["none", "visreg", "sigreg", "vicreg", "infonce"]
 TERMS: tuple[Term, ...] = get_args(Term)
-SLICES = 256  # directions of visreg, anew in every update
+SLICED = ("visreg", "sigreg")
+SLICES = 256  # directions of those, anew in every update
+FREQUENCIES = torch.linspace(-5, 5, 17)  # where sigreg compares characteristic functions
 COVARIANCE = 1 / 25  # weight beside the variance's (VICReg, arXiv 2105.04906)
 TINY = 1e-4  # added to variances before their root is taken (the same)
 
@@ -50,8 +52,8 @@ class Pooled(nn.Module):
 
     @property
     def drawing(self) -> Callable[[Draws], tuple[np.ndarray, ...]]:
-        """Return what draws for an update: for visreg directions, the same for all its images; can be pickled."""
-        return partial(draw_directions, width=self.width, count=SLICES) if self.term == "visreg" else nothing
+        """Return what draws for an update, directions or nothing; can be pickled."""
+        return draw_for(self.term, self.width)
 
     def forward(self, context: Tensor, target: Tensor, *drawn: Tensor) -> Tensor:
         """Pooled features of context and target, (B, D) each, and what was drawn -> the weighted term, a scalar."""
@@ -60,7 +62,7 @@ class Pooled(nn.Module):
             if self.target is not None:
                 term = infonce(ours, self.target(gather(target.float())[0]), self.temperature)
             else:
-                term = visreg(ours, *drawn) if self.term == "visreg" else vicreg(ours)
+                term = regularise(self.term, ours, *drawn)
         return self.weight * term
 
 
@@ -76,10 +78,22 @@ def build_projector(dim: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(dim, widths[-1]))
 
 
+def draw_for(term: Term, width: int) -> Callable[[Draws], tuple[np.ndarray, ...]]:
+    """Return what draws for a term: of those that look along directions these, the same for all images of an update."""
+    return partial(draw_directions, width=width, count=SLICES) if term in SLICED else nothing
+
+
 def draw_directions(draws: Draws, width: int, count: int) -> tuple[np.ndarray]:
     """Draw directions that all images of an update share, columns of length 1: fp32 (width, count)."""
     normal = torch.special.ndtri(draws.shared.uniform(width * count).clamp(min=2**-53)).view(width, count)
     return (F.normalize(normal, dim=0).float().numpy(),)
+
+
+def regularise(term: Term, features: Tensor, *drawn: Tensor) -> Tensor:
+    """Measure by a term how far features (n, W) of n images are from being spread out: a scalar."""
+    if term in SLICED:
+        return (visreg if term == "visreg" else sigreg)(features, *drawn)
+    return vicreg(features)
 
 
 def visreg(features: Tensor, directions: Tensor) -> Tensor:
@@ -99,6 +113,19 @@ def visreg(features: Tensor, directions: Tensor) -> Tensor:
 def normal_quantiles(count: int, device: torch.device) -> Tensor:
     """List what `count` sorted samples of a standard normal distribution should be: (count,)."""
     return torch.special.ndtri((torch.arange(count, device=device) + 0.5) / count)
+
+
+def sigreg(features: Tensor, directions: Tensor) -> Tensor:
+    """Test features (n, W) along `directions` (W, S) for a standard normal distribution: Epps and Pulley's statistic.
+
+    It is n times the squared distance of the two characteristic functions, integrated over frequencies under a normal
+    window, mean over directions. Source: LeJEPA, arXiv 2511.08544, Section 4.2.
+    """
+    frequencies = FREQUENCIES.to(features.device)
+    normal = torch.exp(-frequencies.square() / 2)  # its characteristic function, and the window
+    angles = (features @ directions)[..., None] * frequencies
+    distance = (angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()
+    return len(features) * torch.trapezoid(distance * normal, frequencies).mean()
 
 
 def vicreg(features: Tensor) -> Tensor:

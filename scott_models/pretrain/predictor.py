@@ -18,6 +18,7 @@ class Predictor(nn.Module):
         encoder_depth: blocks of the encoder in front, which makes the initial residual branches smaller.
         pos_drop, attn_drop, proj_drop: dropout after the position, of attention weights, after attention's output.
         drop_path: stochastic depth of the last block, rising linearly from 0.
+        mask_token: whether features come of the visible patches alone, and a learned token stands for the others.
 
     Raises:
         ValueError: a `num_patches` that is no square number.
@@ -37,6 +38,7 @@ class Predictor(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(num_patches, int):
@@ -45,6 +47,9 @@ class Predictor(nn.Module):
                 raise ValueError(f"num_patches: expected a square number or (rows, columns), got {num_patches}")
             num_patches = (side, side)
         self.register_buffer("pos_embed", sincos_2d(num_patches, embed_dim)[None], persistent=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=1e-6)
         self.pos_drop = Dropout(pos_drop)
         self.blocks = nn.Sequential(
             *(
@@ -57,5 +62,19 @@ class Predictor(nn.Module):
             # The released code divides twice: by the depth here, and again by the depth in the whole network.
             block.init_weights(residual_divisor=(2 * i) ** 0.5 * (2 * (i + encoder_depth)) ** 0.5)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Have positions for another grid, (rows, columns), from now on."""
+        self.pos_embed = sincos_2d(grid, self.pos_embed.shape[-1], self.pos_embed.device)[None]
+
+    def forward(self, features: Tensor, places: Tensor | None = None) -> Tensor:
+        """Context features -> predictions of all patches (B, N, D).
+
+        Args:
+            features: of all patches (B, N, D); or of K visible ones (B, K, D), of a predictor with a mask token.
+            places: of these, int64 (B, K).
+        """
+        if places is not None:
+            assert self.mask_token is not None
+            tokens = self.mask_token.to(features.dtype).expand(len(features), self.pos_embed.shape[1], -1)
+            features = tokens.scatter(1, places[..., None].expand_as(features), features)
         return self.head(self.blocks(self.pos_drop(features + self.pos_embed)))

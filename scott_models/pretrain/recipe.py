@@ -15,14 +15,23 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from ..errors import RecipeError
 
 PAPER_BATCH = 128
+PATCH = 16  # pixels
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-TITLES = {"mimjepa": "MIM-JEPA", "splitmask": "SplitMask", "beit": "BEiT's objective"}
+TITLES = {
+    "mimjepa": "MIM-JEPA",
+    "splitmask": "SplitMask",
+    "beit": "BEiT's objective",
+    "visreg": "VISReg",
+    "diet": "DIET",
+}
 DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for the denoising objectives
 # What goes with an objective, whatever a recipe says.
 OBJECTIVES = {
     "mimjepa": ["data.views=different", "mask.kind=blockwise", "mask.ratio=0.6", "mask.blocks=visible"],
     "splitmask": ["data.views=same", "mask.kind=random", "mask.ratio=0.5", "mask.blocks=visible", *DRY],
     "beit": ["data.views=same", "mask.kind=blockwise", "mask.ratio=0.4", "mask.blocks=masked", *DRY],
+    "visreg": ["data.views=different", "objective.pooled=visreg", "objective.pooled_weight=1", *DRY],
+    "diet": ["data.views=different", *DRY],
 }
 OBJECTIVES = {name: [f"objective.name={name}", *settings] for name, settings in OBJECTIVES.items()}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
@@ -45,6 +54,8 @@ class Model:
 
     name: str = "scott_12_16"
     img_size: int = 224  # pixels
+    small_img_size: int = 0  # pixels with which a run begins; 0: img_size
+    small_share: float = 0.75  # of the updates that see these
     predictor_depth: int = 3  # blocks
     pos_drop: float = 0.2
     proj_drop: float = 0.2
@@ -61,6 +72,10 @@ class Model:
 
     def __post_init__(self) -> None:
         require(self.num_heads >= 0, "model.num_heads", "0 (the model's own) or more", self.num_heads)
+        small = self.small_img_size
+        fits = 0 <= small < self.img_size and small % PATCH == 0
+        require(fits, "model.small_img_size", f"0, or a multiple of {PATCH} px below {self.img_size}", small)
+        require(0 < self.small_share < 1, "model.small_share", "a share above 0 and below 1", self.small_share)
         require(not self.grow or bool(self.init), "model.grow", "false without model.init to grow from", self.grow)
         require(self.predictor_depth > 0, "model.predictor_depth", "at least 1 block", self.predictor_depth)
         for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"):
@@ -89,23 +104,35 @@ class Mask:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned. The words are of `splitmask` and `beit` (arXiv 2112.10740), the pooled term is of `mimjepa`."""
+    """What is learned (docs/objectives.md).
 
-    name: Literal["mimjepa", "splitmask", "beit"] = "mimjepa"
+    The words are of `splitmask` and `beit` (arXiv 2112.10740), the pooled term is of `mimjepa` and `visreg`.
+    """
+
+    name: Literal["mimjepa", "splitmask", "beit", "visreg", "diet"] = "mimjepa"
+    context: Literal["all", "visible"] = "all"  # what mimjepa's context encoder works through: mask tokens too, or not
     vocabulary: Literal["patches", "kmeans", "projection"] = "patches"
     words: int = 8192  # of the vocabulary; images with fewer patches give fewer
     decoder_depth: int = 2  # blocks of splitmask's decoder
     decoder_dim: int = 0  # its width; 0: the encoder's
     match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
     temperature: float = 0.2  # of that InfoNCE, and of the pooled one
-    pooled: Literal["none", "visreg", "vicreg", "infonce"] = "none"  # term on pooled features (docs/objectives.md)
+    pooled: Literal["none", "visreg", "sigreg", "vicreg", "infonce"] = "none"  # term on pooled features
     pooled_weight: float = 0.3  # of that term beside the loss
     projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of that term
+    views_per_image: int = 2  # large crops that visreg compares
+    local_views: int = 0  # small crops beside them
+    label_smoothing: float = 0.8  # of diet
 
     @property
     def title(self) -> str:
         """What people call it."""
         return TITLES[self.name]
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the loss depends on which images come together."""
+        return self.pooled != "none" or (self.name == "splitmask" and self.match > 0)
 
     def __post_init__(self) -> None:
         require(self.words > 1, "objective.words", "at least 2", self.words)
@@ -117,8 +144,16 @@ class Objective:
         require(self.pooled_weight > 0, "objective.pooled_weight", "a weight above 0", self.pooled_weight)
         wide = len(self.projector) > 0 and min(self.projector) > 0
         require(wide, "objective.projector", "widths of 1 or more", list(self.projector))
-        of_mimjepa = self.name == "mimjepa" or self.pooled == "none"
-        require(of_mimjepa, "objective.pooled", f"none, which {self.name} takes", self.pooled)
+        if self.name == "visreg":
+            require(self.pooled != "none", "objective.pooled", "a term, which visreg needs", self.pooled)
+        elif self.name != "mimjepa":
+            require(self.pooled == "none", "objective.pooled", f"none, which {self.name} takes", self.pooled)
+        of_mimjepa = self.name == "mimjepa" or self.context == "all"
+        require(of_mimjepa, "objective.context", f"all, which {self.name} takes", self.context)
+        require(self.views_per_image > 1, "objective.views_per_image", "at least 2", self.views_per_image)
+        require(self.local_views >= 0, "objective.local_views", "0 or more", self.local_views)
+        smooth = 0 <= self.label_smoothing < 1
+        require(smooth, "objective.label_smoothing", "a share from 0 to below 1", self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -139,6 +174,8 @@ class Schedule:
     flat: float = 0.72  # share of the epochs after the warm-up at the peak
     start_weight_decay: float = 0.04
     final_weight_decay: float = 0.4
+    finish_after: int = 0  # update after which the run is brought to an end, and how many updates that takes: set
+    finish_updates: int = 0  # by `--finish`; 0: the run goes on for its epochs
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
@@ -146,6 +183,8 @@ class Schedule:
         fits = 0 <= self.warmup_epochs < self.epochs
         require(fits, "optim.warmup_epochs", f"less than the {self.epochs:g} epochs", self.warmup_epochs)
         require(0 <= self.flat <= 1, "optim.flat", "a share from 0 to 1", self.flat)
+        require(self.finish_after >= 0, "optim.finish_after", "0 updates or more", self.finish_after)
+        require(self.finish_updates >= 0, "optim.finish_updates", "0 updates or more", self.finish_updates)
 
     @property
     def lr_factor(self) -> float:
@@ -296,7 +335,7 @@ class Recipe(Settings):
     def differences(self, other: Self) -> list[str]:
         found = super().differences(other)
         ours, theirs = self.run.accumulate, other.run.accumulate
-        if ours != theirs and self.objective.name == "splitmask" and self.objective.match:  # negatives are a part's
+        if ours != theirs and self.objective.compares_images:  # those of a part
             found.append(f"run.accumulate: {ours!r} and {theirs!r}")
         return found
 

@@ -7,7 +7,7 @@ update has exactly the final value. Source: paper, Table 6, with the released co
 import math
 
 
-def linear(step: int, *, total: int, start: float, final: float) -> float:
+def linear(step: float, *, total: int, start: float, final: float) -> float:
     """From `start` (step 0) to `final` (step `total`) in a straight line."""
     return start + (final - start) * step / total
 

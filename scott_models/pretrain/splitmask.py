@@ -50,6 +50,10 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks, start=1):
             block.init_weights(residual_divisor=(2 * (i + encoder_depth)) ** 0.5)
 
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Have positions for another grid, (rows, columns), from now on."""
+        self.pos_embed = sincos_2d(grid, self.dim, self.pos_embed.device)[None]
+
     def forward(self, encoded: Tensor, places: Tensor) -> Tensor:
         encoded = self.proj(encoded)
         tokens = self.mask_token.to(encoded.dtype).expand(len(encoded), self.pos_embed.shape[1], -1)
@@ -66,6 +70,10 @@ class SplitStudent(nn.Module):
         self.head = Linear(decoder.dim, words)
         draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Have positions for another grid, (rows, columns), from now on."""
+        self.decoder.set_grid(grid)
 
     def forward(
         self, images: Tensor, first: Tensor, ours: Tensor | None = None, theirs: Tensor | None = None

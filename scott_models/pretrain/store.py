@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ..data import Row, Sample, load_image, without_warnings
 from ..errors import DataError
+from ..memory import SHARE_OF_DEVICE
 from ..progress import track
 
 FORMAT = 2  # of the files below
 LISTED = 20  # bad files that a message names
 LARGEST = 64e9  # bytes of decoded images kept on disk, and at most half of what is free there
-SHARE_OF_DEVICE = 0.3  # of a GPU's free memory
 PARTIAL, ABANDONED = "partial-", 3600  # seconds
 
 

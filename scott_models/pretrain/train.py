@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,10 +24,11 @@ from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
 from .album import PICTURES, Album
 from .budget import Budget
+from .build import build_objective
+from .course import Course
 from .engine import Engine, settled
-from .loader import Crops
-from .monitor import Health, Monitor, evenly, verdict
-from .objective import build_objective
+from .loader import Made
+from .monitor import Health, Monitor, advise, evenly, verdict
 from .recipe import Recipe, Settings, require
 from .records import Checkpoints, Log, write_environment, write_readme, write_whole
 from .store import Images, open_images
@@ -66,6 +68,18 @@ def pretrain(
     return run.export()
 
 
+def check_level(out: Path, recipe: Settings, done: int, steps: int) -> None:
+    """Raise RecipeError unless a run is past its warm-up and not over, with `done` updates of `steps` an epoch."""
+    optim = recipe.optim
+    total, warmup = round(optim.epochs * steps), round(optim.warmup_epochs * steps)
+    if done >= total:
+        raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
+    if done < warmup:
+        raise RecipeError(
+            f"{out}: expected a run past its warm-up, found update {done:,} of {warmup:,}; go on with --resume first"
+        )
+
+
 class Run:
     """A run under way: everything `pretrain` needs from its first update to its export."""
 
@@ -80,21 +94,24 @@ class Run:
         budget: Budget | None,
         skip_bad: bool,
         export: str,
+        *,
+        ending: Budget | None = None,
     ) -> None:
         started = time.monotonic()
         self.out, self.data = out, data
         recipe = settled(check_run_folder(recipe, out, resume, budget))
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
-        self.engine = engine = Engine(recipe, out, self.build_objective)
+        samples = self.samples(recipe)
+        self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=len(samples)))
         with engine.accelerator.local_main_process_first():  # the others find the images decoded
-            images = open_images(self.samples(recipe), recipe.data.short_side, skip_bad=skip_bad)
+            images = open_images(samples, recipe.data.short_side, skip_bad=skip_bad)
         if len(images) < recipe.optim.batch_size:
             raise DataError(
                 f"expected at least one batch of {recipe.optim.batch_size} images, found {len(images)}; "
                 "add images or lower optim.batch_size"
             )
         self.order = order = engine.order(recipe, len(images))
-        self.crops = Crops(images.on(engine.device), recipe.model.img_size, recipe.run.seed)
+        self.crops = engine.crop(images, recipe)
         self.encoder = engine.objective.encoders[export]
         if hasattr(engine.objective, "prepare"):
             with engine.accelerator.main_process_first():  # the others, of other machines too, find what it wrote
@@ -103,17 +120,23 @@ class Run:
         self.album = self.build_album(recipe, images) if engine.is_main and recipe.monitor.every else None
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
+        monitoring = time.monotonic() - before_control
+        speed = self.measure_speed(recipe) if ending or (budget and not resuming) else 0.0
         if budget and not resuming:
-            monitoring = time.monotonic() - before_control
-            speed = engine.speed(recipe, order, self.crops)
             recipe = engine.agreed(budget.fit(recipe, order, speed, time.monotonic() - started, monitoring))
-        self.recipe = recipe
-        self.total = round(recipe.optim.epochs * order.steps)
-        require(self.total > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
+        planned = round(recipe.optim.epochs * order.steps)
+        require(planned > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
         self.checkpoints = Checkpoints(
             out / "checkpoints", engine.parts, engine.optimizer, images.digest, recipe.run.keep
         )
         self.done = self.checkpoints.load() if resuming else 0
+        if ending:
+            check_level(out, recipe, self.done, order.steps)  # the last checkpoint may have been damaged
+            spent = time.monotonic() - started
+            recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
+        self.recipe = recipe
+        self.course = Course(planned, recipe.optim.finish_after, recipe.optim.finish_updates)
+        self.total = self.course.total
         if engine.is_main:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "recipe.toml", recipe.to_toml())
@@ -135,9 +158,9 @@ class Run:
         """All images the run is given."""
         return find_samples(self.data, recipe.data.splits)
 
-    def build_objective(self, recipe: Any, *, compiled: bool) -> nn.Module:
+    def build_objective(self, recipe: Any, *, images: int, compiled: bool) -> nn.Module:
         """What the run trains."""
-        return build_objective(recipe, compiled=compiled)
+        return build_objective(recipe, images=images, compiled=compiled)
 
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
         """What the run watches: a function of an encoder, whose result may be `better_than` another."""
@@ -152,7 +175,31 @@ class Run:
 
     def verdict(self, now: Any, control: Any) -> str:
         """What the monitor found, in a line."""
-        return verdict(now, control, self.recipe.model.start)
+        found = verdict(now, control, self.recipe.model.start)
+        return found if self.recipe.optim.finish_updates else found + advise(self.log.health)
+
+    def measure_speed(self, recipe: Any) -> float:
+        """Images a second, on average over the run's sizes of images."""
+        model, seconds = recipe.model, 0.0
+        shares = {model.img_size: 1.0}
+        if getattr(model, "small_img_size", 0):
+            shares = {model.small_img_size: model.small_share, model.img_size: 1 - model.small_share}
+        for size, share in shares.items():
+            if len(shares) > 1:
+                self.engine.resize(size)
+            seconds += share / self.engine.speed(recipe, self.order, self.crops.at(size))
+        return 1 / seconds
+
+    def batches(self) -> Generator[list[tuple[Any, Made]], None, None]:
+        """Yield the batches of the updates that are left, each of the size it has."""
+        engine, model = self.engine, self.recipe.model
+        small, share = getattr(model, "small_img_size", 0), getattr(model, "small_share", 0)
+        for first, last, size in self.course.sizes(self.done + 1, small, share, model.img_size):
+            self.size = size
+            if small:
+                engine.resize(size)
+            with closing(engine.load(self.order, self.crops.at(size), first, last, self.recipe.run.workers)) as batches:
+                yield from batches
 
     def train(self) -> None:
         """The updates that are left; logged, watched and saved on the way.
@@ -174,11 +221,11 @@ class Run:
         if engine.is_main:
             size, total = order.batch, self.total * order.batch
             updates = track(updates, "training", total=total, size=size, done=self.done * size)
-        batches = engine.load(order, self.crops, self.done + 1, self.total, run.workers)
+        batches = self.batches()
         saved = time.monotonic()
         with self.log, self.checkpoints, closing(batches), stop_requests() as stop:
             for step, batch in zip(updates, batches):
-                values = engine.update(self.recipe, batch, step, self.total, order.steps)
+                values = engine.update(self.recipe, batch, step, self.course, order.steps)
                 last = step == self.total
                 logged = last or step % run.log_every == 0
                 looked = logged or engine.device.type == "cpu"  # at a device that would have to wait for it
@@ -206,10 +253,15 @@ class Run:
     def watch(self, step: int) -> bool:
         """Measure the encoder and say how it fares; returns whether it is the best so far."""
         assert self.control is not None
+        whole = self.recipe.model.img_size
+        if self.size != whole:  # looks are at images of one size
+            self.engine.objective.set_input_size(whole)
         health = self.monitor(self.encoder)
         best = self.log.monitored(step, health)
         if self.album:
             self.album.add(step, self.encoder)
+        if self.size != whole:
+            self.engine.objective.set_input_size(self.size)
         self.engine.accelerator.log(asdict(health), step=step)
         print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
         return best
@@ -232,7 +284,8 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     """Refuse to overwrite a run, or to go on with another recipe.
 
     Returns:
-        the recipe; of a run that goes on, with the epochs that its budget gave it, and the precision that "auto" was.
+        the recipe; of a run that goes on, with the epochs that its budget gave it, the end that it is brought to, and
+        the precision that "auto" was.
     """
     stored_path = out / "recipe.toml"
     checkpoints = list((out / "checkpoints").glob("step_*.pt"))
@@ -245,6 +298,8 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
             print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
         return recipe
     stored = type(recipe).load(stored_path)
+    ending = {name: getattr(stored.optim, name) for name in ("finish_after", "finish_updates")}
+    recipe = recipe.changed("optim", **ending)
     if budget:
         chosen = stored.optim
         recipe = recipe.changed("optim", epochs=chosen.epochs, warmup_epochs=chosen.warmup_epochs)

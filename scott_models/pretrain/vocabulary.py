@@ -127,6 +127,7 @@ def sampled(crops: Crops, patch_size: int, wanted: int, seed: int, generator: to
     batches = [places[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
     for batch in track(batches, "vocabulary", total=count, size=AT_ONCE):
         _, pixels = crops.__getitems__(batch)
+        assert isinstance(pixels, Tensor)  # the objectives with words take one crop
         patches = patches_of(normalize(pixels.float() / 255), patch_size).cpu()
         which = torch.rand(len(batch), grid, generator=generator).argsort(dim=1)[:, :per_crop]
         found.append(patches.gather(1, which[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))

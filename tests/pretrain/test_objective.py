@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from scott_models import SCOTT, weights
 from scott_models.errors import RecipeError, WeightsError
 from scott_models.pretrain import MIMJEPA, Predictor, Recipe, engine
+from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.recipe import Optim
 from scott_models.weights import convert_reference, convert_reference_predictor
 

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scott_models.pretrain import Recipe, augment
 from scott_models.pretrain import crops as crops_module
 from scott_models.pretrain.augment import TwoViews
+from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.objective import build_objective
 from scott_models.pretrain.plan import Plan
 
 RECIPES = "smoke", "splitmask-flowers102", "beit-flowers102"

@@ -9,7 +9,7 @@ from scott_models import SCOTT
 from scott_models import tokenizer as tokenizer_module
 from scott_models.errors import RecipeError
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.objective import build_objective
+from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.pretrain.splitmask import Decoder, SplitMask, info_nce
 from scott_models.pretrain.vocabulary import Vocabulary

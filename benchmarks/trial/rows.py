@@ -1,0 +1,53 @@
+"""What is tried: settings of a run of scott_3_16 at 64 px, each beside plain MIM-JEPA.
+
+Plain is what a short run on a CPU is by docs/RESULTS.md: no dropout, a target that follows from 0.99 to 0.998, one
+learning rate for all sizes of a batch.
+"""
+
+from scott_models.pretrain.recipe import OBJECTIVES
+
+DRY = tuple(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))
+COMMON = ("model.name=scott_3_16", "model.img_size=64", "data.short_side=96", "optim.batch_size=64", *DRY)
+COMMON += ("optim.lr_scaling=none", "optim.start_ema=0.99", "optim.final_ema=0.998")
+
+
+def term(name: str, weight: float, *more: str) -> tuple[str, ...]:
+    """List the settings of a term on pooled features."""
+    return (f"objective.pooled={name}", f"objective.pooled_weight={weight}", *more)
+
+
+def crops(*more: str) -> tuple[str, ...]:
+    """List the settings of an objective on several crops."""
+    return (*OBJECTIVES["visreg"], *more)
+
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "visreg 0.3": term("visreg", 0.3),
+    "infonce 0.3": term("infonce", 0.3),
+    "splitmask": (*OBJECTIVES["splitmask"], "objective.words=1024"),
+    "visreg on 2 crops": crops(),
+    "infonce on 2 crops": crops("objective.pooled=infonce"),
+    "infonce 1": term("infonce", 1),
+    "visible alone": ("objective.context=visible",),
+    "diet": tuple(OBJECTIVES["diet"]),
+    "learning rate 1e-3": ("optim.peak_lr=1e-3",),
+    "vicreg 0.3": term("vicreg", 0.3),
+    "visreg 1": term("visreg", 1),
+    "batch 32": ("optim.batch_size=32",),
+    "decay from 0.95": ("optim.start_ema=0.95",),
+    "targets without norm": (),
+    "48 to 96 px": ("model.img_size=96", "model.small_img_size=48", "data.short_side=128"),
+    "visreg on 2 and 4 crops": crops("objective.local_views=4"),
+    "plain, then visreg": (),
+    "predictor of one block": ("model.predictor_depth=1",),
+    "learning rate 2e-3": ("optim.peak_lr=2e-3",),
+    "batch 16": ("optim.batch_size=16",),
+    "decay from 0.98": ("optim.start_ema=0.98",),
+    "vicreg 1": term("vicreg", 1),
+    "visreg 0.05": term("visreg", 0.05),
+    "infonce 0.05": term("infonce", 0.05),
+    "vicreg 0.05": term("vicreg", 0.05),
+}
+RAW = "targets without norm"
+AFTER = {"plain, then visreg": ("plain", 5 * 8189, "visreg on 2 crops")}  # a row, crops, a row that goes on from there

@@ -1,0 +1,175 @@
+"""How a short run on a CPU should learn: one setting at a time beside plain MIM-JEPA, SplitMask and random weights.
+
+python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results
+python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results --crops 40960 --seeds 2 --only plain
+python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results --speed
+python benchmarks/trial/trial.py --table benchmarks/trial/results
+
+DATA is Oxford Flowers-102, a folder with train, val and test. Each row pretrains scott_3_16 at 64 px on all images,
+without labels, and its features are scored on val from train's labels; test is never looked at. One file a run is left
+in OUT; what is done is not done again, and a run that was cut goes on. A run of 120,000 crops takes about 20 minutes of
+two cores with AVX512-bf16, all of them a night. --speed measures how many images a second each row's updates see, on a
+machine that does nothing else. --table puts it all into docs/RESULTS.md.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import timm
+import torch
+from rows import AFTER, COMMON, RAW, ROWS
+from torch import nn
+
+from scott_models.data import find_samples
+from scott_models.errors import told_in_a_sentence
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.build import build_objective
+from scott_models.pretrain.engine import Engine
+from scott_models.pretrain.store import open_images
+from scott_models.pretrain.train import Run
+from scott_models.probe import probe
+from scott_models.weights import export
+
+PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
+BEGIN, END = "<!-- made by benchmarks/trial/trial.py -->\n", "<!-- end of the trial -->\n"
+RANDOM = "random weights"
+CROPS = (40_960, 120_000)
+LOOKS = 4  # of the monitor, in a run
+PROBES = ("knn", "ridge")
+
+
+def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> Recipe:
+    """Make the recipe of a row, for `images` and as many crops as are to be seen, a tenth of them to warm up."""
+    recipe = Recipe.load("flowers102", [*COMMON, *ROWS[row], f"run.seed={seed}", f'model.init="{init}"'])
+    batch = recipe.optim.batch_size
+    epochs = crops / (images // batch * batch)
+    recipe = recipe.changed("monitor", every=epochs / LOOKS)
+    return recipe.changed("optim", epochs=epochs, warmup_epochs=epochs / 10)
+
+
+class RawRun(Run):
+    """Pretrain with the target's features as they are before its last norm, which the monitor looks at too."""
+
+    def build_objective(self, recipe: Recipe, *, images: int, compiled: bool) -> nn.Module:
+        objective = build_objective(recipe, images=images, compiled=compiled)
+        objective.target_encoder.norm = nn.Identity()
+        return objective
+
+
+def train(row: str, flowers: Path, crops: int, seed: int, run: Path, init: str = "") -> list[dict[str, Any]]:
+    """Pretrain, from the start or from where it was cut; returns what the monitor saw, by crops."""
+    recipe = recipe_of(row, len(find_samples([flowers])), crops, seed, init)
+    under_way = (RawRun if row == RAW else Run)(recipe, [flowers], run, True, None, False, "target")
+    under_way.train()
+    under_way.export()
+    return [{"crops": step * recipe.optim.batch_size, **asdict(look)} for step, look in under_way.log.health.items()]
+
+
+def run_row(row: str, flowers: Path, crops: int, seed: int, work: Path, out: Path) -> None:
+    """Train and score a row, and leave the result in `out`; nothing where that is done."""
+    name = name_of(row, crops, seed)
+    if (file := out / f"{name}.json").exists():
+        return
+    print(f"== {name}", flush=True)
+    result = {"row": row, "crops": crops, "seed": seed}
+    run = work / name
+    if row == RANDOM:
+        torch.manual_seed(seed)
+        model = timm.create_model("scott_3_16", img_size=64)
+        scored = f"local-dir:{export(model, run, dtype=torch.float32)}"
+    else:
+        scored, init = str(run), ""
+        if row in AFTER:
+            first, more, second = AFTER[row]
+            init = str(work / name_of(first, crops, seed))
+            if not (Path(init) / "export").is_dir():
+                train(first, flowers, crops, seed, Path(init))
+            result["looks"] = train(second, flowers, more, seed, run, init)
+        else:
+            result["looks"] = train(row, flowers, crops, seed, run)
+    report = probe(scored, [flowers / "train"], [flowers / "val"], kinds=PROBES, control=False, duplicates=False)
+    result["scores"] = {score.probe: score.top1 for score in report.scores}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def name_of(row: str, crops: int, seed: int) -> str:
+    """Name the files of a run."""
+    return f"{row.replace(',', '').replace(' ', '-')}-{crops}-{seed}"
+
+
+def measure_speed(row: str, flowers: Path, work: Path) -> float:
+    """Time the updates of a row: images a second."""
+    images = open_images(find_samples([flowers]), 96)
+    engine = Engine(recipe := recipe_of(row, len(images), CROPS[0], 0), work)
+    crops = engine.crop(images, recipe)
+    if hasattr(engine.objective, "prepare"):
+        engine.objective.prepare(crops, work / "speed")
+    return engine.speed(recipe, engine.order(recipe, len(images)), crops)
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """Read the results of all runs, in the order of the rows."""
+    order = [RANDOM, *ROWS]
+    files = sorted(out.glob("*-[0-9]*-[0-9]*.json"))
+    return sorted(map(json.loads, map(Path.read_text, files)), key=lambda its: (order.index(its["row"]), its["seed"]))
+
+
+def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str:
+    """Make a row for each setting: the scores of all seeds after each number of crops, RankMe at the end, the speed."""
+    lengths = sorted({its["crops"] for its in results})
+    head = ["", "images/s", *(f"{what}, {n:,} crops" for n in lengths for what in ("kNN", "ridge", "RankMe"))]
+    lines = [head, ["---"] * len(head)]
+    for row in dict.fromkeys(its["row"] for its in results):
+        cells = [row, f"{speeds[row]:.0f}" if row in speeds else "-"]
+        for crops in lengths:
+            of_all = [its for its in results if its["row"] == row and its["crops"] == crops]
+            for kind in PROBES:
+                cells.append(" / ".join(f"{its['scores'][kind]:.1f}" for its in of_all) or "-")
+            ranks = [its["looks"][-1]["rankme"] for its in of_all if "looks" in its]
+            cells.append(f"{mean(ranks):.0f}" if ranks else "-")
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace(" --- ", "---")
+
+
+def fill(out: Path, page: Path = PAGE) -> None:
+    """Put the table between the page's two marks."""
+    speeds = json.loads(file.read_text()) if (file := out / "speeds.json").exists() else {}
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{make_table(read_results(out), speeds)}\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder with train, val and test")
+    parser.add_argument("--out", type=Path, help="results")
+    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
+    parser.add_argument("--crops", type=int, default=CROPS[1], help=f"that a run sees; default {CROPS[1]}")
+    parser.add_argument("--seeds", type=int, default=1, help="default 1")
+    parser.add_argument("--only", nargs="+", choices=[RANDOM, *ROWS], default=[RANDOM, *ROWS], help="these rows alone")
+    parser.add_argument("--speed", action="store_true", help="measure speeds, and do nothing else")
+    parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
+    given = parser.parse_args()
+    if given.table:
+        return fill(given.table)
+    if given.data is None or given.out is None:
+        parser.error("expected --data and --out, or --table")
+    work = given.work or given.out.with_name(f"{given.out.name}-work")
+    for folder in (given.out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    with told_in_a_sentence():
+        if given.speed:
+            speeds = {row: measure_speed(row, given.data, work) for row in given.only if row != RANDOM}
+            (given.out / "speeds.json").write_text(json.dumps(speeds, indent=1) + "\n")
+            return None
+        for seed in range(given.seeds):
+            for row in given.only:
+                run_row(row, given.data, given.crops, seed, work, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What a recipe's objective is, built: one for each name.
+
+An objective is a module with three methods, and the training loop knows no more of it:
+`inputs(crops, draws) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; and for what comes of a run,
+`encoders`, by name. `draws.images` says which images of the run a batch has. Optional are:
+
+- `views_per_image` and `local_views`: how many crops of each image it takes, large and small ones (1 and 0 if absent);
+  of more than one `inputs` gets a list, the large ones first;
+- `drawing`, which can be pickled: other processes draw with it ahead, and `inputs` gets `drawing(draws)`, of numpy
+  arrays, in place of the draws;
+- `prepare(crops, folder)`, to look at the images before the first update;
+- `set_input_size(size)`, for runs that begin with small images.
+
+Its children with trained parameters are what several processes share; each may be replaced by a wrapper with a
+`.module`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from ..scott import MODELS, SCOTT
+from . import masks
+from .augment import TwoViews
+from .beit import BEiT
+from .diet import DIET
+from .mimjepa import MIMJEPA, Views
+from .pooled import Pooled
+from .predictor import Predictor
+from .recipe import Mask, Recipe, require
+from .splitmask import Decoder, SplitMask
+from .start import start_from
+from .visreg import Comparison, VISReg
+from .vocabulary import Vocabulary
+
+
+class Given(NamedTuple):
+    """What builders need besides a recipe and an encoder.
+
+    Attributes:
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
+        images: how many the run has.
+        compiled: whether torch.compile takes the colours.
+    """
+
+    mask: Callable[..., Tensor]
+    images: int
+    compiled: bool
+
+    def views(self, recipe: Recipe) -> Views:
+        """Return what makes the two views of a crop."""
+        return TwoViews(recipe.data.views, self.compiled)
+
+
+def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) -> nn.Module:
+    """The objective a recipe names, around an encoder with fresh weights or those it starts from.
+
+    Args:
+        images: how many the run has, for an objective that has a parameter for each.
+        compiled: let torch.compile take the views and, at its first call, the loss.
+
+    Raises:
+        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
+        WeightsError: weights to start from that cannot be had, or are another model's.
+    """
+    model, name = recipe.model, recipe.objective.name
+    require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
+    mask = draw_mask(recipe.mask)
+    heads = {"num_heads": model.num_heads} if model.num_heads else {}
+    fills_in = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")  # others see what they see
+    try:
+        encoder = timm.create_model(
+            model.name,
+            **heads,
+            img_size=model.img_size,
+            use_mask_token=fills_in,
+            dynamic_img_size=name == "visreg" and recipe.objective.local_views > 0,
+            pos_drop_rate=model.pos_drop,
+            proj_drop_rate=model.proj_drop,
+            attn_drop_rate=model.attn_drop,
+            drop_path_rate=model.drop_path,
+        )
+        if name in MASKED:
+            for size in {model.img_size, model.small_img_size or model.img_size}:
+                mask(encoder.patch_embed.dynamic_feat_size((size, size)), batch=1, generator=torch.Generator())
+    except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
+        raise RecipeError(f"recipe: {error}") from error
+    if model.init:
+        start_from(encoder, model.init, model.name, grow=model.grow)
+    objective = BUILDERS[name](recipe, encoder, Given(mask, images, compiled))
+    if compiled:
+        objective.compile()
+    return objective
+
+
+def draw_mask(mask: Mask) -> Callable[..., Tensor]:
+    """How the masks of a recipe are drawn: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
+    kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
+    return partial(kind, ratio=mask.ratio)
+
+
+def mimjepa(recipe: Recipe, encoder: SCOTT, given: Given) -> MIMJEPA:
+    """MIM-JEPA around an encoder."""
+    model = recipe.model
+    predictor = Predictor(
+        encoder.embed_dim,
+        encoder.patch_embed.grid_size,
+        num_heads=encoder.blocks[0].attn.num_heads,
+        encoder_depth=len(encoder.blocks),
+        depth=model.predictor_depth,
+        pos_drop=model.pos_drop,
+        proj_drop=model.proj_drop,
+        attn_drop=model.attn_drop,
+        drop_path=model.drop_path,
+        mask_token=recipe.objective.context == "visible",
+    )
+    ema, term = (recipe.optim.start_ema, recipe.optim.final_ema), pooled(recipe, encoder)
+    return MIMJEPA(encoder, predictor, views=given.views(recipe), mask=given.mask, ema=ema, pooled=term)
+
+
+def pooled(recipe: Recipe, encoder: SCOTT) -> Pooled | None:
+    """Build the term on pooled features that a recipe names."""
+    chosen = recipe.objective
+    if chosen.pooled == "none":
+        return None
+    require_several(recipe, "which the pooled term compares")
+    settings = {"weight": chosen.pooled_weight, "temperature": chosen.temperature}
+    return Pooled(chosen.pooled, encoder.embed_dim, chosen.projector, **settings)
+
+
+def require_several(recipe: Recipe, why: str) -> None:
+    """Raise RecipeError unless the parts of a batch have several images."""
+    several = recipe.optim.batch_size // recipe.run.accumulate > 1
+    require(several, "run.accumulate", f"parts of 2 images or more, {why}", recipe.run.accumulate)
+
+
+def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
+    """VISReg, or its objective with another term, around an encoder."""
+    chosen = recipe.objective
+    require_several(recipe, "which are compared")
+    comparison = Comparison(
+        chosen.pooled,
+        encoder.embed_dim,
+        chosen.projector,
+        views=chosen.views_per_image,
+        weight=chosen.pooled_weight,
+        temperature=chosen.temperature,
+    )
+    views = {"views_per_image": chosen.views_per_image, "local_views": chosen.local_views}
+    return VISReg(encoder, comparison, **views, colours=recipe.data.views, compiled=given.compiled)
+
+
+def diet(recipe: Recipe, encoder: SCOTT, given: Given) -> DIET:
+    """DIET around an encoder, with a class for each image."""
+    smoothing = recipe.objective.label_smoothing
+    require(given.images > 1, "objective.name", "another objective than diet for fewer than 2 images", given.images)
+    colours = recipe.data.views
+    return DIET(encoder, given.images, label_smoothing=smoothing, colours=colours, compiled=given.compiled)
+
+
+def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
+    """SplitMask around an encoder, whose masks are halves."""
+    chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
+    require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
+    patches = encoder.patch_embed.num_patches
+    require(patches > 1, "model.img_size", "more than one patch, to split them in halves", recipe.model.img_size)
+    if chosen.match:
+        require_several(recipe, "to match them")
+    fits = chosen.decoder_dim % heads == chosen.decoder_dim % 4 == 0
+    require(fits, "objective.decoder_dim", f"a multiple of 4 and of {heads} heads", chosen.decoder_dim)
+    decoder = Decoder(
+        encoder.embed_dim,
+        encoder.patch_embed.grid_size,
+        num_heads=heads,
+        encoder_depth=len(encoder.blocks),
+        depth=chosen.decoder_depth,
+        dim=chosen.decoder_dim,
+    )
+    settings = {"match": chosen.match, "temperature": chosen.temperature}
+    views, words = given.views(recipe), vocabulary(recipe, encoder)
+    return SplitMask(encoder, decoder, words, views=views, split=given.mask, **settings)
+
+
+def beit(recipe: Recipe, encoder: SCOTT, given: Given) -> BEiT:
+    """BEiT's form around an encoder."""
+    return BEiT(encoder, vocabulary(recipe, encoder), views=given.views(recipe), mask=given.mask)
+
+
+def vocabulary(recipe: Recipe, encoder: SCOTT) -> Vocabulary:
+    """The words of a recipe, still to be filled."""
+    chosen = recipe.objective
+    return Vocabulary(encoder.patch_embed.patch_size[0], chosen.words, kind=chosen.vocabulary, seed=recipe.run.seed)
+
+
+MASKED = ("mimjepa", "splitmask", "beit")
+BUILDERS: dict[str, Callable[[Recipe, SCOTT, Given], nn.Module]] = {
+    "mimjepa": mimjepa,
+    "splitmask": splitmask,
+    "beit": beit,
+    "visreg": visreg,
+    "diet": diet,
+}

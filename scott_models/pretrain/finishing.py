@@ -1,0 +1,64 @@
+"""A run that is brought to an end when somebody wants its result, however long it was planned."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+from .budget import Budget
+from .recipe import Recipe
+from .train import Run, check_level
+
+
+def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, skip_bad: bool = False) -> Path:
+    """Bring a run that was stopped to an early end; returns the folder of the exported encoder.
+
+    From its last update on the learning rate falls by a cosine, and the target's and the weights' decay go on, to the
+    values that the recipe ends with. recipe.toml says so, and `pretrain` with `resume` goes on with a finish that is
+    cut. The run's images and what it exports are as they were.
+
+    Args:
+        out: a run folder.
+        budget: for what is left.
+        data: where the run's images are now; by default where they were.
+        skip_bad: as `pretrain`.
+
+    Raises:
+        RecipeError: a run that never started, is still warming up, is being finished already or has ended.
+        as `pretrain`.
+    """
+    out = Path(out)
+    start, done = last_start(out)
+    recipe = Recipe.load(out / "recipe.toml")
+    if recipe.optim.finish_updates:
+        raise RecipeError(f"{out}: is being finished already; go on with --resume")
+    check_level(out, recipe, done, start["images"] // recipe.optim.batch_size)
+    run = Run(recipe, data or start["data"], out, True, None, skip_bad, start["export"], ending=budget)
+    run.train()
+    return run.export()
+
+
+def last_start(out: Path) -> tuple[dict[str, Any], int]:
+    """Read how a run was started the last time, as environment.json has it, and its last checkpoint's update.
+
+    Raises:
+        RecipeError: it has no checkpoint.
+    """
+    steps = [int(path.stem.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*.pt")]
+    if not steps or not (out / "environment.json").is_file():
+        raise RecipeError(f"{out}: expected a run to finish, found no checkpoint of one")
+    return json.loads((out / "environment.json").read_text())[-1], max(steps)
+
+
+def check_finish(recipe: str | None, settings: Sequence[str], budget: Budget | None) -> Budget:
+    """Refuse what a command line gives beside `--finish` and contradicts it; returns the budget.
+
+    Raises:
+        RecipeError: a recipe or settings, which the run has; or no budget.
+    """
+    if recipe or settings:
+        raise RecipeError(f"--finish: expected no recipe and no settings, which the run has, got {[recipe, *settings]}")
+    if budget is None:
+        raise RecipeError("--finish: expected --minutes, --epochs or --images-seen for what is left of the run")
+    return budget
