@@ -245,7 +245,10 @@ def test_bench_as_json():
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--recipe", "other"], "expected one of ['beit-flowers102'"),
         (["pretrain", "optim.epoch=1", "--data", "PHOTOS", "--out", "run"], "recipe.optim: unknown ['epoch']"),
         (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
-        (["pretrain", "--data", "PHOTOS", "--out", "run", "--minutes", "0"], "expected minutes or images_seen, one of"),
+        (
+            ["pretrain", "--data", "PHOTOS", "--out", "run", "--minutes", "0"],
+            "expected minutes, images_seen or epochs, one",
+        ),
         (["embed", "PHOTOS"], "--out"),
         (["pca", "PHOTOS", "--out", "p.pdf"], "p.pdf: expected a picture's name, one of .png, .jpg, .jpeg, .webp"),
         (["attention", "PHOTOS", "--out", "a.png", "--block", "3"], "block: expected -3 to 2, got 3"),

@@ -81,10 +81,7 @@ class Budget:
         epochs = self._epochs(order.steps * order.batch, speed, spent, monitor, recipe.monitor.every)
         updates = round(epochs * order.steps)
         if updates < 1:
-            raise RecipeError(
-                f"budget: expected enough for one update, found {speed:.1f} images/s and {spent / 60:.1f} minutes gone "
-                "before the first; allow more"
-            )
+            raise RecipeError(f"budget: expected enough for one update, found room for {epochs:.2g} epochs; allow more")
         if order.rank == 0:
             planned = round(recipe.optim.epochs * order.steps)
             print(

@@ -50,7 +50,7 @@ class Draws:
         for part in (epochs, indices):
             seeds = _mix(seeds + GAMMA * (part.numpy().astype(np.uint64) + np.uint64(1)))
         if view:
-            seeds = _mix(seeds + GAMMA * np.uint64(view))
+            seeds = _mix(seeds + GAMMA * np.array([view], dtype=np.uint64))
         return cls(seeds, indices, _mix((key ^ MIX1) + GAMMA * np.array([update], dtype=np.uint64))[0])
 
     def uniform(self, count: int) -> Tensor:

@@ -33,7 +33,8 @@ OBJECTIVES = {
     "visreg": ["data.views=different", "objective.pooled=visreg", "objective.pooled_weight=1", *DRY],
     "diet": ["data.views=different", *DRY],
 }
-OBJECTIVES = {name: [f"objective.name={name}", *settings] for name, settings in OBJECTIVES.items()}
+PLAIN = ["objective.context=all", "objective.pooled=none"]  # unless they say otherwise
+OBJECTIVES = {name: [f"objective.name={name}", *PLAIN, *settings] for name, settings in OBJECTIVES.items()}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
 # torch.compile rounds otherwise). The monitor's images it may not: looks at others do not compare.
 HARMLESS = {

@@ -288,6 +288,12 @@ def write_readme(
     done = max(health, default=0)
     start = recipe.model.start
     state = f"After update {done:,}: {verdict(health[done], health[0], start)}." if done else "Not yet watched."
+    if recipe.optim.finish_updates:
+        planned = round(recipe.optim.epochs * (images // recipe.optim.batch_size))
+        state += (
+            f" From update {recipe.optim.finish_after:,} of {planned:,} on it was brought to an end in "
+            f"{recipe.optim.finish_updates:,} updates."
+        )
     rows = "".join(f"| {step or start} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items()))
     write_whole(
         path,

@@ -121,7 +121,8 @@ class Run:
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
         monitoring = time.monotonic() - before_control
-        speed = self.measure_speed(recipe) if ending or (budget and not resuming) else 0.0
+        timed = (ending and ending.minutes) or (budget and not resuming)
+        speed = self.measure_speed(recipe) if timed else 0.0
         if budget and not resuming:
             recipe = engine.agreed(budget.fit(recipe, order, speed, time.monotonic() - started, monitoring))
         planned = round(recipe.optim.epochs * order.steps)

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from scott_models.pretrain import augment
+from scott_models.pretrain.augment import EachView, coloured, normalize
 from scott_models.pretrain.draws import Draws
 
 
@@ -188,3 +189,21 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch, capsys):
     call = augment.compile_once(double)
     assert [call(torch.tensor(3)).item() for _ in range(2)] == [6, 6]
     assert capsys.readouterr().err.count("double: torch.compile failed (RuntimeError: no ptxas and more)") == 1
+
+
+@pytest.mark.parametrize("mode", ["different", "same", "none"])
+def test_each_view_has_its_colours(mode):
+    views = EachView(3, mode)
+    crops = [torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8) for size in (32, 32, 16)]
+    drawn = views.draw(Draws(np.arange(16, dtype=np.uint64)))
+    assert len(drawn) == {"different": 3, "same": 1, "none": 0}[mode]
+    found = views(crops, drawn)
+    assert [image.shape for image in found] == [crop.shape for crop in crops]
+    for crop, image, colours in zip(crops, found, drawn if mode == "different" else 3 * drawn):
+        assert torch.equal(image, coloured(crop, colours))
+    if mode == "none":
+        assert torch.equal(found[2], normalize(crops[2].float() / 255))
+    again = views(crops, Draws(np.arange(16, dtype=np.uint64)))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with pytest.raises(ValueError, match="crops: expected 3 of each image, got 1"):
+        views(crops[0], drawn)

@@ -38,9 +38,27 @@ def test_too_little():
             budget.fit(Recipe(), ORDER, speed=1, spent=61, monitor=0)
 
 
-def test_one_of_the_two():
+def test_epochs():
+    optim = Budget(epochs=30).fit(Recipe(), ORDER, speed=1, spent=0, monitor=0).optim
+    assert (optim.epochs, optim.warmup_epochs) == (30, pytest.approx(4))
+
+
+def test_what_is_left_of_a_run_that_is_brought_to_an_end(capsys):
+    unwatched = Recipe.load("smoke", ["monitor.every=0", "optim.epochs=9"])
+    optim = Budget(epochs=2.5).finish(unwatched, ORDER, done=40, speed=1, spent=0, monitor=0).optim
+    assert (optim.finish_after, optim.finish_updates, optim.epochs) == (40, 25, 9)
+    assert "finish: after update 40 of 90 the run ends in 25 updates (2.5 epochs)" in capsys.readouterr().err
+    optim = Budget(minutes=10).finish(unwatched, ORDER, done=40, speed=10, spent=88, monitor=0).optim
+    assert optim.finish_updates == 50  # 500 seconds are left
+    assert Budget(images_seen=700).finish(unwatched, ORDER, 1, speed=1, spent=0, monitor=0).optim.finish_updates == 7
+    with pytest.raises(RecipeError, match="expected enough for one update"):
+        Budget(minutes=1).finish(unwatched, ORDER, done=40, speed=1, spent=59, monitor=0)
+
+
+def test_one_of_the_three():
     assert Budget.of(None, None) is None
     assert Budget.of(5, None) == Budget(minutes=5)
-    for given in ((None, None), (5, 100), (0, None), (None, -3)):
-        with pytest.raises(RecipeError, match="expected minutes or images_seen, one of them and above 0"):
+    assert Budget.of(None, None, 3) == Budget(epochs=3)
+    for given in ((None, None), (5, 100), (0, None), (None, -3), (5, None, 2)):
+        with pytest.raises(RecipeError, match="expected minutes, images_seen or epochs, one of them and above 0"):
             Budget(*given)

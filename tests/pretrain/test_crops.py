@@ -152,3 +152,12 @@ def test_resampling_keeps_the_mean_and_ignores_what_lies_beyond():
     mirrored = crops.resampling(torch.tensor([[30], [50]]), 50, 20, torch.tensor([[True], [False]]))
     assert torch.equal(mirrored[0], weights[0].flip(0))
     assert torch.equal(mirrored[1], weights[1])
+
+
+def test_local_views_are_small_parts():
+    sizes = torch.tensor([[100, 100]]).expand(500, 2)
+    boxes = crops.crop_boxes(sizes, draws(500), crops.LOCAL_AREA)
+    share = boxes[:, 2:].prod(dim=1) / 100**2
+    low, high = crops.LOCAL_AREA
+    assert share.min() == pytest.approx(low, abs=0.01)
+    assert share.max() == pytest.approx(high, abs=0.01)

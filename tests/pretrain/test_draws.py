@@ -61,3 +61,11 @@ def test_ahead_are_the_numbers_that_come():
     coming = same.uniform(7).numpy()
     assert np.array_equal(ahead, np.stack([coming[1:4, 2], coming[4:7, 0]], axis=1))
     assert draws.used == 2
+
+
+def test_views_of_an_image_have_streams_of_their_own():
+    where = torch.tensor([0, 3]), torch.tensor([7, 8])
+    first, again, second, third = (Draws.keyed(np.uint64(5), *where, view=view).uniform(3) for view in (0, 0, 1, 2))
+    assert torch.equal(first, keyed(5, [0, 3], [7, 8]).uniform(3))
+    assert torch.equal(first, again)
+    assert len(set(torch.cat([first, second, third]).flatten().tolist())) == 18

@@ -8,6 +8,7 @@ from torch._dynamo.backends.common import aot_autograd
 from scott_models.data import find_samples
 from scott_models.errors import DataError, RecipeError, TrainingError
 from scott_models.pretrain import Recipe, engine, store
+from scott_models.pretrain.course import Course
 from scott_models.pretrain.loader import Crops
 
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
@@ -114,7 +115,7 @@ def test_learning_rate_by_batch_size(scaling, batch_size, factor):
     recipe = Recipe.load("flowers102", [f"optim.lr_scaling={scaling}", f"optim.batch_size={batch_size}"])
     optimizer = torch.optim.AdamW([{"params": [torch.zeros(1, requires_grad=True)], "decayed": True}])
     for step, lr in ((400, 5e-4), (3000, 1e-5)):
-        assert engine.set_schedules(recipe, optimizer, step, 3000, 10)[0] == pytest.approx(factor * lr)
+        assert engine.set_schedules(recipe, optimizer, step, Course(3000), 10)[0] == pytest.approx(factor * lr)
 
 
 def test_only_the_student_is_wrapped_for_several_processes(running):
@@ -130,7 +131,7 @@ def test_parts_of_a_batch_make_the_whole(tmp_path):
     for parts in (1, 2):
         recipe = Recipe.load("smoke", [*dry, f"run.accumulate={parts}"])
         running = engine.Engine(recipe, tmp_path)
-        values = running.update(recipe, list(zip(where.chunk(parts), crops.chunk(parts))), 1, 10, 5)
+        values = running.update(recipe, list(zip(where.chunk(parts), crops.chunk(parts))), 1, Course(10), 5)
         results.append((weights(running), values["loss"].item(), values["grad_norm"].item()))
     (whole, loss, norm), (parted, parted_loss, parted_norm) = results
     assert parted_loss == pytest.approx(loss, abs=1e-6)
@@ -148,14 +149,14 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
 def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
     """Neither weights nor the optimiser's moments and counts notice; three in a row end the run."""
     compute = running.objective.forward
-    running.update(recipe, [batch()], 1, 10, 5)
+    running.update(recipe, [batch()], 1, Course(10), 5)
     before = weights(running)
     moments = {
         i: {k: v.clone() for k, v in state.items()} for i, state in running.optimizer.state_dict()["state"].items()
     }
     for bad in (math.nan, math.inf):
         running.objective.forward = lambda *inputs, bad=bad: compute(*inputs) * bad
-        values = running.update(recipe, [batch()], 2, 10, 5)
+        values = running.update(recipe, [batch()], 2, Course(10), 5)
         assert not torch.isfinite(values["loss"])
         running.check(lambda: "")
     after = weights(running)
@@ -163,14 +164,14 @@ def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
     for i, state in running.optimizer.state_dict()["state"].items():
         assert all(torch.equal(state[name], moments[i][name]) for name in state)
     running.objective.forward = compute
-    values = running.update(recipe, [batch()], 3, 10, 5)
+    values = running.update(recipe, [batch()], 3, Course(10), 5)
     assert running.on_host(values)["skipped"] == 2
     assert not same(weights(running), before)
     running.objective.forward = lambda *inputs: compute(*inputs) * math.nan
     for step in (4, 5):
-        running.update(recipe, [batch()], step, 10, 5)
+        running.update(recipe, [batch()], step, Course(10), 5)
         running.check(lambda: "")  # two before and two now, but not in a row
-    running.update(recipe, [batch()], 6, 10, 5)
+    running.update(recipe, [batch()], 6, Course(10), 5)
     with pytest.raises(TrainingError, match="not finite in 3 updates in a row; lower optim.peak_lr .*; the last is x"):
         running.check(lambda: "the last is x")
 
@@ -180,7 +181,7 @@ def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
     compute = running.objective.forward
     for step, factor in enumerate((1, math.nan, math.nan, math.nan, 1), start=1):
         running.objective.forward = lambda *inputs, factor=factor: compute(*inputs) * factor
-        running.update(recipe, [batch()], step, 10, 5)
+        running.update(recipe, [batch()], step, Course(10), 5)
     with pytest.raises(TrainingError, match="not finite in 3 updates in a row"):
         running.check(lambda: "")
 
@@ -216,14 +217,14 @@ def test_a_skipped_update_leaves_the_statistics_of_batchnorm(recipe, tmp_path):
     running = engine.Engine(recipe, tmp_path, convolutional)
     norm = running.objective.net[1]
     first, second = batch(), batch()
-    running.update(recipe, [first], 1, 10, 5)
+    running.update(recipe, [first], 1, Course(10), 5)
     before = {name: tensor.clone() for name, tensor in running.objective.state_dict().items()}
     assert norm.num_batches_tracked == 1
     running.objective.spoilt = math.nan
-    running.update(recipe, [first, second], 2, 10, 5)
+    running.update(recipe, [first, second], 2, Course(10), 5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in running.objective.state_dict().items())
     running.objective.spoilt = 1.0
-    running.update(recipe, [second], 3, 10, 5)
+    running.update(recipe, [second], 3, Course(10), 5)
     assert norm.num_batches_tracked == 2
     assert norm.running_mean.isfinite().all()
     assert not torch.equal(norm.running_mean, before["net.1.running_mean"])
@@ -266,7 +267,7 @@ def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, 
         running = engine.Engine(recipe, tmp_path, convolutional)
         for step, each in enumerate(batches, start=1):
             with torch.compiler.set_stance("force_eager" if where == "second update" and step == 1 else "default"):
-                running.update(recipe, each, step, 10, 5)
+                running.update(recipe, each, step, Course(10), 5)
         results.append(weights(running))
     assert same(*results)
     told = capsys.readouterr().err
@@ -291,7 +292,7 @@ def test_a_compiler_that_fails_is_an_error(recipe, tmp_path, broken_compiler, ch
     running = engine.Engine(recipe, tmp_path)
     running.processes = processes
     with pytest.raises(TrainingError, match=rf"run.compile: .* works, found .*; set run.compile={advice}$"):
-        running.update(recipe, [batch()], 1, 10, 5)
+        running.update(recipe, [batch()], 1, Course(10), 5)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("full"), DataError("lost")])
@@ -306,7 +307,7 @@ def test_what_a_compiler_has_no_part_in_ends_the_run(recipe, tmp_path, broken_co
 
     monkeypatch.setattr(running.objective, "inputs", raise_it)
     with pytest.raises(type(error)):
-        running.update(recipe, [batch()], 1, 10, 5)
+        running.update(recipe, [batch()], 1, Course(10), 5)
     assert len(calls) == 1
 
 
@@ -319,7 +320,7 @@ def test_timing_leaves_no_trace(recipe, tmp_path, photos, monkeypatch):
     assert same(weights(fresh), weights(timed))
     one = batch()
     for running in (fresh, timed):
-        running.update(recipe, [one], 1, 10, 5)
+        running.update(recipe, [one], 1, Course(10), 5)
     assert same(weights(fresh), weights(timed))
 
 
@@ -346,7 +347,7 @@ def test_objectives_that_draw_for_themselves_learn_the_same(recipe, tmp_path, ph
         order, crops = running.order(recipe, 12), Crops(images, 32, 0)
         for step, batch in enumerate(running.load(order, crops, 1, 4, 0), start=1):
             assert isinstance(batch[0][0], torch.Tensor) == isinstance(running.objective, Undrawn)
-            running.update(recipe, batch, step, 10, 5)
+            running.update(recipe, batch, step, Course(10), 5)
         results.append([parameter.clone() for parameter in running.objective.parameters()])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
@@ -367,7 +368,7 @@ def test_compiled_computes_the_same(tmp_path, monkeypatch):
         recipe = Recipe.load("smoke", [*dry, f"run.compile={choice}"])
         running = engine.Engine(recipe, tmp_path)
         for step in (1, 2, 3):
-            running.update(recipe, [where], step, 10, 5)
+            running.update(recipe, [where], step, Course(10), 5)
         results.append(weights(running))
     for name, tensor in results[0].items():
         torch.testing.assert_close(results[1][name], tensor, rtol=0, atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scott_models.data import find_samples
+from scott_models.errors import RecipeError
 from scott_models.pretrain import loader, store
 from scott_models.pretrain.augment import Colours
 from scott_models.pretrain.draws import Draws
@@ -149,3 +150,37 @@ def test_a_cpu_that_holds_the_images_starts_nothing(images):
 def test_keys_differ():
     keys = {int(key(seed, purpose, number)) for seed in (0, 1) for purpose in ("crop", "order") for number in (0, 1)}
     assert len(keys) == 8
+
+
+def test_several_views_of_each_image(images):
+    order, one = Order(count=12, batch=6, seed=3), Crops(images, 64, seed=3)
+    several = Crops(images, 64, seed=3, views=2, local_views=2)
+    for [(where, crop)], [(where_again, views)] in zip(load(order, one, 1, 2, 0), load(order, several, 1, 2, 0)):
+        assert torch.equal(where, where_again)
+        assert torch.equal(crop, views[0])  # as ever
+        assert [view.shape[-1] for view in views] == [64, 64, 32, 32]
+        assert not torch.equal(views[1], views[0])
+        assert not torch.equal(views[3], views[2])
+    assert [view.size for view in several.at(48).views] == [48, 48, 16, 16]
+
+
+@pytest.mark.parametrize("where", ["streamed", "on_device"])
+def test_several_views_do_not_depend_on_who_makes_them(images, request, where):
+    order = Order(count=12, batch=6, seed=3, parts=2)
+    expected = [part for parts in load(order, Crops(images, 32, 3, 2, 1), 1, 3, 0) for part in parts]
+    crops = Crops(request.getfixturevalue(where) or images, 32, 3, 2, 1)
+    found = [part for parts in load(order, crops, 1, 3, 2) for part in parts]
+    for (places, views), (places_again, again) in zip(expected, found, strict=True):
+        assert torch.equal(places, places_again)
+        for view, made in zip(views, again, strict=True):
+            assert (view.int() - made.int()).abs().max() <= (2 if where == "on_device" else 0)
+
+
+def test_more_crops_than_fit_into_memory(images, monkeypatch):
+    crops = Crops(images, 64, seed=0, views=2, local_views=4)
+    pixels = 128 * 3 * (2 * 64**2 + 4 * 32**2)
+    monkeypatch.setattr(loader, "available_ram", lambda: 9 * pixels)
+    crops.check_room(128, workers=2)
+    monkeypatch.setattr(loader, "available_ram", lambda: 9 * pixels - 1)
+    with pytest.raises(RecipeError, match="found 6 of each of 128 images, which take 0.0 GB; lower objective.views"):
+        crops.check_room(128, workers=2)

@@ -14,7 +14,7 @@ from scott_models.errors import RecipeError
 from scott_models.pretrain import Recipe, monitor, store
 from scott_models.pretrain.augment import normalize
 from scott_models.pretrain.crops import centre_crops
-from scott_models.pretrain.monitor import Health, Monitor, choose, verdict
+from scott_models.pretrain.monitor import Health, Monitor, advise, choose, verdict
 
 RANDOM = Health(rankme=40, spread=0.4, cosine=0.8, knn=20, ridge=40)
 
@@ -170,3 +170,15 @@ def test_weights_that_are_no_numbers_are_dead(split_photos):
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(encoder)
     assert verdict(health, RANDOM).startswith("dead")
     assert "NaN" not in json.dumps(asdict(health))  # which is no JSON
+
+
+def looks(*knn):
+    return {step: Health(40, 0.5, 0.5, score, 40) for step, score in enumerate(knn)}
+
+
+def test_advice_to_end_a_run_that_rises_no_more():
+    assert advise(looks(20, 25, 30, 29, 30, 28)) == "; kNN has not risen for 3 looks: --finish would end the run"
+    assert advise(looks(20, 25, 30, 29, 30)) == ""  # not long enough
+    assert advise(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start: there is nothing to keep
+    assert advise(looks(20, 25, 30, 31, 32, 33)) == ""
+    assert advise({}) == advise({0: Health(40, 0.5, 0.5)}) == ""

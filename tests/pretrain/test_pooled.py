@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.pooled import Pooled, draw_directions, infonce, normal_quantiles, vicreg, visreg
+from scott_models.pretrain.pooled import Pooled, draw_directions, infonce, normal_quantiles, sigreg, vicreg, visreg
 
 
 def directions(width, count=64, seed=0):
@@ -33,6 +33,27 @@ def test_visreg_is_least_for_a_normal_distribution():
     assert found < 5e-3
     for worse in (normal + 1, 0.5 * normal, normal.sign(), normal[:, :1].expand(-1, 8)):
         assert visreg(worse, directions(8).double()) > 5 * found
+
+
+def test_sigreg_is_least_for_a_normal_distribution():
+    torch.manual_seed(1)
+    normal = torch.randn(4096, 8)
+    found = sigreg(normal, directions(8))
+    assert found < 1.5  # of normal samples it does not grow with their number
+    for worse in (normal + 1, 0.5 * normal, normal.sign(), normal[:, :1].expand(-1, 8)):
+        assert sigreg(worse, directions(8)) > 5 * found
+
+
+def test_sigreg_by_hand():
+    features, frequencies = [0.5, -1.0], [-5 + 0.625 * k for k in range(17)]
+    heights = []
+    for t in frequencies:
+        real, imaginary = (sum(f(t * x) for x in features) / 2 for f in (math.cos, math.sin))
+        normal = math.exp(-(t**2) / 2)
+        heights.append(((real - normal) ** 2 + imaginary**2) * normal)
+    expected = 2 * 0.625 * (sum(heights) - (heights[0] + heights[-1]) / 2)
+    found = sigreg(torch.tensor(features)[:, None], torch.ones(1, 1))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_visreg_by_hand():
@@ -68,7 +89,7 @@ def test_infonce_by_hand():
     torch.testing.assert_close(infonce(ours, theirs, 0.5), (there + back) / 2)
 
 
-@pytest.mark.parametrize("term", ["visreg", "vicreg", "infonce"])
+@pytest.mark.parametrize("term", ["visreg", "sigreg", "vicreg", "infonce"])
 def test_a_term_is_of_fp32_under_autocast(term):
     pooled = Pooled(term, 16, (8, 4), weight=2.0)
     features = torch.randn(6, 16), torch.randn(6, 16)

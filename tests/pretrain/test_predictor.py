@@ -43,3 +43,21 @@ def test_stochastic_depth_rises_to_the_last_block():
     predictor = Predictor(32, 4, num_heads=2, encoder_depth=1, depth=3, drop_path=0.1)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in predictor.blocks]
     assert rates == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_a_mask_token_stands_for_what_is_hidden():
+    predictor = Predictor(32, (2, 3), num_heads=2, encoder_depth=1, depth=1, mask_token=True).eval()
+    features, places = torch.randn(2, 2, 32), torch.tensor([[0, 4], [3, 5]])
+    whole = predictor.mask_token.expand(2, 6, 32).clone()
+    for image, (first, second) in enumerate(places.tolist()):
+        whole[image, first], whole[image, second] = features[image]
+    assert torch.equal(predictor(features, places), predictor(whole))
+
+
+def test_another_grid_from_now_on():
+    predictor = Predictor(32, (4, 4), num_heads=2, encoder_depth=1, depth=1)
+    fresh = Predictor(32, (2, 3), num_heads=2, encoder_depth=1, depth=1)
+    fresh.load_state_dict(predictor.state_dict())
+    predictor.set_grid((2, 3))
+    features = torch.randn(2, 6, 32)
+    assert torch.equal(predictor(features), fresh(features))

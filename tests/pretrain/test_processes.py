@@ -59,6 +59,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from scott_models.pretrain import Recipe, engine
+from scott_models.pretrain.course import Course
 
 class Convolutional(nn.Module):
     def __init__(self):
@@ -79,7 +80,7 @@ recipe = Recipe.load("smoke", changes)
 running = engine.Engine(recipe, Path(out), lambda recipe, compiled: Convolutional())
 for step in (1, 2):
     images = torch.randint(1, 99 + 99 * running.rank, (2, 3, 32, 32)).byte()
-    running.update(recipe, [(torch.zeros(2, 2, dtype=torch.long), images)], step, 10, 5)
+    running.update(recipe, [(torch.zeros(2, 2, dtype=torch.long), images)], step, Course(10), 5)
 running.objective.net.eval()(images / 255)
 Path(out).mkdir(exist_ok=True)
 torch.save(running.parts["net"].state_dict(), Path(out) / f"teacher{running.rank}.pt")
@@ -156,10 +157,10 @@ def test_two_processes_do_what_one_does(launch):
     assert same_teachers(up)
 
 
-@pytest.mark.parametrize("name", ["splitmask", "beit"])
+@pytest.mark.parametrize("name", ["splitmask", "beit", "visible"])
 def test_other_objectives_in_two_processes(launch, name):
     """Also negatives: an image is told from those of both processes."""
-    changes = [*OBJECTIVES[name], "objective.words=30"]
+    changes = [*OBJECTIVES.get(name, ["objective.context=visible"]), "objective.words=30"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
     assert len(losses(one)) == UPDATES
     close(two, one)
@@ -172,6 +173,17 @@ def test_pooled_terms_compare_the_images_of_both_processes(launch, term):
     changes += ["optim.warmup_epochs=0", "run.log_every=1"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
     assert len(losses(one)) == 3  # later, batch norm and ReLU of four images enlarge what is rounded otherwise
+    close(two, one)
+    assert same_teachers(two)
+
+
+@pytest.mark.parametrize("name", ["visreg", "diet"])
+def test_objectives_on_crops_in_two_processes(launch, name):
+    """Also crops of two sizes, and which images they are of."""
+    changes = [*OBJECTIVES[name], "objective.local_views=1", "objective.projector=32,16", "optim.epochs=1"]
+    changes += ["optim.warmup_epochs=0", "run.log_every=1"]
+    one, two = launch(1, "one", *changes), launch(2, "two", *changes)
+    assert len(losses(one)) == 3
     close(two, one)
     assert same_teachers(two)
 

@@ -77,7 +77,16 @@ def test_lists_of_names(tmp_path):
         (["optim.flat=1.5"], "recipe.optim.flat: expected a share from 0 to 1, got 1.5"),
         (["model.pos_drop=1"], "recipe.model.pos_drop: expected a rate from 0 to below 1, got 1.0"),
         (["model.grow=true"], "recipe.model.grow: expected false without model.init to grow from, got True"),
-        (["objective.name=dino"], r"recipe.objective.name: expected one of \['mimjepa', 'splitmask', 'beit'\]"),
+        (["objective.name=dino"], r"recipe.objective.name: expected one of .*'visreg', 'diet'\], got 'dino'"),
+        (["objective.name=visreg"], "recipe.objective.pooled: expected a term, which visreg needs, got 'none'"),
+        (["objective.name=beit", "objective.context=visible"], "objective.context: expected all, which beit takes"),
+        (["objective.views_per_image=1"], "recipe.objective.views_per_image: expected at least 2, got 1"),
+        (["objective.local_views=-1"], "recipe.objective.local_views: expected 0 or more, got -1"),
+        (["objective.label_smoothing=1"], "recipe.objective.label_smoothing: expected a share from 0 to below 1"),
+        (["model.small_img_size=40"], "model.small_img_size: expected 0, or a multiple of 16 px below 64, got 40"),
+        (["model.small_img_size=64"], "model.small_img_size: expected 0, or a multiple of 16 px below 64, got 64"),
+        (["model.small_share=1"], "recipe.model.small_share: expected a share above 0 and below 1, got 1.0"),
+        (["optim.finish_updates=-1"], "recipe.optim.finish_updates: expected 0 updates or more, got -1"),
         (["objective.words=1"], "recipe.objective.words: expected at least 2, got 1"),
         (["objective.decoder_depth=0"], "recipe.objective.decoder_depth: expected at least 1 block, got 0"),
         (["objective.decoder_dim=16"], "recipe.objective.decoder_dim: expected 0 .* or at least 32, got 16"),
@@ -85,7 +94,7 @@ def test_lists_of_names(tmp_path):
         (["objective.temperature=0"], "recipe.objective.temperature: expected more than 0, got 0.0"),
         (
             ["objective.pooled=dino"],
-            r"recipe.objective.pooled: expected one of \['none', 'visreg', 'vicreg', 'infonce'\]",
+            r"recipe.objective.pooled: expected one of \['none', 'visreg', 'sigreg', 'vicreg', 'infonce'\]",
         ),
         (["objective.pooled_weight=0"], "recipe.objective.pooled_weight: expected a weight above 0, got 0.0"),
         (
@@ -125,9 +134,19 @@ def test_recipes_that_are_none(tmp_path):
 def test_an_objective_brings_its_settings_to_any_recipe(recipe, name):
     """As its own recipe has them, whatever another objective's says; MIM-JEPA trains with dropout or without."""
     switched = Recipe.load(recipe, OBJECTIVES[name])
-    own = Recipe.load("flowers102" if name == "mimjepa" else f"{name}-flowers102")
-    assert (switched.objective, switched.mask, switched.data) == (own.objective, own.mask, own.data)
+    masked = name in ("splitmask", "beit")
+    own = Recipe.load(f"{name}-flowers102") if masked else Recipe.load("flowers102", OBJECTIVES[name])
+    assert (switched.objective, switched.data) == (own.objective, own.data)
+    assert name in ("visreg", "diet") or switched.mask == own.mask
     assert name == "mimjepa" or switched.model == own.model
+
+
+def test_a_switched_objective_takes_no_other_ones_terms():
+    pooled = ["objective.pooled=infonce"]
+    for name in ("splitmask", "beit", "diet"):
+        assert Recipe.load("smoke", [*pooled, *OBJECTIVES[name]]).objective.pooled == "none"
+    visible = ["objective.context=visible"]
+    assert Recipe.load("smoke", [*visible, *OBJECTIVES["visreg"]]).objective.context == "all"
 
 
 @pytest.mark.parametrize("name", ["flowers102", "pets37", "imagenet100", "splitmask-flowers102", "beit-flowers102"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
 from scott_models.features import load_model
-from scott_models.pretrain import Budget, Recipe, engine, pretrain, records, store, train
+from scott_models.pretrain import Budget, Recipe, check_finish, engine, finish, pretrain, records, store, train
 from scott_models.pretrain.recipe import OBJECTIVES
 
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
@@ -108,10 +108,10 @@ def interrupt_at(update, monkeypatch):
     """Ctrl-C during that update, until `monkeypatch.undo`."""
     set_schedules = engine.set_schedules
 
-    def interrupt(recipe, optimizer, step, total, steps):
+    def interrupt(recipe, optimizer, step, course, steps):
         if step == update:
             os.kill(os.getpid(), signal.SIGINT)
-        return set_schedules(recipe, optimizer, step, total, steps)
+        return set_schedules(recipe, optimizer, step, course, steps)
 
     monkeypatch.setattr(engine, "set_schedules", interrupt)
 
@@ -158,6 +158,131 @@ def test_other_objectives_learn_resume_and_export(name, photos, tmp_path, monkey
     student = state(tmp_path / "whole")["objective"]["student"]
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, student[f"encoder.{key}"].bfloat16().float())
+
+
+CROPS = ("objective.projector=16,8", "objective.local_views=1")
+
+
+@pytest.mark.parametrize("name", ["visreg", "diet"])
+def test_objectives_on_crops_resume_and_export(name, photos, tmp_path, monkeypatch):
+    recipe = Recipe.load("smoke", [*OBJECTIVES[name], *SMALL, *CROPS, "optim.epochs=3", "monitor.every=0"])
+    export = pretrain(recipe, [photos], tmp_path / "whole")
+    found = losses(tmp_path / "whole")
+    interrupt_at(5, monkeypatch)
+    with pytest.raises(Interrupted, match="stopped after update 5 of 9"):
+        pretrain(recipe, [photos], tmp_path / "cut")
+    monkeypatch.undo()
+    pretrain(recipe, [photos], tmp_path / "cut", resume=True)
+    assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+    assert losses(tmp_path / "cut") == found
+    model = timm.create_model(f"local-dir:{export}", pretrained=True)
+    assert model.mask_token is None
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 384)
+
+
+@pytest.mark.parametrize("name", ["mimjepa", "splitmask", "visreg"])
+def test_small_images_first(name, photos, tmp_path, monkeypatch):
+    """Half of the updates at half the size; looks, features and the export are of the whole size."""
+    sizes = ["model.img_size=64", "model.small_img_size=32", "model.small_share=0.5", "objective.words=30"]
+    recipe = Recipe.load("smoke", [*OBJECTIVES[name], *SMALL, *sizes, "monitor.every=1"])
+    seen, inputs = [], engine.Engine.gather_gradients
+
+    def note(self, recipe, batch, step):
+        made = batch[0][1]
+        seen.append((made if isinstance(made, torch.Tensor) else made[0]).shape[-1])
+        return inputs(self, recipe, batch, step)
+
+    monkeypatch.setattr(engine.Engine, "gather_gradients", note)
+    export = pretrain(recipe, [photos], tmp_path / "whole")
+    assert seen == [32, 32, 32, 64, 64, 64]
+    assert tuple(timm.create_model(f"local-dir:{export}").pretrained_cfg["input_size"]) == (3, 64, 64)
+    for update in (2, 3, 4):
+        interrupt_at(update, monkeypatch)
+        with pytest.raises(Interrupted):
+            pretrain(recipe, [photos], tmp_path / f"cut{update}")
+        monkeypatch.undo()
+        pretrain(recipe, [photos], tmp_path / f"cut{update}", resume=True)
+        assert same(state(tmp_path / f"cut{update}"), state(tmp_path / "whole"))
+        assert lines(tmp_path / f"cut{update}", "monitor") == lines(tmp_path / "whole", "monitor")
+
+
+def test_a_budget_of_two_sizes_measures_both(photos, tmp_path, monkeypatch):
+    recipe = Recipe.load("smoke", [*SMALL, "model.img_size=64", "model.small_img_size=32", "monitor.every=0"])
+    monkeypatch.setattr(engine.Engine, "speed", lambda self, recipe, order, crops: 6400 / crops.size)
+    monkeypatch.setattr(train.Run, "train", lambda self: None)
+    run = train.Run(recipe, [photos], tmp_path / "run", False, Budget(images_seen=12), False, "target")
+    assert run.measure_speed(recipe) == pytest.approx(1 / (0.75 / 200 + 0.25 / 100))
+    assert run.engine.objective.target_encoder.patch_embed.img_size == (64, 64)
+
+
+def stop_early(recipe, photos, out, monkeypatch, update=6):
+    interrupt_at(update, monkeypatch)
+    with pytest.raises(Interrupted):
+        pretrain(recipe, [photos], out)
+    monkeypatch.undo()
+
+
+def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
+    recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=20", "monitor.every=0"])
+    stop_early(recipe, photos, tmp_path / "whole", monkeypatch)
+    export = finish(tmp_path / "whole", Budget(epochs=2))
+    assert (export / "model.safetensors").is_file()
+    logged = lines(tmp_path / "whole")
+    assert [line["step"] for line in logged] == list(range(1, 13))
+    rates = [line["lr"] for line in logged[5:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(recipe.optim.final_lr * recipe.optim.lr_factor)
+    assert logged[-1]["weight_decay"] == pytest.approx(recipe.optim.final_weight_decay)
+    assert "after update 6 of 60 the run ends in 6 updates (2 epochs)" in capsys.readouterr().err
+    assert "finish_after = 6\nfinish_updates = 6\n" in (tmp_path / "whole" / "recipe.toml").read_text()
+    assert "From update 6 of 60 on it was brought to an end in 6 updates" in (tmp_path / "whole/README.md").read_text()
+
+    stop_early(recipe, photos, tmp_path / "cut", monkeypatch)
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(Interrupted, match="stopped after update 9 of 12"):
+        finish(tmp_path / "cut", Budget(epochs=2))
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match="is being finished already; go on with --resume"):
+        finish(tmp_path / "cut", Budget(epochs=2))
+    pretrain(recipe, [photos], tmp_path / "cut", resume=True)  # by the command that began it
+    assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_minutes_to_bring_a_run_to_its_end_leave_no_trace_of_measuring(photos, tmp_path, monkeypatch):
+    recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=20", "monitor.every=0"])
+    for name in ("minutes", "epochs"):
+        stop_early(recipe, photos, tmp_path / name, monkeypatch)
+    monkeypatch.setattr(engine, "TIMED_SECONDS", 0.1)
+    monkeypatch.setattr(Budget, "_epochs", lambda *_: 2)
+    finish(tmp_path / "minutes", Budget(minutes=5))
+    finish(tmp_path / "epochs", Budget(epochs=2))
+    assert same(state(tmp_path / "minutes"), state(tmp_path / "epochs"))
+
+
+def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="expected a run to finish, found no checkpoint of one"):
+        finish(tmp_path / "none", Budget(epochs=1))
+    pretrain(recipe, [photos], tmp_path / "ended")
+    with pytest.raises(RecipeError, match="found one that has ended, after update 6"):
+        finish(tmp_path / "ended", Budget(epochs=1))
+    stop_early(recipe, photos, tmp_path / "early", monkeypatch, update=2)
+    with pytest.raises(RecipeError, match="expected a run past its warm-up, found update 2 of 3; go on with --resume"):
+        finish(tmp_path / "early", Budget(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, ["optim.epochs=3"], Budget(epochs=1)), r"expected no recipe and no settings.*'optim.epochs=3'"),
+        (("smoke", [], Budget(epochs=1)), "which the run has, got .*'smoke'"),
+        ((None, [], None), "expected --minutes, --epochs or --images-seen"),
+    ],
+)
+def test_what_is_not_given_beside_finish(given, message):
+    with pytest.raises(RecipeError, match=message):
+        check_finish(*given)
+    assert check_finish(None, [], Budget(epochs=1)) == Budget(epochs=1)
 
 
 COMMAND = (sys.executable, "-c", "from scott_models.pretrain.__main__ import main; main()", "smoke", *SMALL)
