@@ -153,8 +153,11 @@ class Place:
         words = command.words
         trains = {"pretrain", "finetune", "scott_models.pretrain"} & {*words}
         if trains and "--out" in words and "--resume" not in words:
-            # A document may make the same run twice, for two readers; none of them has it yet.
-            shutil.rmtree(self.folder / words[words.index("--out") + 1], ignore_errors=True)
+            run = self.folder / words[words.index("--out") + 1]
+            if "--finish" in words:
+                as_if_stopped(run)
+            else:  # a document may make the same run twice, for two readers; none of them has it yet
+                shutil.rmtree(run, ignore_errors=True)
         if command.starts("scott publish") and "--dry-run" not in words:
             return self.upload(words)
         output, handler = StringIO(), signal.getsignal(signal.SIGTERM)
@@ -212,6 +215,13 @@ class Place:
             assert "published and read back" in shown
 
 
+def as_if_stopped(run: Path) -> None:
+    """Let a run that has ended have many epochs still before it."""
+    recipe = run / "recipe.toml"
+    recipe.write_text(re.sub(r"^epochs = .*$", "epochs = 50.0", recipe.read_text(), flags=re.MULTILINE))
+    shutil.rmtree(run / "export")
+
+
 @contextmanager
 def ending_well(command: Command):
     """Around a command that may leave by sys.exit."""
@@ -259,14 +269,15 @@ def parse(command: Command) -> bool:
         def tell(*given, **named):
             calls.append(name)
             if kind := {"pretrain": Recipe, "finetune": FinetuneRecipe}.get(name):
-                kind.load(named["recipe"], *given)
+                kind.load(named.get("recipe") or "flowers102", *given)
 
         return tell
 
     with pytest.MonkeyPatch.context() as patched:
         for name, function in cli.COMMANDS.items():
             patched.setitem(cli.COMMANDS, name, told(name, function))
-        patched.setattr("scott_models.pretrain.pretrain", lambda *given, **named: calls.append("pretrain"))
+        for name in ("pretrain", "finish"):
+            patched.setattr(f"scott_models.pretrain.{name}", lambda *given, name=name, **named: calls.append(name))
         patched.setattr(sys, "argv", words[2:] if words[0] != "scott" else words)
         with ending_well(command):
             cli.main() if words[0] == "scott" else runpy.run_module("scott_models.pretrain", run_name="__main__")

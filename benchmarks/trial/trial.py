@@ -41,6 +41,7 @@ RANDOM = "random weights"
 CROPS = (40_960, 120_000)
 LOOKS = 4  # of the monitor, in a run
 PROBES = ("knn", "ridge")
+MEASURED = ("speeds.json", "dense.json")
 
 
 def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> Recipe:
@@ -119,10 +120,19 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     return sorted(map(json.loads, map(Path.read_text, files)), key=lambda its: (order.index(its["row"]), its["seed"]))
 
 
-def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str:
-    """Make a row for each setting: the scores of all seeds after each number of crops, RankMe at the end, the speed."""
+def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float], dense: dict[str, float]) -> str:
+    """Make a row for each setting: the scores of all seeds after each number of crops, RankMe at the end.
+
+    Args:
+        speeds: images a second, by row, where measured; `dense`: what dense.py found, likewise.
+    """
     lengths = sorted({its["crops"] for its in results})
-    head = ["", "images/s", *(f"{what}, {n:,} crops" for n in lengths for what in ("kNN", "ridge", "RankMe"))]
+    head = [
+        "",
+        "images/s",
+        *(f"{what}, {n:,} crops" for n in lengths for what in ("kNN", "ridge", "RankMe")),
+        "patches",
+    ]
     lines = [head, ["---"] * len(head)]
     for row in dict.fromkeys(its["row"] for its in results):
         cells = [row, f"{speeds[row]:.0f}" if row in speeds else "-"]
@@ -132,15 +142,15 @@ def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float]) -> s
                 cells.append(" / ".join(f"{its['scores'][kind]:.1f}" for its in of_all) or "-")
             ranks = [its["looks"][-1]["rankme"] for its in of_all if "looks" in its]
             cells.append(f"{mean(ranks):.0f}" if ranks else "-")
-        lines.append(cells)
+        lines.append([*cells, f"{dense[row]:.1f}" if row in dense else "-"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace(" --- ", "---")
 
 
 def fill(out: Path, page: Path = PAGE) -> None:
     """Put the table between the page's two marks."""
-    speeds = json.loads(file.read_text()) if (file := out / "speeds.json").exists() else {}
+    speeds, dense = (json.loads(file.read_text()) if (file := out / name).exists() else {} for name in MEASURED)
     before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{make_table(read_results(out), speeds)}\n{END}{rest.partition(END)[2]}")
+    page.write_text(f"{before}{BEGIN}\n{make_table(read_results(out), speeds, dense)}\n{END}{rest.partition(END)[2]}")
 
 
 def main() -> None:

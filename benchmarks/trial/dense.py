@@ -1,0 +1,69 @@
+"""Do terms on whole images cost detail? Patches are told into flower and background by their neighbours.
+
+python benchmarks/trial/dense.py --data flowers102 --work benchmarks/trial/results-work --out benchmarks/trial/results
+
+What is flower is what `scott pca` makes of the released scott_12_16 at 224 px: its foreground, the same for all that
+are compared. Of 64 images of train and 64 of val each encoder, frozen, gives the features of 14 x 14 patches; those of val
+vote by their 20 nearest of train's. The score is the intersection over union of the flowers. It stands beside that of
+random weights, since colour alone tells much of it. Of each row the run with most crops and seed 0 is looked at.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rows import ROWS
+from torch import Tensor
+
+from scott_models.classifiers import knn
+from scott_models.data import find_images
+from scott_models.errors import told_in_a_sentence
+from scott_models.features import load_model
+from scott_models.maps import look_at, patch_maps
+from scott_models.pca import components
+from scott_models.pretrain.monitor import evenly
+
+SIZE, IMAGES = 224, 64
+TEACHER = "scott_12_16.mimjepa_flowers102_cpu"
+
+
+def patches_of(name: str, images: list[Path], pretrained: bool = True) -> Tensor:
+    """Compute the features of the patches of images by a model: (I, h, w, D)."""
+    model = load_model(name, img_size=SIZE, pretrained=pretrained)
+    return patch_maps(model, look_at(model, images, SIZE).inputs)
+
+
+def intersection_over_union(found: Tensor, expected: Tensor) -> float:
+    """Compare two foregrounds, bool of one shape: percent of what is in either that is in both."""
+    return 100 * ((found & expected).sum() / (found | expected).sum()).item()
+
+
+def score(features: Tensor, foreground: Tensor) -> float:
+    """Let the first half of the images tell the foreground (I, h, w) of the second: features (I, h, w, D) -> percent."""
+    train, test = (half.flatten(0, 2) for half in features.chunk(2))
+    known, expected = (half.flatten() for half in foreground.chunk(2))
+    return intersection_over_union(knn(train, known.long(), test, 2).argmax(dim=1) == 1, expected)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train and val")
+    parser.add_argument("--work", type=Path, required=True, help="runs of trial.py")
+    parser.add_argument("--out", type=Path, required=True, help="results of trial.py; dense.json goes there")
+    given = parser.parse_args()
+    with told_in_a_sentence():
+        images = [path for split in ("train", "val") for path in evenly(find_images([given.data / split]), IMAGES)]
+        foreground = components(patches_of(TEACHER, images)).foreground
+        torch.manual_seed(0)
+        scores = {"random weights": score(patches_of("scott_3_16", images, pretrained=False), foreground)}
+        for row in ROWS:
+            runs = given.work.glob(f"{row.replace(',', '').replace(' ', '-')}-[0-9]*-0/export")
+            if most := max(runs, key=lambda path: int(path.parent.name.split("-")[-2]), default=None):
+                scores[row] = score(patches_of(str(most.parent), images), foreground)
+        (given.out / "dense.json").write_text(json.dumps(scores, indent=1) + "\n")
+    print("\n".join(f"{row}: {iou:.1f}" for row, iou in scores.items()))
+
+
+if __name__ == "__main__":
+    main()
