@@ -3,8 +3,8 @@
 python benchmarks/trial/dense.py --data flowers102 --work benchmarks/trial/results-work --out benchmarks/trial/results
 
 What is flower is what `scott pca` makes of the released scott_12_16 at 224 px: its foreground, the same for all that
-are compared. Of 64 images of train and 64 of val each encoder, frozen, gives the features of 14 x 14 patches; those of val
-vote by their 20 nearest of train's. The score is the intersection over union of the flowers. It stands beside that of
+are compared. Each encoder, frozen, gives the features of the 14 x 14 patches of 64 images of train and 64 of val; those
+of val vote by their 20 nearest of train's. The score is the intersection over union of the flowers, beside that of
 random weights, since colour alone tells much of it. Of each row the run with most crops and seed 0 is looked at.
 """
 
@@ -40,7 +40,7 @@ def intersection_over_union(found: Tensor, expected: Tensor) -> float:
 
 
 def score(features: Tensor, foreground: Tensor) -> float:
-    """Let the first half of the images tell the foreground (I, h, w) of the second: features (I, h, w, D) -> percent."""
+    """Let half of the images tell the foreground (I, h, w) of the others: features (I, h, w, D) -> percent."""
     train, test = (half.flatten(0, 2) for half in features.chunk(2))
     known, expected = (half.flatten() for half in foreground.chunk(2))
     return intersection_over_union(knn(train, known.long(), test, 2).argmax(dim=1) == 1, expected)
