@@ -29,6 +29,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "visreg on 2 crops": crops(),
     "infonce on 2 crops": crops("objective.pooled=infonce"),
     "infonce 1": term("infonce", 1),
+    "infonce 1 with another crop": term("infonce", 1, "objective.views_per_image=2"),
+    "infonce 3 with another crop": term("infonce", 3, "objective.views_per_image=2"),
     "visible alone": ("objective.context=visible",),
     "diet": tuple(OBJECTIVES["diet"]),
     "learning rate 1e-3": ("optim.peak_lr=1e-3",),

@@ -107,6 +107,30 @@ class EachView:
         return [coloured(some, change, self.compiled) for some, change in zip(crops, each_its_own)]
 
 
+@dataclass(frozen=True)
+class TwoCrops:
+    """Make context and target images of a crop by `TwoViews`, and a third image of another crop by `EachView`."""
+
+    pair: TwoViews
+
+    def draw(self, draws: Draws) -> tuple["Colours", ...]:
+        """Draw the colours of all three, as the pair's mode has them."""
+        return self.pair.draw(draws) + self._other.draw(draws)
+
+    def __call__(
+        self, crops: Sequence[Tensor], drawn: "torch.Generator | Draws | tuple[Colours, ...]"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Make three images, float (B, 3, H, W), ImageNet-normalised, from two crops uint8 (B, 3, H, W) each."""
+        one, other = crops
+        colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(one)))
+        first = VIEWS[self.pair.mode]
+        return *self.pair(one, colours[:first]), *self._other(other, colours[first:])
+
+    @property
+    def _other(self) -> EachView:
+        return EachView(1, self.pair.mode, self.pair.compiled)
+
+
 def coloured(
     crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
 ) -> Tensor:

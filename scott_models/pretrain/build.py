@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..scott import MODELS, SCOTT
 from . import masks
-from .augment import TwoViews
+from .augment import TwoCrops, TwoViews
 from .beit import BEiT
 from .diet import DIET
 from .mimjepa import MIMJEPA, Views
@@ -54,7 +54,8 @@ class Given(NamedTuple):
 
     def views(self, recipe: Recipe) -> Views:
         """Return what makes the two views of a crop."""
-        return TwoViews(recipe.data.views, self.compiled)
+        pair = TwoViews(recipe.data.views, self.compiled)
+        return TwoCrops(pair) if recipe.objective.name == "mimjepa" and recipe.objective.views_per_image == 2 else pair
 
 
 def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) -> nn.Module:
@@ -147,11 +148,11 @@ def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
         chosen.pooled,
         encoder.embed_dim,
         chosen.projector,
-        views=chosen.views_per_image,
+        views=chosen.views_per_image or 2,
         weight=chosen.pooled_weight,
         temperature=chosen.temperature,
     )
-    views = {"views_per_image": chosen.views_per_image, "local_views": chosen.local_views}
+    views = {"views_per_image": chosen.views_per_image or 2, "local_views": chosen.local_views}
     return VISReg(encoder, comparison, **views, colours=recipe.data.views, compiled=given.compiled)
 
 

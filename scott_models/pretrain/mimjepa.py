@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ..scott import SCOTT
 from . import masks
-from .augment import TwoViews
+from .augment import TwoCrops, TwoViews
 from .draws import Draws
 from .plan import Drawing, Plan, nothing
 from .pooled import Pooled
 from .predictor import Predictor
 from .schedules import linear
 
-Views = Callable[[Tensor, Draws], tuple[Tensor, Tensor]]
+Views = Callable[[Any, Draws], tuple[Tensor, ...]]
 
 
 class Student(nn.Module):
@@ -56,7 +56,8 @@ class MIMJEPA(nn.Module):
     Args:
         encoder: becomes the context encoder; the target starts as its copy. Either it or the predictor needs a mask
             token. With the predictor's, the encoder sees the visible patches alone.
-        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches.
+        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. `TwoCrops`
+            adds a third, of another crop, whose target features the pooled term compares the context with.
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
         ema: decay of the target before the first and at the last update, linear in between.
         pooled: a term on pooled features to add to the loss.
@@ -82,7 +83,7 @@ class MIMJEPA(nn.Module):
             )
         self.student: Student = Student(encoder, predictor)
         self.target_encoder = deepcopy(encoder).requires_grad_(False).eval()
-        self.views = views
+        self.views, self.views_per_image = views, 2 if isinstance(views, TwoCrops) else 1
         self.mask = mask
         self.ema = ema
         self.pooled: Any = pooled  # several processes wrap it
@@ -116,21 +117,27 @@ class MIMJEPA(nn.Module):
         """Return what draws ahead for `inputs`, if the views can."""
         return self._drawing.ahead
 
-    def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
+    def inputs(self, crops: Any, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
         """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N).
 
-        If the visible patches are encoded alone, the places of these and of the hidden ones, int64 (B, K) and
-        (B, N - K). And what the term on pooled features draws.
+        Of two crops of each image, images of the second come third. If the visible patches are encoded alone, the
+        places of these and of the hidden ones follow, int64 (B, K) and (B, N - K). Last is what the term on pooled
+        features draws.
         """
         return self._drawing.inputs(crops, generator)
 
-    def forward(self, context: Tensor, target: Tensor, visible: Tensor, *drawn: Tensor) -> Tensor:
+    def forward(self, context: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
         """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar.
 
         The term on pooled features is added, if there is one.
         """
+        seen = target
+        if self.views_per_image == 2:
+            seen, rest = torch.cat([target, rest[0]]), rest[1:]
         with torch.no_grad():
-            targets = self.target_encoder.forward_features(target)
+            features = self.target_encoder.forward_features(seen)
+        targets, compared = features[: len(target)], features[-len(target) :]
+        visible, drawn = rest[0], rest[1:]
         places, drawn = (drawn[0], drawn[2:]) if self.predictor.mask_token is not None else (None, drawn)
         predictions, tokens = self.student(context, visible, places)
         distance = F.smooth_l1_loss(predictions.float(), targets.float(), reduction="none").mean(dim=-1)
@@ -138,8 +145,8 @@ class MIMJEPA(nn.Module):
         loss = (distance * hidden).sum() / hidden.sum()
         if self.pooled is None:
             return loss
-        features = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # as the target's are
-        return loss + self.pooled(features.mean(dim=1), targets.mean(dim=1), *drawn)
+        normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # as the target's are
+        return loss + self.pooled(normed.mean(dim=1), compared.mean(dim=1), *drawn)
 
     def set_input_size(self, size: int) -> None:
         """Take crops of so many pixels from now on."""

@@ -33,7 +33,7 @@ OBJECTIVES = {
     "visreg": ["data.views=different", "objective.pooled=visreg", "objective.pooled_weight=1", *DRY],
     "diet": ["data.views=different", *DRY],
 }
-PLAIN = ["objective.context=all", "objective.pooled=none"]  # unless they say otherwise
+PLAIN = ["objective.context=all", "objective.pooled=none", "objective.views_per_image=0"]  # unless they say otherwise
 OBJECTIVES = {name: [f"objective.name={name}", *PLAIN, *settings] for name, settings in OBJECTIVES.items()}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
 # torch.compile rounds otherwise). The monitor's images it may not: looks at others do not compare.
@@ -121,7 +121,7 @@ class Objective:
     pooled: Literal["none", "visreg", "sigreg", "vicreg", "infonce"] = "none"  # term on pooled features
     pooled_weight: float = 0.3  # of that term beside the loss
     projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of that term
-    views_per_image: int = 2  # large crops that visreg compares
+    views_per_image: int = 0  # large crops: of visreg 2 or more, of mimjepa 1, or 2 for infonce; 0: the fewest
     local_views: int = 0  # small crops beside them
     label_smoothing: float = 0.8  # of diet
 
@@ -151,7 +151,10 @@ class Objective:
             require(self.pooled == "none", "objective.pooled", f"none, which {self.name} takes", self.pooled)
         of_mimjepa = self.name == "mimjepa" or self.context == "all"
         require(of_mimjepa, "objective.context", f"all, which {self.name} takes", self.context)
-        require(self.views_per_image > 1, "objective.views_per_image", "at least 2", self.views_per_image)
+        views, compared = self.views_per_image, self.name == "mimjepa" and self.pooled == "infonce"
+        fits = views == 0 or (views > 1 if self.name == "visreg" else views == 1 or (views == 2 and compared))
+        expected = "2 or more for visreg, 1 for others, 2 for mimjepa with objective.pooled=infonce too; or 0"
+        require(fits, "objective.views_per_image", expected, views)
         require(self.local_views >= 0, "objective.local_views", "0 or more", self.local_views)
         smooth = 0 <= self.label_smoothing < 1
         require(smooth, "objective.label_smoothing", "a share from 0 to below 1", self.label_smoothing)

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from scott_models.pretrain import augment
-from scott_models.pretrain.augment import EachView, coloured, normalize
+from scott_models.pretrain.augment import Colours, EachView, TwoCrops, TwoViews, coloured, normalize
 from scott_models.pretrain.draws import Draws
 
 
@@ -207,3 +207,17 @@ def test_each_view_has_its_colours(mode):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     with pytest.raises(ValueError, match="crops: expected 3 of each image, got 1"):
         views(crops[0], drawn)
+
+
+@pytest.mark.parametrize("mode", ["different", "same", "none"])
+def test_two_views_of_a_crop_and_one_of_another(mode):
+    views, pair = TwoCrops(TwoViews(mode)), TwoViews(mode)
+    crops = [torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
+    streams = [Draws(np.arange(16, dtype=np.uint64)) for _ in range(3)]
+    context, target, other = views(crops, views.draw(streams[0]))
+    first = pair(crops[0], pair.draw(streams[1]))  # as without the other crop
+    assert torch.equal(context, first[0])
+    assert torch.equal(target, first[1])
+    expected = coloured(crops[1], Colours.draw(streams[1])) if mode != "none" else normalize(crops[1].float() / 255)
+    assert torch.equal(other, expected)
+    assert all(torch.equal(a, b) for a, b in zip((context, target, other), views(crops, streams[2]), strict=True))

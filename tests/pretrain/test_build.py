@@ -75,3 +75,27 @@ def test_masks_must_fit_the_small_size_too():
         built("model.small_img_size=16")
     with pytest.raises(RecipeError, match="recipe.run.accumulate: expected parts of 2 images or more"):
         built(*OBJECTIVES["visreg"], "run.accumulate=4")
+
+
+def test_infonce_compares_the_context_with_another_crop():
+    changes = ["objective.pooled=infonce", "objective.pooled_weight=2"]
+    one, two = built(*changes), built(*changes, "objective.views_per_image=2")
+    assert (one.views_per_image, two.views_per_image) == (1, 2)
+    crops = [torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
+    context, target, other, visible = two.inputs(crops, Draws(np.arange(4, dtype=np.uint64)))
+    first = one.inputs(crops[0], Draws(np.arange(4, dtype=np.uint64)))
+    assert torch.equal(context, first[0])
+    assert torch.equal(target, first[1])
+    for each in (one, two):
+        torch.manual_seed(4)
+        each.loss = each(*((context, target, other, visible) if each is two else (context, target, visible)))
+    plain = built()
+    torch.manual_seed(4)
+    without = plain(context, target, visible)
+    torch.manual_seed(4)
+    again = two(context, target, target, visible)  # the other crop is this one
+    torch.testing.assert_close(again, one.loss)
+    assert (two.loss - one.loss).abs() > 1e-4
+    assert two.loss > without
+    planned = two.inputs(crops, two.drawing(Draws(np.arange(4, dtype=np.uint64))))
+    assert all(torch.equal(a, b) for a, b in zip(planned, (context, target, other, visible), strict=True))

@@ -80,7 +80,14 @@ def test_lists_of_names(tmp_path):
         (["objective.name=dino"], r"recipe.objective.name: expected one of .*'visreg', 'diet'\], got 'dino'"),
         (["objective.name=visreg"], "recipe.objective.pooled: expected a term, which visreg needs, got 'none'"),
         (["objective.name=beit", "objective.context=visible"], "objective.context: expected all, which beit takes"),
-        (["objective.views_per_image=1"], "recipe.objective.views_per_image: expected at least 2, got 1"),
+        (
+            ["objective.name=visreg", "objective.pooled=visreg", "objective.views_per_image=1"],
+            "recipe.objective.views_per_image: expected 2 or more for visreg, .*, got 1",
+        ),
+        (
+            ["objective.views_per_image=2"],
+            "recipe.objective.views_per_image: .* 2 for mimjepa with .*=infonce.*, got 2",
+        ),
         (["objective.local_views=-1"], "recipe.objective.local_views: expected 0 or more, got -1"),
         (["objective.label_smoothing=1"], "recipe.objective.label_smoothing: expected a share from 0 to below 1"),
         (["model.small_img_size=40"], "model.small_img_size: expected 0, or a multiple of 16 px below 64, got 40"),
