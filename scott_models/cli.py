@@ -69,7 +69,8 @@ def pretrain(
         data: a folder of images, searched below too; or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME; give
             the option again for more.
         out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
-        recipe: name of a recipe of the package, or the path of a TOML file.
+        recipe: name of a recipe of the package, or the path of a TOML file; by default flowers102, the paper's, on a
+            GPU, and small elsewhere.
         objective: what is learned, with the masks and views that its paper gives it; by default the recipe's.
         init: weights that the encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
         resume: go on with the run in --out from its last checkpoint.
@@ -93,7 +94,7 @@ def pretrain(
             left = training.check_finish(recipe, settings, budget)
             exported = training.finish(out, left, data, skip_bad=skip)
         else:
-            loaded = training.Recipe.load(recipe or "flowers102", settings)
+            loaded = training.Recipe.load(recipe or training.choose_recipe(), settings)
             exported = training.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=export)
     if json:
         lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())

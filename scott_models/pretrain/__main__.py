@@ -8,7 +8,7 @@ from json import dumps
 from pathlib import Path
 
 from ..errors import told_in_a_sentence
-from . import Budget, Recipe, check_finish, finish, pretrain
+from . import Budget, Recipe, check_finish, choose_recipe, finish, pretrain
 from .recipe import OBJECTIVES
 
 EXAMPLES = """for example:
@@ -29,7 +29,8 @@ def main() -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", help="name of a recipe of the package, or the path of a TOML file")
+    names = "name of a recipe of the package, or path of a TOML file; default: flowers102 on a GPU, small elsewhere"
+    parser.add_argument("recipe", nargs="?", help=names)
     parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
     parser.add_argument("--data", action="append", default=[], help="a folder of images, or flowers102:ROOT, ...")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
     parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
     given = parser.parse_intermixed_args()
+    if given.recipe and "=" in given.recipe:  # there is none
+        given.recipe, given.changes = None, [given.recipe, *given.changes]
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
     changes += [f"model.init={dumps(given.init)}"] if given.init else []
     skip = given.bad_images == "skip"
@@ -51,7 +54,7 @@ def main() -> None:
         if given.finish:
             finish(given.out, check_finish(given.recipe, changes, budget), given.data, skip_bad=skip)
         else:
-            recipe = Recipe.load(given.recipe or "flowers102", changes)
+            recipe = Recipe.load(given.recipe or choose_recipe(), changes)
             pretrain(recipe, given.data, given.out, given.resume, budget=budget, skip_bad=skip, export=given.export)
 
 

@@ -33,7 +33,11 @@ def test_weights_to_start_from(photos, tmp_path, monkeypatch):
         (["flower", "--data", "x", "--out", "y"], "scott: recipe: expected one of"),
         (["smoke", "--data", "nowhere", "--out", "y", *SMALL], "scott: nowhere: expected a folder of images"),
         (["smoke", "--data", "x", "--out", "y", "--minutes", "0"], "scott: budget: expected minutes"),
-        (["smoke", "--out", "y"], "required: --data"),
+        (["smoke", "--out", "y"], "scott: expected at least one folder of images, got none"),
+        (["--out", "y", "--finish", "--minutes", "3"], "scott: y: expected a run to finish, found no checkpoint"),
+        (["smoke", "--out", "y", "--finish", "--minutes", "3"], "scott: --finish: expected no recipe and no settings"),
+        (["optim.epochs=1", "--out", "y", "--finish", "--epochs", "3"], "scott: --finish: expected no recipe"),
+        (["--out", "y", "--finish"], "scott: --finish: expected --minutes, --epochs or --images-seen"),
     ],
 )
 def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, message):
@@ -43,6 +47,21 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, mes
     assert exit_status.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "smoke", "--data", photos, *SMALL, "--out", tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("epochs = 2.0", "epochs = 20.0"))  # as if it had been stopped
+    run(monkeypatch, "--out", tmp_path / "run", "--finish", "--epochs", "1")
+    assert f"local-dir:{tmp_path / 'run' / 'export'}" in capsys.readouterr().out
+    assert "finish_after = 6\nfinish_updates = 3\n" in recipe.read_text()
+
+
+def test_without_a_recipe_it_is_the_one_for_the_machine(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__, "choose_recipe", lambda: "smoke")
+    run(monkeypatch, *SMALL, "--data", photos, "--out", tmp_path / "run")
+    assert 'name = "scott_3_16"\nimg_size = 32\n' in (tmp_path / "run" / "recipe.toml").read_text()
 
 
 def test_help_shows_examples(monkeypatch, capsys):
