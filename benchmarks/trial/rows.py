@@ -28,9 +28,15 @@ ROWS: dict[str, tuple[str, ...]] = {
     "splitmask": (*OBJECTIVES["splitmask"], "objective.words=1024"),
     "visreg on 2 crops": crops(),
     "infonce on 2 crops": crops("objective.pooled=infonce"),
+    "the same, learning rate 1e-3": crops("objective.pooled=infonce", "optim.peak_lr=1e-3"),
+    "the same, batch 32": crops("objective.pooled=infonce", "optim.batch_size=32"),
+    "the same, temperature 0.1": crops("objective.pooled=infonce", "objective.temperature=0.1"),
+    "infonce on 2 and 4 crops": crops("objective.pooled=infonce", "objective.local_views=4"),
     "infonce 1": term("infonce", 1),
     "infonce 1 with another crop": term("infonce", 1, "objective.views_per_image=2"),
-    "infonce 3 with another crop": term("infonce", 3, "objective.views_per_image=2"),
+    "the same, decay from 0.9 to 0.99": term(
+        "infonce", 1, "objective.views_per_image=2", "optim.start_ema=0.9", "optim.final_ema=0.99"
+    ),
     "visible alone": ("objective.context=visible",),
     "diet": tuple(OBJECTIVES["diet"]),
     "learning rate 1e-3": ("optim.peak_lr=1e-3",),
