@@ -37,7 +37,7 @@ class Entry(TypedDict):
         license: of the weights.
         recipe, epochs, images_seen, seed, hardware, minutes, versions: how they were made.
         scores, protocol: measured top-1 %, e.g. "knn", and of what it is compared with, e.g. "knn_random"; and how.
-        objective: what was learned, where that is not MIM-JEPA: "splitmask" or "beit".
+        objective: what was learned, where that is not MIM-JEPA alone: "splitmask", "mimjepa-infonce", ...
         head, label_names: of a classifier alone: the kind of probe behind the encoder, "attentive" or "linear", and its
             classes in the order of the logits.
     """
@@ -72,6 +72,8 @@ TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
 _WORDS = {"type": "string", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 1}
 _PIXELS = {**_COUNT, "multipleOf": 16}
+OBJECTIVES = ["splitmask", "beit", "visreg", "visreg-sigreg", "visreg-vicreg", "visreg-infonce", "diet"]
+OBJECTIVES += [f"mimjepa-{term}" for term in ("visreg", "sigreg", "vicreg", "infonce")]
 # What an entry may say, whoever wrote it, in the words of JSON Schema: `properties` of weights_manifest.schema.json.
 # An error reads "expected <description>".
 RULES: dict[str, dict[str, Any]] = {
@@ -146,9 +148,9 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "protocol": {"description": "how the scores were measured, in words", **_WORDS},
     "objective": {
-        "description": "what was learned where that is not MIM-JEPA, splitmask or beit",
+        "description": "what was learned where that is not MIM-JEPA alone; after its name a term on pooled features",
         "type": "string",
-        "enum": ["splitmask", "beit"],
+        "enum": OBJECTIVES,
     },
     "head": {
         "description": "the kind of probe behind the encoder, attentive or linear; none of a backbone",

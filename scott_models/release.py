@@ -15,7 +15,7 @@ from torch import Tensor
 from . import weights
 from .errors import WeightsError
 from .manifest import RULES, Entry
-from .pretrain.recipe import Recipe
+from .pretrain.recipe import TITLES, Recipe
 
 PICTURE = "pca.webp"
 SHOWN = f"""![Images; the first principal component of their patch features, the foreground it separates, and three
@@ -29,7 +29,13 @@ METHODS = {
     "mimjepa": "MIM-JEPA (arXiv 2502.18056)",
     "splitmask": "SplitMask (arXiv 2112.10740)",
     "beit": "BEiT's objective (arXiv 2106.08254) with tokens made from images (arXiv 2112.10740)",
+    "visreg": "VISReg (arXiv 2606.02572)",
+    "visreg-sigreg": "LeJEPA's objective (arXiv 2511.08544)",
+    "visreg-vicreg": "VICReg (arXiv 2105.04906)",
+    "visreg-infonce": "InfoNCE between crops",
+    "diet": "DIET (arXiv 2302.10260)",
 }
+METHODS |= {name: f"{title} on pooled features" for name, title in TITLES.items() if name.startswith("mimjepa-")}
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
 MOST_CHANGES = 3  # of a recipe that still goes by its name
 DTYPES = RULES["dtype"]["enum"]
@@ -111,7 +117,7 @@ def entry_of_run(
         "data_terms": data_terms,
         "license": license,
         "recipe": name_of(recipe) + (f", from {start_of(recipe)}" if recipe.model.init else ""),
-        "epochs": recipe.optim.epochs,
+        "epochs": round(lines[-1]["epoch"], 2) if recipe.optim.finish_updates else recipe.optim.epochs,
         "images_seen": steps * recipe.optim.batch_size,
         "seed": recipe.run.seed,
         "hardware": hardware,
@@ -120,8 +126,8 @@ def entry_of_run(
         "scores": measured,
         "protocol": protocol,
     }
-    if recipe.objective.name != "mimjepa":
-        entry["objective"] = recipe.objective.name
+    if recipe.objective.full_name != "mimjepa":
+        entry["objective"] = recipe.objective.full_name
     check_told(file.parent, recipe.model.name, entry)
     return entry
 

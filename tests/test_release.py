@@ -9,10 +9,20 @@ from safetensors.torch import load_file, save_file
 
 from scott_models import weights
 from scott_models.errors import WeightsError
-from scott_models.manifest import manifest
+from scott_models.manifest import RULES, manifest
 from scott_models.pretrain import Recipe, pretrain
-from scott_models.pretrain.recipe import OBJECTIVES
-from scott_models.release import PICTURE, card, check_told, dtype_of, entry_of_run, is_pretraining, name_of, source_name
+from scott_models.pretrain.recipe import OBJECTIVES, TITLES
+from scott_models.release import (
+    METHODS,
+    PICTURE,
+    card,
+    check_told,
+    dtype_of,
+    entry_of_run,
+    is_pretraining,
+    name_of,
+    source_name,
+)
 
 CHECKOUT = Path(__file__).parents[1]
 SMOKE = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
@@ -81,6 +91,17 @@ def test_a_card_names_the_objective(photos, tmp_path):
     assert "without labels by BEiT's objective (arXiv 2106.08254)" in card("scott_3_16.x", entry)
     released = next(iter(manifest().values()))
     assert "objective" not in released
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_every_objective_has_a_name_in_the_manifest_and_on_cards(name):
+    objective, _, term = name.partition("-")
+    term = term or ("visreg" if objective == "visreg" else "none")
+    recipe = Recipe.load("smoke", [*OBJECTIVES[objective], f"objective.pooled={term}"])
+    assert recipe.objective.full_name == name
+    assert recipe.objective.title == TITLES[name]
+    assert METHODS[name]
+    assert (name in RULES["objective"]["enum"]) == (name != "mimjepa")
     assert "without labels by MIM-JEPA (arXiv 2502.18056)" in card("scott_3_16.x", released)
 
 

@@ -17,12 +17,17 @@ from ..errors import RecipeError
 PAPER_BATCH = 128
 PATCH = 16  # pixels
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
+# By the full name of an objective.
 TITLES = {
     "mimjepa": "MIM-JEPA",
     "splitmask": "SplitMask",
     "beit": "BEiT's objective",
     "visreg": "VISReg",
+    "visreg-sigreg": "LeJEPA's objective",
+    "visreg-vicreg": "VICReg",
+    "visreg-infonce": "InfoNCE between crops",
     "diet": "DIET",
+    **{f"mimjepa-{term}": f"MIM-JEPA with a {term} term" for term in ("visreg", "sigreg", "vicreg", "infonce")},
 }
 DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for the denoising objectives
 # What goes with an objective, whatever a recipe says.
@@ -128,7 +133,12 @@ class Objective:
     @property
     def title(self) -> str:
         """What people call it."""
-        return TITLES[self.name]
+        return TITLES[self.full_name]
+
+    @property
+    def full_name(self) -> str:
+        """Its name, and that of a term that does not go without saying."""
+        return self.name if self.pooled in ("none", self.name) else f"{self.name}-{self.pooled}"
 
     @property
     def compares_images(self) -> bool:
