@@ -34,7 +34,7 @@ def pretrain(
     changes: Positional[tuple[str, ...]] = (),
     /,
     *,
-    data: Sources = [],  # noqa: B006 -- as above
+    data: Sources = [],  # noqa: B006 -- tyro's way to say that an option may be given again or not at all
     out: Path,
     recipe: str | None = None,
     objective: Literal["mimjepa", "splitmask", "beit", "visreg", "diet"] | None = None,
@@ -45,7 +45,7 @@ def pretrain(
     images_seen: int | None = None,
     epochs: float | None = None,
     bad_images: Literal["error", "skip"] = "error",
-    export: Literal["target", "context"] = "target",
+    export: Literal["target", "context"] | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Pretrain a model on your own images, no labels needed.
@@ -80,7 +80,7 @@ def pretrain(
         images_seen: fit epochs and schedules to this many images instead.
         epochs: fit schedules to so many epochs instead.
         bad_images: what to do with images that cannot be used; either way all of them are listed.
-        export: which encoder is exported at the end.
+        export: which encoder is exported at the end, by default the target.
         json: print JSON instead of a sentence.
     """
     from . import pretrain as training
@@ -91,11 +91,12 @@ def pretrain(
     settings = [*OBJECTIVES.get(objective or "", []), *changes, *started]
     with redirect_stdout(sys.stderr if json else sys.stdout):
         if finish:
-            left = training.check_finish(recipe, settings, budget)
+            left = training.check_finish(recipe, settings, budget, export)
             exported = training.finish(out, left, data, skip_bad=skip)
         else:
-            loaded = training.Recipe.load(recipe or training.choose_recipe(), settings)
-            exported = training.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=export)
+            loaded = training.Recipe.load(recipe or training.choose_recipe(out if resume else None), settings)
+            which = export or "target"
+            exported = training.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=which)
     if json:
         lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())
         looks = [line["monitor"] for line in lines if "monitor" in line]
@@ -246,7 +247,7 @@ def neighbours(
 def probe(
     *,
     model: str = "scott_3_16",
-    train: Sources = [],  # noqa: B006 -- tyro's way to say that an option may be given again or not at all
+    train: Sources = [],  # noqa: B006
     test: Sources,
     probes: tuple[Probe, ...] = PROBES,
     protocol: Literal["fast", "paper"] = "fast",

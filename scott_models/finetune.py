@@ -22,6 +22,7 @@ from .labelled import Labelled, find_labelled
 from .pretrain import Budget
 from .pretrain.augment import Colours, coloured, move_together, normalize
 from .pretrain.draws import Draws
+from .pretrain.gather import unwrap
 from .pretrain.recipe import Run as RunSettings
 from .pretrain.recipe import Schedule, Settings, require
 from .pretrain.records import write_whole
@@ -172,7 +173,7 @@ class Supervised(nn.Module):
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        return {"model": getattr(self.model, "module", self.model)}
+        return {"model": unwrap(self.model)}
 
     @property
     def drawing(self) -> "SupervisedDrawing":
@@ -262,7 +263,7 @@ class FineTuning(Run):
         names = (self.trained.names[label] for label in self.trained.labels.tolist())
         return [Sample(image, name) for image, name in zip(self.trained.images, names)]
 
-    def build_objective(self, recipe: Any, *, images: int, compiled: bool) -> nn.Module:
+    def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
         objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe, compiled)
         if compiled:
             objective.compile()

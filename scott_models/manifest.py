@@ -72,8 +72,8 @@ TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
 _WORDS = {"type": "string", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 1}
 _PIXELS = {**_COUNT, "multipleOf": 16}
-OBJECTIVES = ["splitmask", "beit", "visreg", "visreg-sigreg", "visreg-vicreg", "visreg-infonce", "diet"]
-OBJECTIVES += [f"mimjepa-{term}" for term in ("visreg", "sigreg", "vicreg", "infonce")]
+LEARNED = ["splitmask", "beit", "visreg", "visreg-sigreg", "visreg-vicreg", "visreg-infonce", "diet"]
+LEARNED += [f"mimjepa-{term}" for term in ("visreg", "sigreg", "vicreg", "infonce")]
 # What an entry may say, whoever wrote it, in the words of JSON Schema: `properties` of weights_manifest.schema.json.
 # An error reads "expected <description>".
 RULES: dict[str, dict[str, Any]] = {
@@ -150,7 +150,7 @@ RULES: dict[str, dict[str, Any]] = {
     "objective": {
         "description": "what was learned where that is not MIM-JEPA alone; after its name a term on pooled features",
         "type": "string",
-        "enum": OBJECTIVES,
+        "enum": LEARNED,
     },
     "head": {
         "description": "the kind of probe behind the encoder, attentive or linear; none of a backbone",

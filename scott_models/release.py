@@ -16,6 +16,7 @@ from . import weights
 from .errors import WeightsError
 from .manifest import RULES, Entry
 from .pretrain.recipe import TITLES, Recipe
+from .pretrain.records import exported
 
 PICTURE = "pca.webp"
 SHOWN = f"""![Images; the first principal component of their patch features, the foreground it separates, and three
@@ -35,7 +36,8 @@ METHODS = {
     "visreg-infonce": "InfoNCE between crops",
     "diet": "DIET (arXiv 2302.10260)",
 }
-METHODS |= {name: f"{title} on pooled features" for name, title in TITLES.items() if name.startswith("mimjepa-")}
+POOLED = {name: title for name, title in TITLES.items() if name.startswith("mimjepa-")}
+METHODS |= {name: f"{title} on pooled features (arXiv 2502.18056)" for name, title in POOLED.items()}
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
 MOST_CHANGES = 3  # of a recipe that still goes by its name
 DTYPES = RULES["dtype"]["enum"]
@@ -93,7 +95,7 @@ def entry_of_run(
         start = json.loads(path.read_text())[-1]
         names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
         data = data or f"{start['images']:,} images of {', '.join(names)}"
-        export = start.get("export") or ("context" if "context" in str(start["command"]) else "target")  # older runs
+        export = exported(start)
         hardware = start["gpu"] or f"{start['cpus']} CPU cores"
         versions = {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")}
     with weights.reading(run / "metrics.jsonl", "what pretraining wrote") as path:

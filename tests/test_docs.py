@@ -269,7 +269,7 @@ def parse(command: Command) -> bool:
         def tell(*given, **named):
             calls.append(name)
             if kind := {"pretrain": Recipe, "finetune": FinetuneRecipe}.get(name):
-                kind.load(named.get("recipe") or "flowers102", *given)
+                kind.load(named.get("recipe") or "small", *given)
 
         return tell
 

@@ -28,13 +28,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "splitmask": (*OBJECTIVES["splitmask"], "objective.words=1024"),
     "visreg on 2 crops": crops(),
     "infonce on 2 crops": crops("objective.pooled=infonce"),
-    "the same, learning rate 1e-3": crops("objective.pooled=infonce", "optim.peak_lr=1e-3"),
-    "the same, batch 32": crops("objective.pooled=infonce", "optim.batch_size=32"),
-    "the same, temperature 0.1": crops("objective.pooled=infonce", "objective.temperature=0.1"),
+    "infonce on 2 crops, learning rate 1e-3": crops("objective.pooled=infonce", "optim.peak_lr=1e-3"),
+    "infonce on 2 crops, batch 32": crops("objective.pooled=infonce", "optim.batch_size=32"),
+    "infonce on 2 crops, temperature 0.1": crops("objective.pooled=infonce", "objective.temperature=0.1"),
     "infonce on 2 and 4 crops": crops("objective.pooled=infonce", "objective.local_views=4"),
     "infonce 1": term("infonce", 1),
     "infonce 1 with another crop": term("infonce", 1, "objective.views_per_image=2"),
-    "the same, decay from 0.9 to 0.99": term(
+    "infonce 1 with another crop, decay 0.9 to 0.99": term(
         "infonce", 1, "objective.views_per_image=2", "optim.start_ema=0.9", "optim.final_ema=0.99"
     ),
     "visible alone": ("objective.context=visible",),
@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "targets without norm": (),
     "48 to 96 px": ("model.img_size=96", "model.small_img_size=48", "data.short_side=128"),
     "visreg on 2 and 4 crops": crops("objective.local_views=4"),
-    "plain, then visreg": (),
+    "plain, then as many crops of visreg": (),
     "predictor of one block": ("model.predictor_depth=1",),
     "learning rate 2e-3": ("optim.peak_lr=2e-3",),
     "batch 16": ("optim.batch_size=16",),
@@ -58,4 +58,4 @@ ROWS: dict[str, tuple[str, ...]] = {
     "vicreg 0.05": term("vicreg", 0.05),
 }
 RAW = "targets without norm"
-AFTER = {"plain, then visreg": ("plain", 5 * 8189, "visreg on 2 crops")}  # a row, crops, a row that goes on from there
+AFTER = {"plain, then as many crops of visreg": ("plain", "visreg on 2 crops")}  # two rows, one after the other

@@ -42,9 +42,9 @@ def main() -> None:
     parser.add_argument("--images-seen", type=int, help="fit epochs and schedules to this many images")
     parser.add_argument("--epochs", type=float, help="fit schedules to so many epochs")
     parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
-    parser.add_argument("--export", choices=("target", "context"), default="target", help="which encoder to export")
+    parser.add_argument("--export", choices=("target", "context"), help="which encoder to export; default: target")
     given = parser.parse_intermixed_args()
-    if given.recipe and "=" in given.recipe:  # there is none
+    if given.recipe and "=" in given.recipe and not given.recipe.endswith(".toml"):  # the first of the changes
         given.recipe, given.changes = None, [given.recipe, *given.changes]
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
     changes += [f"model.init={dumps(given.init)}"] if given.init else []
@@ -52,10 +52,19 @@ def main() -> None:
     with told_in_a_sentence():
         budget = Budget.of(given.minutes, given.images_seen, given.epochs)
         if given.finish:
-            finish(given.out, check_finish(given.recipe, changes, budget), given.data, skip_bad=skip)
+            left = check_finish(given.recipe, changes, budget, given.export)
+            finish(given.out, left, given.data, skip_bad=skip)
         else:
-            recipe = Recipe.load(given.recipe or choose_recipe(), changes)
-            pretrain(recipe, given.data, given.out, given.resume, budget=budget, skip_bad=skip, export=given.export)
+            recipe = Recipe.load(given.recipe or choose_recipe(given.out if given.resume else None), changes)
+            pretrain(
+                recipe,
+                given.data,
+                given.out,
+                given.resume,
+                budget=budget,
+                skip_bad=skip,
+                export=given.export or "target",
+            )
 
 
 if __name__ == "__main__":

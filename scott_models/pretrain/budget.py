@@ -3,6 +3,7 @@
 Or, of a run under way, the updates in which it is brought to an end.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = [value for value in (self.minutes, self.images_seen, self.epochs) if value is not None]
-        if len(given) != 1 or given[0] <= 0:
+        if len(given) != 1 or not 0 < given[0] < math.inf:
             raise RecipeError(
                 "budget: expected minutes, images_seen or epochs, one of them and above 0, "
                 f"got {self.minutes}, {self.images_seen} and {self.epochs}"
@@ -46,7 +47,7 @@ class Budget:
         """The recipe with the epochs that fit, which it tells; the warm-up keeps its share of them.
 
         Args:
-            speed: images a second.
+            speed: images a second; only minutes need it.
             spent: seconds since the start; `monitor`: seconds that one monitoring takes.
 
         Raises:
@@ -55,18 +56,18 @@ class Budget:
         count = order.steps * order.batch  # images an epoch sees
         epochs = self._epochs(count, speed, spent, monitor, recipe.monitor.every)
         if round(epochs * order.steps) < 1:
+            found = f"{speed:.1f} images/s and {spent / 60:.1f} minutes gone before the first"
             raise RecipeError(
-                f"budget: expected enough for one update, found {speed:.1f} images/s and {spent / 60:.1f} minutes gone "
-                f"before the first; allow more, or take a smaller model, smaller images or a smaller batch"
+                f"budget: expected enough for one update, found {found if self.minutes else f'{epochs:.2g} epochs'}; "
+                "allow more, or take a smaller model, smaller images or a smaller batch"
             )
         warmup = recipe.optim.warmup_epochs * epochs / recipe.optim.epochs
-        end = time.strftime("%H:%M", time.localtime(time.time() + epochs * count / speed))
         if order.rank == 0:
-            print(
-                f"budget: {speed:.1f} images/s measured; {epochs:g} epochs chosen ({epochs * count:,.0f} images, "
-                f"warm-up {warmup:.3g} epochs), until about {end}",
-                file=sys.stderr,
-            )
+            chosen = f"{epochs:g} epochs chosen ({epochs * count:,.0f} images, warm-up {warmup:.3g} epochs)"
+            if self.minutes:
+                end = time.strftime("%H:%M", time.localtime(time.time() + epochs * count / speed))
+                chosen = f"{speed:.1f} images/s measured; {chosen}, until about {end}"
+            print(f"budget: {chosen}", file=sys.stderr)
         return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
     def finish(self, recipe: S, order: Order, done: int, speed: float, spent: float, monitor: float) -> S:

@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from ..scott import MODELS, SCOTT
 from . import masks
 from .augment import TwoCrops, TwoViews
@@ -44,12 +44,12 @@ class Given(NamedTuple):
 
     Attributes:
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
-        images: how many the run has.
+        images: tells how many the run has, which may take long.
         compiled: whether torch.compile takes the colours.
     """
 
     mask: Callable[..., Tensor]
-    images: int
+    images: Callable[[], int]
     compiled: bool
 
     def views(self, recipe: Recipe) -> Views:
@@ -58,14 +58,15 @@ class Given(NamedTuple):
         return TwoCrops(pair) if recipe.objective.name == "mimjepa" and recipe.objective.views_per_image == 2 else pair
 
 
-def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) -> nn.Module:
-    """The objective a recipe names, around an encoder with fresh weights or those it starts from.
+def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled: bool = False) -> nn.Module:
+    """Build the objective that a recipe names, around an encoder with fresh weights or those it starts from.
 
     Args:
-        images: how many the run has, for an objective that has a parameter for each.
+        images: tells how many the run has, for an objective that has parameters for each; by default none.
         compiled: let torch.compile take the views and, at its first call, the loss.
 
     Raises:
+        DataError: too few images for an objective that tells them apart.
         RecipeError: a model this package does not have, or settings a model or a mask cannot take.
         WeightsError: weights to start from that cannot be had, or are another model's.
     """
@@ -73,13 +74,13 @@ def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) 
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     mask = draw_mask(recipe.mask)
     heads = {"num_heads": model.num_heads} if model.num_heads else {}
-    fills_in = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")  # others see what they see
+    needs_mask_token = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")
     try:
         encoder = timm.create_model(
             model.name,
             **heads,
             img_size=model.img_size,
-            use_mask_token=fills_in,
+            use_mask_token=needs_mask_token,
             dynamic_img_size=name == "visreg" and recipe.objective.local_views > 0,
             pos_drop_rate=model.pos_drop,
             proj_drop_rate=model.proj_drop,
@@ -87,8 +88,12 @@ def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) 
             drop_path_rate=model.drop_path,
         )
         if name in MASKED:
-            for size in {model.img_size, model.small_img_size or model.img_size}:
-                mask(encoder.patch_embed.dynamic_feat_size((size, size)), batch=1, generator=torch.Generator())
+            for field in ("small_img_size", "img_size") if model.small_img_size else ("img_size",):
+                size = getattr(model, field)
+                grid = encoder.patch_embed.dynamic_feat_size((size, size))
+                visible = mask(grid, batch=1, generator=torch.Generator())
+                both = visible.any() and not visible.all()
+                require(bool(both), f"model.{field}", "enough patches to hide some and see some", size)
     except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
@@ -100,7 +105,7 @@ def build_objective(recipe: Recipe, *, images: int = 0, compiled: bool = False) 
 
 
 def draw_mask(mask: Mask) -> Callable[..., Tensor]:
-    """How the masks of a recipe are drawn: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
+    """Return what draws the masks of a recipe: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
     kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
     return partial(kind, ratio=mask.ratio)
 
@@ -158,18 +163,16 @@ def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
 
 def diet(recipe: Recipe, encoder: SCOTT, given: Given) -> DIET:
     """DIET around an encoder, with a class for each image."""
-    smoothing = recipe.objective.label_smoothing
-    require(given.images > 1, "objective.name", "another objective than diet for fewer than 2 images", given.images)
-    colours = recipe.data.views
-    return DIET(encoder, given.images, label_smoothing=smoothing, colours=colours, compiled=given.compiled)
+    smoothing, colours, images = recipe.objective.label_smoothing, recipe.data.views, given.images()
+    if images < 2:
+        raise DataError(f"expected 2 images or more, which diet tells apart, found {images}")
+    return DIET(encoder, images, label_smoothing=smoothing, colours=colours, compiled=given.compiled)
 
 
 def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
     """SplitMask around an encoder, whose masks are halves."""
     chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
     require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
-    patches = encoder.patch_embed.num_patches
-    require(patches > 1, "model.img_size", "more than one patch, to split them in halves", recipe.model.img_size)
     if chosen.match:
         require_several(recipe, "to match them")
     fits = chosen.decoder_dim % heads == chosen.decoder_dim % 4 == 0

@@ -27,7 +27,7 @@ class Course:
         return self.finish_after + self.finish_updates if self.finish_updates else self.planned
 
     def place(self, step: int) -> float:
-        """Tell where update `step` is among the planned ones: what is left of these passes in fewer, or in more."""
+        """Tell where update `step` is among the planned ones, of which a finish runs through the rest at its pace."""
         if not self.finish_updates or step <= self.finish_after:
             return step
         return self.finish_after + (self.planned - self.finish_after) * self._share(step)

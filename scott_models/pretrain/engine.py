@@ -101,7 +101,7 @@ class Engine:
         """
         views, local = getattr(self.objective, "views_per_image", 1), getattr(self.objective, "local_views", 0)
         crops = Crops(images.on(self.device), recipe.model.img_size, recipe.run.seed, views, local)
-        crops.check_room(recipe.optim.batch_size // self.processes, recipe.run.workers)
+        crops.check_room(recipe.optim.batch_size // self.processes, recipe.run.accumulate, recipe.run.workers)
         return crops
 
     def load(
@@ -281,8 +281,14 @@ def out_of_memory_told() -> Iterator[None]:
         ) from error
 
 
-def choose_recipe() -> str:
-    """Choose the recipe where none is named: the paper's on a GPU, one for short runs on a CPU."""
+def choose_recipe(out: Path | None = None) -> str:
+    """Choose the recipe where none is named: the paper's on a GPU, one for short runs on a CPU.
+
+    Args:
+        out: the folder of a run to go on with; if it has a recipe, that.
+    """
+    if out and (out / "recipe.toml").is_file():
+        return str(out / "recipe.toml")
     return "flowers102" if torch.cuda.is_available() else "small"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import RecipeError
 from .budget import Budget
 from .recipe import Recipe
+from .records import exported
 from .train import Run, check_level
 
 
@@ -22,7 +23,7 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
         out: a run folder.
         budget: for what is left.
         data: where the run's images are now; by default where they were.
-        skip_bad: as `pretrain`.
+        skip_bad: as `pretrain`; a run that did so goes on with it.
 
     Raises:
         RecipeError: a run that never started, is still warming up, is being finished already or has ended.
@@ -31,10 +32,14 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
     out = Path(out)
     start, done = last_start(out)
     recipe = Recipe.load(out / "recipe.toml")
-    if recipe.optim.finish_updates:
+    optim = recipe.optim
+    if optim.finish_updates and done < optim.finish_after + optim.finish_updates:
         raise RecipeError(f"{out}: is being finished already; go on with --resume")
+    if optim.finish_updates:
+        raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
     check_level(out, recipe, done, start["images"] // recipe.optim.batch_size)
-    run = Run(recipe, data or start["data"], out, True, None, skip_bad, start["export"], ending=budget)
+    skip_bad = skip_bad or start.get("skip_bad", False)
+    run = Run(recipe, data or start["data"], out, True, None, skip_bad, exported(start), ending=budget)
     run.train()
     return run.export()
 
@@ -51,14 +56,17 @@ def last_start(out: Path) -> tuple[dict[str, Any], int]:
     return json.loads((out / "environment.json").read_text())[-1], max(steps)
 
 
-def check_finish(recipe: str | None, settings: Sequence[str], budget: Budget | None) -> Budget:
+def check_finish(
+    recipe: str | None, settings: Sequence[str], budget: Budget | None, export: str | None = None
+) -> Budget:
     """Refuse what a command line gives beside `--finish` and contradicts it; returns the budget.
 
     Raises:
-        RecipeError: a recipe or settings, which the run has; or no budget.
+        RecipeError: a recipe, settings or what to export, which the run has; or no budget.
     """
-    if recipe or settings:
-        raise RecipeError(f"--finish: expected no recipe and no settings, which the run has, got {[recipe, *settings]}")
+    if recipe or settings or export:
+        given = recipe or " ".join(settings) or f"--export {export}"
+        raise RecipeError(f"--finish: expected no recipe and no settings, which the run has, got {given}")
     if budget is None:
         raise RecipeError("--finish: expected --minutes, --epochs or --images-seen for what is left of the run")
     return budget

@@ -1,9 +1,14 @@
-"""Rows of all processes, where a loss compares images."""
+"""Rows of all processes, where a loss compares images, and modules that several processes share."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+
+def unwrap(module: Any) -> Any:
+    """Return a module itself, or what a wrapper of several processes holds."""
+    return getattr(module, "module", module)
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:

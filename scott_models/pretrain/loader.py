@@ -28,12 +28,12 @@ from .crops import (
     random_crops_on_device,
 )
 from .draws import Draws
+from .recipe import PATCH
 from .store import Images, cores
 
 Place = tuple[int, int]  # epoch, index
 Made: TypeAlias = Tensor | list[Tensor]  # of a batch its crops, uint8 (B, 3, H, W), or those of each view
 GRACE = 60  # seconds that a worker outlives a SIGTERM
-PATCH = 16  # pixels
 AHEAD = 2  # batches that each worker makes before they are asked for
 
 
@@ -116,19 +116,32 @@ class Crops(Dataset):
         """Return the same crops at another size."""
         return Crops(self.images, size, self.seed, self.global_views, self.local_views)
 
-    def check_room(self, batch: int, workers: int) -> None:
-        """Make sure that the crops of as many images as `batch` fit into memory, with those that workers hold ready.
+    def ahead(self, workers: int) -> int:
+        """Tell how many processes make batches ahead: none for a CPU that has the decoded images."""
+        needed = torch.cuda.is_available() or self.images.pixels is None or self.on_device
+        return min(workers, cores()) if needed else 0
+
+    def check_room(self, batch: int, parts: int, workers: int) -> None:
+        """Make sure that the crops of a process's batch fit into RAM, with those that its workers hold ready.
+
+        Args:
+            batch: images.
+            parts: in which they are worked through, as fp32.
+            workers: as `load` takes them.
 
         Raises:
             RecipeError: they do not.
         """
+        if self.on_device:  # whose memory tells by itself
+            return
         pixels = batch * sum(3 * view.size**2 for view in self.views)
-        needed, free = pixels * (4 + 1 + AHEAD * workers), available_ram()  # as fp32 too
+        needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, available_ram()
         if needed > free:
+            several = "objective.views_per_image, objective.local_views, " if len(self.views) > 1 else ""
             raise RecipeError(
-                f"recipe: expected crops of a batch that fit into the {free / 1e9:.1f} GB that are free, found "
-                f"{len(self.views)} of each of {batch} images, which take {needed / 1e9:.1f} GB; lower "
-                "objective.views, objective.local_views, optim.batch_size or run.workers"
+                f"recipe: expected crops of a batch that fit into the {free / 1e9:.1f} GB of memory that are free, "
+                f"found {len(self.views)} of each of {batch} images, which take {needed / 1e9:.1f} GB; lower "
+                f"{several}optim.batch_size or run.workers"
             )
 
     @property
@@ -212,9 +225,8 @@ def load(
     Raises:
         DataError: an image that could be read at the start and cannot any more.
     """
-    pixels, cuda = crops.images.pixels, torch.cuda.is_available()
-    ahead = min(workers, cores()) if cuda or pixels is None or crops.on_device else 0
-    pieces = iterate(Planned(crops, drawing), order.pieces(first, last), ahead, cuda and not crops.on_device)
+    pixels, pinned = crops.images.pixels, torch.cuda.is_available() and not crops.on_device
+    pieces = iterate(Planned(crops, drawing), order.pieces(first, last), crops.ahead(workers), pinned)
     largest = largest_box(crops.images.sizes)
 
     def cut(plan: Any, made: Any) -> tuple[Any, Made]:

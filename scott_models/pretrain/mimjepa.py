@@ -13,6 +13,7 @@ from ..scott import SCOTT
 from . import masks
 from .augment import TwoCrops, TwoViews
 from .draws import Draws
+from .gather import unwrap
 from .plan import Drawing, Plan, nothing
 from .pooled import Pooled
 from .predictor import Predictor
@@ -43,11 +44,6 @@ class Student(nn.Module):
             return self.predictor(tokens), tokens
         tokens = self.context_encoder.forward_visible(images, visible, places)
         return self.predictor(tokens, places), tokens
-
-
-def unwrapped(student: Any) -> Student:
-    """Itself, or what a wrapper of several processes holds."""
-    return getattr(student, "module", student)
 
 
 class MIMJEPA(nn.Module):
@@ -90,11 +86,11 @@ class MIMJEPA(nn.Module):
 
     @property
     def context_encoder(self) -> SCOTT:
-        return unwrapped(self.student).context_encoder
+        return unwrap(self.student).context_encoder
 
     @property
     def predictor(self) -> Predictor:
-        return unwrapped(self.student).predictor
+        return unwrap(self.student).predictor
 
     @property
     def encoders(self) -> dict[str, SCOTT]:
@@ -108,7 +104,7 @@ class MIMJEPA(nn.Module):
 
     @property
     def _drawing(self) -> Drawing:
-        more = nothing if self.pooled is None else getattr(self.pooled, "module", self.pooled).drawing
+        more = nothing if self.pooled is None else unwrap(self.pooled).drawing
         grid, alone = self.target_encoder.patch_embed.grid_size, self.predictor.mask_token is not None
         return Drawing(self.views, self.mask, grid, places=alone, more=more)
 

@@ -102,7 +102,7 @@ def advise(health: dict[int, Health]) -> str:
     best = max(range(len(scores)), key=scores.__getitem__, default=0)
     if len(scores) < len(found) or not 0 < best < len(scores) - PATIENCE:
         return ""
-    return f"; kNN has not risen for {len(scores) - 1 - best} looks: --finish would end the run"
+    return f"; kNN has not risen for {len(scores) - 1 - best} looks: Ctrl-C and --finish would end the run well"
 
 
 class Monitor:

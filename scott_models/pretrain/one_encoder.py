@@ -1,10 +1,11 @@
-"""What objectives share that train one encoder and follow it with nothing."""
+"""What objectives share that train one encoder and have no other."""
 
 from typing import Any
 
 from torch import nn
 
 from ..scott import SCOTT
+from .gather import unwrap
 
 
 class OneEncoder(nn.Module):
@@ -23,12 +24,12 @@ class OneEncoder(nn.Module):
     @property
     def encoders(self) -> dict[str, SCOTT]:
         """What may be watched and exported: there is one encoder, whatever it is asked for as."""
-        encoder = getattr(self.student, "module", self.student).encoder
+        encoder = unwrap(self.student).encoder
         return {"target": encoder, "context": encoder}
 
     def set_input_size(self, size: int) -> None:
         """Take crops of so many pixels from now on."""
-        student = getattr(self.student, "module", self.student)
+        student = unwrap(self.student)
         student.encoder.set_input_size(size)
         if hasattr(student, "set_grid"):
             student.set_grid(student.encoder.patch_embed.grid_size)

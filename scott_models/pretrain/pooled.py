@@ -6,7 +6,7 @@ looks at one vector an image, behind a projector that exports leave out, in fp32
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .draws import Draws
 from .gather import gather
 from .plan import nothing
+from .recipe import Term
 
-Term = Literal["none", "visreg", "sigreg", "vicreg", "infonce"]
 TERMS: tuple[Term, ...] = get_args(Term)
 SLICED = ("visreg", "sigreg")
 SLICES = 256  # directions of those, anew in every update

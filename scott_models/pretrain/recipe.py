@@ -17,6 +17,7 @@ from ..errors import RecipeError
 PAPER_BATCH = 128
 PATCH = 16  # pixels
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
+Term = Literal["none", "visreg", "sigreg", "vicreg", "infonce"]
 # By the full name of an objective.
 TITLES = {
     "mimjepa": "MIM-JEPA",
@@ -27,7 +28,10 @@ TITLES = {
     "visreg-vicreg": "VICReg",
     "visreg-infonce": "InfoNCE between crops",
     "diet": "DIET",
-    **{f"mimjepa-{term}": f"MIM-JEPA with a {term} term" for term in ("visreg", "sigreg", "vicreg", "infonce")},
+    "mimjepa-visreg": "MIM-JEPA with VISReg's term",
+    "mimjepa-sigreg": "MIM-JEPA with LeJEPA's term",
+    "mimjepa-vicreg": "MIM-JEPA with VICReg's terms",
+    "mimjepa-infonce": "MIM-JEPA with an InfoNCE term",
 }
 DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for the denoising objectives
 # What goes with an objective, whatever a recipe says.
@@ -38,7 +42,9 @@ OBJECTIVES = {
     "visreg": ["data.views=different", "objective.pooled=visreg", "objective.pooled_weight=1", *DRY],
     "diet": ["data.views=different", *DRY],
 }
-PLAIN = ["objective.context=all", "objective.pooled=none", "objective.views_per_image=0"]  # unless they say otherwise
+# What goes with all of them, unless they say otherwise.
+PLAIN = ["context=all", "pooled=none", "views_per_image=0", "local_views=0"]
+PLAIN = [f"objective.{setting}" for setting in PLAIN]
 OBJECTIVES = {name: [f"objective.name={name}", *PLAIN, *settings] for name, settings in OBJECTIVES.items()}
 # What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
 # torch.compile rounds otherwise). The monitor's images it may not: looks at others do not compare.
@@ -123,7 +129,7 @@ class Objective:
     decoder_dim: int = 0  # its width; 0: the encoder's
     match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
     temperature: float = 0.2  # of that InfoNCE, and of the pooled one
-    pooled: Literal["none", "visreg", "sigreg", "vicreg", "infonce"] = "none"  # term on pooled features
+    pooled: Term = "none"  # on pooled features
     pooled_weight: float = 0.3  # of that term beside the loss
     projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of that term
     views_per_image: int = 0  # large crops: of visreg 2 or more, of mimjepa 1, or 2 for infonce; 0: the fewest
@@ -137,7 +143,7 @@ class Objective:
 
     @property
     def full_name(self) -> str:
-        """Its name, and that of a term that does not go without saying."""
+        """Its name; with a term that is not the name's own, followed by the term's."""
         return self.name if self.pooled in ("none", self.name) else f"{self.name}-{self.pooled}"
 
     @property
@@ -165,7 +171,8 @@ class Objective:
         fits = views == 0 or (views > 1 if self.name == "visreg" else views == 1 or (views == 2 and compared))
         expected = "2 or more for visreg, 1 for others, 2 for mimjepa with objective.pooled=infonce too; or 0"
         require(fits, "objective.views_per_image", expected, views)
-        require(self.local_views >= 0, "objective.local_views", "0 or more", self.local_views)
+        fits = self.local_views == 0 or (self.name == "visreg" and self.local_views > 0)
+        require(fits, "objective.local_views", "0, or more for visreg", self.local_views)
         smooth = 0 <= self.label_smoothing < 1
         require(smooth, "objective.label_smoothing", "a share from 0 to below 1", self.label_smoothing)
 
@@ -188,8 +195,8 @@ class Schedule:
     flat: float = 0.72  # share of the epochs after the warm-up at the peak
     start_weight_decay: float = 0.04
     final_weight_decay: float = 0.4
-    finish_after: int = 0  # update after which the run is brought to an end, and how many updates that takes: set
-    finish_updates: int = 0  # by `--finish`; 0: the run goes on for its epochs
+    finish_after: int = 0  # update after which `--finish` brought the run to an end
+    finish_updates: int = 0  # and how many it took; 0: the run goes on for its epochs
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
@@ -294,6 +301,11 @@ class Settings:
         sections = {field.name: types[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         _check_known("recipe", content, sections)
         return cls(**{name: _section(name, sections[name], fields) for name, fields in content.items()})
+
+    @property
+    def small_img_size(self) -> int:
+        """Pixels with which the run begins; 0 where there is one size."""
+        return getattr(self.model, "small_img_size", 0)
 
     def _sections(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # every kind is a dataclass

@@ -281,6 +281,11 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
     write_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
+def exported(start: dict[str, Any]) -> str:
+    """Tell which encoder a run exports, by one of the starts in its environment.json; older ones had no name for it."""
+    return start.get("export") or ("context" if "context" in str(start["command"]) else "target")
+
+
 def write_readme(
     path: Path, recipe: Recipe, sources: Sequence[str | Path], images: int, health: dict[int, Health]
 ) -> None:
@@ -294,13 +299,15 @@ def write_readme(
             f" From update {recipe.optim.finish_after:,} of {planned:,} on it was brought to an end in "
             f"{recipe.optim.finish_updates:,} updates."
         )
+    small, size = recipe.small_img_size, recipe.model.img_size
+    sizes = f"{small}, then {size}" if small else f"{size}"
     rows = "".join(f"| {step or start} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items()))
     write_whole(
         path,
         f"""# {recipe.model.name}, pretrained by {recipe.objective.title}
 
 {images:,} images of {", ".join(map(str, sources))}; {recipe.optim.epochs:g} epochs; batches of
-{recipe.optim.batch_size}; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is recipe.toml, what it
+{recipe.optim.batch_size}; {sizes} px; seed {recipe.run.seed}. The whole recipe is recipe.toml, what it
 ran on environment.json, every figure metrics.jsonl.
 
 {state}

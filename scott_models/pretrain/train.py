@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -53,7 +53,7 @@ def pretrain(
 
     Args:
         data: folders of images, or names of data sets, as `scott_models.data.find_samples` takes them.
-        budget: time, or images, to which epochs and schedules are fitted; a resumed run keeps what it chose.
+        budget: minutes, images or epochs, to which schedules are fitted; a resumed run keeps what it chose.
         skip_bad: leave out images that cannot be used, instead of raising.
         export: which encoder is exported, and watched on the way.
 
@@ -98,13 +98,12 @@ class Run:
         ending: Budget | None = None,
     ) -> None:
         started = time.monotonic()
-        self.out, self.data = out, data
-        recipe = settled(check_run_folder(recipe, out, resume, budget))
+        self.out, self.data, self.skip_bad = out, data, skip_bad
+        self.recipe = recipe = settled(check_run_folder(recipe, out, resume, budget))
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
-        samples = self.samples(recipe)
-        self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=len(samples)))
-        with engine.accelerator.local_main_process_first():  # the others find the images decoded
-            images = open_images(samples, recipe.data.short_side, skip_bad=skip_bad)
+        count = lambda: len(self.images)  # noqa: E731 -- which most objectives need not know, so that mistakes show early
+        self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=count))
+        images = self.images
         if len(images) < recipe.optim.batch_size:
             raise DataError(
                 f"expected at least one batch of {recipe.optim.batch_size} images, found {len(images)}; "
@@ -121,10 +120,11 @@ class Run:
         before_control = time.monotonic()
         self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
         monitoring = time.monotonic() - before_control
-        timed = (ending and ending.minutes) or (budget and not resuming)
-        speed = self.measure_speed(recipe) if timed else 0.0
+        fitted = ending or (None if resuming else budget)
+        speeds = self.measure_speeds() if fitted and fitted.minutes else {}
         if budget and not resuming:
-            recipe = engine.agreed(budget.fit(recipe, order, speed, time.monotonic() - started, monitoring))
+            speed, spent = self.speed_after(0, speeds), time.monotonic() - started
+            self.recipe = recipe = engine.agreed(budget.fit(recipe, order, speed, spent, monitoring))
         planned = round(recipe.optim.epochs * order.steps)
         require(planned > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
         self.checkpoints = Checkpoints(
@@ -133,16 +133,15 @@ class Run:
         self.done = self.checkpoints.load() if resuming else 0
         if ending:
             check_level(out, recipe, self.done, order.steps)  # the last checkpoint may have been damaged
-            spent = time.monotonic() - started
-            recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
-        self.recipe = recipe
+            speed, spent = self.speed_after(self.done, speeds), time.monotonic() - started
+            self.recipe = recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
         self.course = Course(planned, recipe.optim.finish_after, recipe.optim.finish_updates)
         self.total = self.course.total
         if engine.is_main:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "recipe.toml", recipe.to_toml())
             facts = {"images": len(images), "processes": engine.processes, "after": self.done, "export": export}
-            write_environment(out / "environment.json", data, **facts)
+            write_environment(out / "environment.json", data, **facts, skip_bad=skip_bad)
         engine.accelerator.init_trackers("scott_models", config=recipe.flat())
         self.log = Log(
             out / "metrics.jsonl", self.done, order.batch, order.steps, self.kind_of_health, writes=engine.is_main
@@ -155,12 +154,21 @@ class Run:
         if engine.is_main:
             self.write_readme()
 
+    @cached_property
+    def images(self) -> Images:
+        """Return all images, which the first process of a machine decodes and the others find so."""
+        from accelerate import PartialState
+
+        with PartialState().local_main_process_first():
+            samples = self.samples(self.recipe)
+            return open_images(samples, self.recipe.data.short_side, skip_bad=self.skip_bad)
+
     def samples(self, recipe: Any) -> list[Sample]:
         """All images the run is given."""
         return find_samples(self.data, recipe.data.splits)
 
-    def build_objective(self, recipe: Any, *, images: int, compiled: bool) -> nn.Module:
-        """What the run trains."""
+    def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
+        """What the run trains, of as many images as `images` tells."""
         return build_objective(recipe, images=images, compiled=compiled)
 
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
@@ -176,25 +184,35 @@ class Run:
 
     def verdict(self, now: Any, control: Any) -> str:
         """What the monitor found, in a line."""
-        found = verdict(now, control, self.recipe.model.start)
-        return found if self.recipe.optim.finish_updates else found + advise(self.log.health)
+        found, step, optim = verdict(now, control, self.recipe.model.start), max(self.log.health), self.recipe.optim
+        may_finish = optim.warmup_epochs * self.order.steps <= step < self.total and not optim.finish_updates
+        return found + advise(self.log.health) if may_finish else found
 
-    def measure_speed(self, recipe: Any) -> float:
-        """Images a second, on average over the run's sizes of images."""
-        model, seconds = recipe.model, 0.0
-        shares = {model.img_size: 1.0}
-        if getattr(model, "small_img_size", 0):
-            shares = {model.small_img_size: model.small_share, model.img_size: 1 - model.small_share}
-        for size, share in shares.items():
-            if len(shares) > 1:
+    def measure_speeds(self) -> dict[int, float]:
+        """Measure images a second with crops of each size that the run has."""
+        sizes = [size for size in (self.recipe.small_img_size, self.recipe.model.img_size) if size]
+        speeds = {}
+        for size in sizes:
+            if len(sizes) > 1:
                 self.engine.resize(size)
-            seconds += share / self.engine.speed(recipe, self.order, self.crops.at(size))
-        return 1 / seconds
+            speeds[size] = self.engine.speed(self.recipe, self.order, self.crops.at(size))
+        return speeds
+
+    def speed_after(self, done: int, speeds: dict[int, float]) -> float:
+        """Tell images a second, on average over the planned updates after `done`; 0 if nothing was measured."""
+        if not speeds:
+            return 0.0
+        small, whole = self.recipe.small_img_size, speeds[self.recipe.model.img_size]
+        if not small:
+            return whole
+        planned = max(done + 1, round(self.recipe.optim.epochs * self.order.steps))
+        share = max(0, Course(planned).last_small(self.recipe.model.small_share) - done) / (planned - done)
+        return 1 / (share / speeds[small] + (1 - share) / whole)
 
     def batches(self) -> Generator[list[tuple[Any, Made]], None, None]:
         """Yield the batches of the updates that are left, each of the size it has."""
-        engine, model = self.engine, self.recipe.model
-        small, share = getattr(model, "small_img_size", 0), getattr(model, "small_share", 0)
+        engine, model, small = self.engine, self.recipe.model, self.recipe.small_img_size
+        share = model.small_share if small else 0
         for first, last, size in self.course.sizes(self.done + 1, small, share, model.img_size):
             self.size = size
             if small:
@@ -297,7 +315,7 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     if not checkpoints:
         if resume:  # killed early, or a batch system that starts every job so
             print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
-        return recipe
+        return recipe.changed("optim", finish_after=0, finish_updates=0)  # which another run's recipe may have
     stored = type(recipe).load(stored_path)
     ending = {name: getattr(stored.optim, name) for name in ("finish_after", "finish_updates")}
     recipe = recipe.changed("optim", **ending)

@@ -16,7 +16,8 @@ from .draws import Draws
 from .gather import gather
 from .one_encoder import OneEncoder
 from .plan import Drawing, Plan
-from .pooled import Term, build_projector, draw_for, infonce, regularise
+from .pooled import build_projector, draw_for, infonce, regularise
+from .recipe import Term
 
 
 class PooledEncoder(nn.Module):
@@ -29,8 +30,8 @@ class PooledEncoder(nn.Module):
     def forward(self, *crops: Tensor) -> Tensor:
         """Crops (B, 3, H, W), those of one size next to each other -> average features of each (B, views, D)."""
         features: list[Tensor] = []
-        for size in dict.fromkeys(each.shape for each in crops):
-            some = [each for each in crops if each.shape == size]
+        for size in dict.fromkeys(each.shape[-1] for each in crops):
+            some = [each for each in crops if each.shape[-1] == size]
             features += self.encoder.forward_features(torch.cat(some)).mean(dim=1).chunk(len(some))
         return torch.stack(features, dim=1)
 

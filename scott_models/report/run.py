@@ -13,6 +13,7 @@ from ..errors import DataError, UserError
 from ..finetune import FinetuneRecipe
 from ..neighbours import draw_neighbours
 from ..pretrain import Recipe
+from ..pretrain.course import Course
 from ..pretrain.monitor import Health, evenly, verdict
 from ..pretrain.recipe import Settings
 from ..pretrain.schedules import linear
@@ -83,12 +84,13 @@ class Records:
         return isinstance(self.recipe, Recipe)
 
     @property
-    def total(self) -> int | None:
-        """Updates planned; None before the first was logged."""
+    def course(self) -> Course | None:
+        """Its updates; None before the first was logged."""
         if not self.updates:
             return None
-        last = self.updates[-1]
-        return round(self.recipe.optim.epochs * last["step"] / last["epoch"])
+        last, optim = self.updates[-1], self.recipe.optim
+        planned = round(optim.epochs * last["step"] / last["epoch"])
+        return Course(planned, optim.finish_after, optim.finish_updates)
 
     @property
     def start(self) -> str:
@@ -140,7 +142,7 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
 
 def judged(run: Records) -> tuple[State, str, list[str]]:
     """The verdict, and what else must be known to believe it."""
-    done, total = (run.updates[-1]["step"] if run.updates else 0), run.total
+    done, total = (run.updates[-1]["step"] if run.updates else 0), run.course.total if run.course else None
     ended = done == total
     notes = [] if ended else [f"Not at its end: update {done:,} of {f'{total:,}' if total else 'an unknown number'}."]
     if len(run.looks) < 2:
@@ -164,14 +166,13 @@ def tiles(run: Records) -> list[Tile]:
         ]
         if now.get("rankme") is not None:
             found.append(Tile("RankMe", f"{now['rankme']:.1f}", f"{control['rankme']:.1f} {run.start}"))
-    if run.updates:
+    if run.course:
         batch, last = run.recipe.optim.batch_size, run.updates[-1]
+        epochs = run.recipe.optim.epochs * run.course.total / run.course.planned
         seconds = seconds_of(run.updates, batch)
         speed = last["step"] * batch / seconds
         found += [
-            Tile(
-                "images seen", f"{last['step'] * batch:,}", f"{last['epoch']:.3g} of {run.recipe.optim.epochs:g} epochs"
-            ),
+            Tile("images seen", f"{last['step'] * batch:,}", f"{last['epoch']:.3g} of {epochs:.3g} epochs"),
             Tile("time", _duration(round(seconds / 60)), "of updates"),
             Tile("speed", f"{speed:,.{1 if speed < 100 else 0}f} images/s", _device(run)),
         ]
@@ -207,10 +208,11 @@ def curves_of(run: Records) -> Section | None:
         for name, words in CURVES.items()
         if any(line.get(name) is not None for line in run.updates)
     ]
-    if run.pretraining and (total := run.total):
+    if run.pretraining and run.recipe.objective.name == "mimjepa" and (course := run.course):
         optim = run.recipe.optim
         decay = [
-            linear(line["step"], total=total, start=optim.start_ema, final=optim.final_ema) for line in run.updates
+            linear(course.place(line["step"]), total=course.planned, start=optim.start_ema, final=optim.final_ema)
+            for line in run.updates
         ]
         words = "EMA: how much of the target encoder stays as it was in an update"
         charts.append(Chart(curves({"ema": (epochs, decay)}, x="epoch"), words))

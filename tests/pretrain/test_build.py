@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from scott_models.errors import RecipeError
+from scott_models.errors import DataError, RecipeError
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.draws import Draws
@@ -64,8 +64,8 @@ def test_several_crops_of_each_image():
 
 def test_diet_has_a_class_for_each_image():
     recipe = Recipe.load("smoke", [*OBJECTIVES["diet"], *SMALL])
-    assert build_objective(recipe, images=7).student.head.out_features == 7
-    with pytest.raises(RecipeError, match="another objective than diet for fewer than 2 images, got 0"):
+    assert build_objective(recipe, images=lambda: 7).student.head.out_features == 7
+    with pytest.raises(DataError, match="expected 2 images or more, which diet tells apart, found 0"):
         build_objective(recipe)
 
 
@@ -73,6 +73,8 @@ def test_masks_must_fit_the_small_size_too():
     built("model.img_size=64", "model.small_img_size=32")
     with pytest.raises(RecipeError, match="blocks need more than 1 rows and columns of patches, got 1 x 1"):
         built("model.small_img_size=16")
+    with pytest.raises(RecipeError, match="model.small_img_size: expected enough patches to hide some and see some"):
+        built("model.small_img_size=16", "mask.kind=random")
     with pytest.raises(RecipeError, match="recipe.run.accumulate: expected parts of 2 images or more"):
         built(*OBJECTIVES["visreg"], "run.accumulate=4")
 

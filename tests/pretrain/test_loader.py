@@ -179,8 +179,20 @@ def test_several_views_do_not_depend_on_who_makes_them(images, request, where):
 def test_more_crops_than_fit_into_memory(images, monkeypatch):
     crops = Crops(images, 64, seed=0, views=2, local_views=4)
     pixels = 128 * 3 * (2 * 64**2 + 4 * 32**2)
-    monkeypatch.setattr(loader, "available_ram", lambda: 9 * pixels)
-    crops.check_room(128, workers=2)
-    monkeypatch.setattr(loader, "available_ram", lambda: 9 * pixels - 1)
-    with pytest.raises(RecipeError, match="found 6 of each of 128 images, which take 0.0 GB; lower objective.views"):
-        crops.check_room(128, workers=2)
+    monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels)
+    crops.check_room(128, parts=2, workers=9)  # none of which a CPU with decoded images has
+    monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels - 1)
+    with pytest.raises(RecipeError, match="found 6 of each of 128 images, .* GB; lower objective.views_per_image"):
+        crops.check_room(128, parts=2, workers=9)
+    with pytest.raises(RecipeError, match="found 1 of each of 999 images, .* GB; lower optim.batch_size or run"):
+        Crops(images, 64, seed=0).check_room(999, parts=1, workers=0)
+
+
+def test_batches_made_ahead_take_room_too(streamed, monkeypatch):
+    crops, pixels = Crops(streamed, 64, seed=0), 12 * 3 * 64**2
+    monkeypatch.setattr(loader, "cores", lambda: 3)
+    monkeypatch.setattr(loader, "available_ram", lambda: (1 + 2 * 3 + 4) * pixels)
+    crops.check_room(12, parts=1, workers=4)
+    monkeypatch.setattr(loader, "available_ram", lambda: (1 + 2 * 3 + 4) * pixels - 1)
+    with pytest.raises(RecipeError, match="run.workers"):
+        crops.check_room(12, parts=1, workers=4)

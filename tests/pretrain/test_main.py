@@ -59,7 +59,7 @@ def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
 
 
 def test_without_a_recipe_it_is_the_one_for_the_machine(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(__main__, "choose_recipe", lambda: "smoke")
+    monkeypatch.setattr(__main__, "choose_recipe", lambda out: "smoke")
     run(monkeypatch, *SMALL, "--data", photos, "--out", tmp_path / "run")
     assert 'name = "scott_3_16"\nimg_size = 32\n' in (tmp_path / "run" / "recipe.toml").read_text()
 

@@ -177,7 +177,10 @@ def looks(*knn):
 
 
 def test_advice_to_end_a_run_that_rises_no_more():
-    assert advise(looks(20, 25, 30, 29, 30, 28)) == "; kNN has not risen for 3 looks: --finish would end the run"
+    assert (
+        advise(looks(20, 25, 30, 29, 30, 28))
+        == "; kNN has not risen for 3 looks: Ctrl-C and --finish would end the run well"
+    )
     assert advise(looks(20, 25, 30, 29, 30)) == ""  # not long enough
     assert advise(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start: there is nothing to keep
     assert advise(looks(20, 25, 30, 31, 32, 33)) == ""

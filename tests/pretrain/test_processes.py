@@ -121,7 +121,7 @@ def losses(run):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def close(run, expected):
+def close(run, expected, atol=1e-5):
     assert len(losses(run)) == len(losses(expected))
     for ours, theirs in zip(losses(run), losses(expected)):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -131,7 +131,7 @@ def close(run, expected):
     )
     for part, tensors in expected_weights.items():
         for name, tensor in tensors.items():
-            torch.testing.assert_close(weights[part][name], tensor, rtol=0, atol=1e-5)
+            torch.testing.assert_close(weights[part][name], tensor, rtol=0, atol=atol)
 
 
 def same_teachers(run):
@@ -177,14 +177,20 @@ def test_pooled_terms_compare_the_images_of_both_processes(launch, term):
     assert same_teachers(two)
 
 
-@pytest.mark.parametrize("name", ["visreg", "diet"])
+CROPS = {
+    "two sizes": [*OBJECTIVES["visreg"], "objective.local_views=1"],
+    "another crop": ["objective.pooled=infonce", "objective.views_per_image=2"],
+    "which images": OBJECTIVES["diet"],
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
 def test_objectives_on_crops_in_two_processes(launch, name):
-    """Also crops of two sizes, and which images they are of."""
-    changes = [*OBJECTIVES[name], "objective.local_views=1", "objective.projector=32,16", "optim.epochs=1"]
+    changes = [*CROPS[name], "objective.projector=32,16", "optim.epochs=1"]
     changes += ["optim.warmup_epochs=0", "run.log_every=1"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
     assert len(losses(one)) == 3
-    close(two, one)
+    close(two, one, atol=3e-5)  # batch norm of four images enlarges what is rounded otherwise
     assert same_teachers(two)
 
 

@@ -199,7 +199,7 @@ def test_tokens_are_the_target_views(objective):
     ("change", "message"),
     [
         ("mask.ratio=0.6", r"recipe.mask.ratio: expected 0.5, since splitmask splits in halves, got 0.6"),
-        ("model.img_size=16", "recipe.model.img_size: expected more than one patch, to split them in halves, got 16"),
+        ("model.img_size=16", "recipe.model.img_size: expected enough patches to hide some and see some, got 16"),
         ("run.accumulate=8", "recipe.run.accumulate: expected parts of 2 images or more, to match them, got 8"),
         ("objective.decoder_dim=100", "recipe.objective.decoder_dim: expected a multiple of 4 and of 6 heads, got 100"),
         ("objective.decoder_dim=66", "recipe.objective.decoder_dim: expected a multiple of 4 and of 6 heads, got 66"),

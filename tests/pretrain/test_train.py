@@ -180,7 +180,7 @@ def test_objectives_on_crops_resume_and_export(name, photos, tmp_path, monkeypat
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 384)
 
 
-@pytest.mark.parametrize("name", ["mimjepa", "splitmask", "visreg"])
+@pytest.mark.parametrize("name", ["mimjepa", "splitmask", "beit", "visreg", "diet"])
 def test_small_images_first(name, photos, tmp_path, monkeypatch):
     """Half of the updates at half the size; looks, features and the export are of the whole size."""
     sizes = ["model.img_size=64", "model.small_img_size=32", "model.small_share=0.5", "objective.words=30"]
@@ -206,13 +206,33 @@ def test_small_images_first(name, photos, tmp_path, monkeypatch):
         assert lines(tmp_path / f"cut{update}", "monitor") == lines(tmp_path / "whole", "monitor")
 
 
+@pytest.mark.parametrize("changes", [(), (*OBJECTIVES["visreg"], "objective.pooled=infonce", *CROPS)])
+def test_compiled_runs_of_two_sizes(changes, photos, tmp_path, monkeypatch, capsys):
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_with(function, backend="aot_eager"))
+    dry = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
+    sizes = ["model.img_size=64", "model.small_img_size=32", "monitor.every=0"]
+    for choice in ("off", "on"):
+        recipe = Recipe.load("smoke", [*changes, *SMALL, *sizes, *dry, f"run.compile={choice}"])
+        pretrain(recipe, [photos], tmp_path / choice)
+    assert "torch.compile failed" not in capsys.readouterr().err
+    assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), rel=1e-3)
+
+
 def test_a_budget_of_two_sizes_measures_both(photos, tmp_path, monkeypatch):
     recipe = Recipe.load("smoke", [*SMALL, "model.img_size=64", "model.small_img_size=32", "monitor.every=0"])
     monkeypatch.setattr(engine.Engine, "speed", lambda self, recipe, order, crops: 6400 / crops.size)
     monkeypatch.setattr(train.Run, "train", lambda self: None)
-    run = train.Run(recipe, [photos], tmp_path / "run", False, Budget(images_seen=12), False, "target")
-    assert run.measure_speed(recipe) == pytest.approx(1 / (0.75 / 200 + 0.25 / 100))
+    monkeypatch.setattr(Budget, "fit", lambda self, recipe, *_: recipe)
+    run = train.Run(recipe, [photos], tmp_path / "run", False, Budget(minutes=5), False, "target")
     assert run.engine.objective.target_encoder.patch_embed.img_size == (64, 64)
+    speeds = run.measure_speeds()
+    assert speeds == {32: 200, 64: 100}
+    # of 6 updates the first 4 are small
+    assert run.speed_after(0, speeds) == pytest.approx(1 / (4 / 6 / 200 + 2 / 6 / 100))
+    assert run.speed_after(3, speeds) == pytest.approx(1 / (1 / 3 / 200 + 2 / 3 / 100))
+    assert run.speed_after(5, speeds) == pytest.approx(100)
+    assert run.speed_after(0, {}) == 0
 
 
 def stop_early(recipe, photos, out, monkeypatch, update=6):
@@ -249,6 +269,22 @@ def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+def test_a_new_run_does_not_inherit_a_finish(recipe, photos, tmp_path):
+    pretrain(recipe.changed("optim", finish_after=2, finish_updates=1), [photos], tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_a_finish_leaves_out_the_bad_images_that_the_run_left_out(photos, tmp_path, monkeypatch):
+    (photos / "broken.png").write_bytes(b"no image")
+    recipe = Recipe.load("smoke", [*SMALL, *OBJECTIVES["diet"], "optim.epochs=20", "monitor.every=0"])
+    interrupt_at(6, monkeypatch)
+    with pytest.raises(Interrupted):
+        pretrain(recipe, [photos], tmp_path / "run", skip_bad=True)
+    monkeypatch.undo()
+    assert len(state(tmp_path / "run")["objective"]["student"]["head.bias"]) == 12  # no class for the broken one
+    assert finish(tmp_path / "run", Budget(epochs=1)).is_dir()
+
+
 def test_minutes_to_bring_a_run_to_its_end_leave_no_trace_of_measuring(photos, tmp_path, monkeypatch):
     recipe = Recipe.load("smoke", [*SMALL, "optim.epochs=20", "monitor.every=0"])
     for name in ("minutes", "epochs"):
@@ -266,6 +302,11 @@ def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
     pretrain(recipe, [photos], tmp_path / "ended")
     with pytest.raises(RecipeError, match="found one that has ended, after update 6"):
         finish(tmp_path / "ended", Budget(epochs=1))
+    longer = recipe.changed("optim", epochs=9)
+    stop_early(longer, photos, tmp_path / "finished", monkeypatch)
+    finish(tmp_path / "finished", Budget(epochs=1))
+    with pytest.raises(RecipeError, match="found one that has ended, after update 9"):
+        finish(tmp_path / "finished", Budget(epochs=1))
     stop_early(recipe, photos, tmp_path / "early", monkeypatch, update=2)
     with pytest.raises(RecipeError, match="expected a run past its warm-up, found update 2 of 3; go on with --resume"):
         finish(tmp_path / "early", Budget(epochs=1))
@@ -274,8 +315,9 @@ def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, ["optim.epochs=3"], Budget(epochs=1)), r"expected no recipe and no settings.*'optim.epochs=3'"),
-        (("smoke", [], Budget(epochs=1)), "which the run has, got .*'smoke'"),
+        ((None, ["optim.epochs=3"], Budget(epochs=1)), "expected no recipe and no settings.* got optim.epochs=3"),
+        (("smoke", [], Budget(epochs=1)), "which the run has, got smoke"),
+        ((None, [], Budget(epochs=1), "context"), "which the run has, got --export context"),
         ((None, [], None), "expected --minutes, --epochs or --images-seen"),
     ],
 )

@@ -66,7 +66,6 @@ def test_infonce_pairs_every_large_crop_with_every_other():
 def test_compared_in_fp32_under_autocast():
     made, features = comparison(), torch.randn(5, 2, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made(features, torch.eye(8)), made(features, torch.eye(8)))
         found = made(features, torch.eye(8))
     assert torch.equal(found, made(features, torch.eye(8)))
 
