@@ -52,6 +52,8 @@ ELSEWHERE = {
     "python benchmarks/paper/rehearse_lease.py": "tests/test_reproduce.py calls what it calls",
     "python benchmarks/sample_efficiency/study.py": "it takes hours; test_sample_efficiency.py has it at toy scale",
     "python benchmarks/sample_efficiency/trial.py": "it takes an hour; test_sample_efficiency.py has it at toy scale",
+    "python benchmarks/trial/trial.py": "it takes a night; tests/test_trial.py has it at toy scale",
+    "python benchmarks/trial/dense.py": "it wants what that leaves; tests/test_trial.py has its score",
     "python benchmarks/release.py": "it wants what that leaves; tests/test_reproduce.py makes a release of it",
     "python benchmarks/release_head.py": "it wants Flowers-102's 102 classes; tests/test_reproduce.py has two",
 }
