@@ -39,6 +39,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "visible alone": ("objective.context=visible",),
     "diet": tuple(OBJECTIVES["diet"]),
+    "diet without label smoothing": (*OBJECTIVES["diet"], "objective.label_smoothing=0"),
     "learning rate 1e-3": ("optim.peak_lr=1e-3",),
     "vicreg 0.3": term("vicreg", 0.3),
     "visreg 1": term("visreg", 1),
