@@ -125,7 +125,7 @@ def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float], dens
     """
     lengths = sorted({its["crops"] for its in results})
     head = [
-        "",
+        "setting",
         "images/s",
         *(f"{what}, {n:,} crops" for n in lengths for what in ("kNN", "ridge", "RankMe")),
         "patches",
