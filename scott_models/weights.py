@@ -396,7 +396,8 @@ def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label
     """config.json of a timm model, whose `pretrained_cfg` is changed.
 
     `num_classes` stands at its top alone: transformers passes it on its own, and cannot take it from `model_args` too.
-    So do `label_names`: those that the model's weights came with may have been other classes.
+    So do `label_names`: those that the model's weights came with may have been other classes. That a model took images
+    of any size belongs to its training, and older timm does not keep it.
     """
     model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
     labels = {"label_names": list(label_names)} if label_names else {}
@@ -404,5 +405,6 @@ def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label
         model.pretrained_cfg["label_names"] = None
     save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # a Path: older timm opens it
     config = json.loads(path.read_text())
-    config.get("model_args", {}).pop("num_classes", None)
+    for name in ("num_classes", "dynamic_img_size"):
+        config.get("model_args", {}).pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -244,7 +244,7 @@ def test_bench_as_json():
         (["pretrain", "--out", "run"], "expected at least one folder of images, got none"),
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--recipe", "other"], "expected one of ['beit-flowers102'"),
         (["pretrain", "optim.epoch=1", "--data", "PHOTOS", "--out", "run"], "recipe.optim: unknown ['epoch']"),
-        (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 128 images, found 12"),
+        (["pretrain", "--data", "PHOTOS", "--out", "run"], "at least one batch of 64 images, found 12"),
         (
             ["pretrain", "--data", "PHOTOS", "--out", "run", "--minutes", "0"],
             "expected minutes, images_seen or epochs, one",

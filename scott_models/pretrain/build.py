@@ -73,15 +73,16 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
     model, name = recipe.model, recipe.objective.name
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     mask = draw_mask(recipe.mask)
-    heads = {"num_heads": model.num_heads} if model.num_heads else {}
+    given = {"num_heads": model.num_heads} if model.num_heads else {}
+    if name == "visreg" and recipe.objective.local_views:  # crops of two sizes
+        given["dynamic_img_size"] = True
     needs_mask_token = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")
     try:
         encoder = timm.create_model(
             model.name,
-            **heads,
+            **given,
             img_size=model.img_size,
             use_mask_token=needs_mask_token,
-            dynamic_img_size=name == "visreg" and recipe.objective.local_views > 0,
             pos_drop_rate=model.pos_drop,
             proj_drop_rate=model.proj_drop,
             attn_drop_rate=model.attn_drop,
