@@ -1,4 +1,4 @@
-"""What SplitMask saves by encoding each half of an image alone: docs/objectives.md's table.
+"""Measure what SplitMask saves by encoding each half of an image alone: docs/objectives.md's table.
 
 python benchmarks/dropping.py
 

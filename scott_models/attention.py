@@ -79,7 +79,7 @@ def attend(
 
 @torch.jit.unused
 def _gains(q: Tensor, k: Tensor, p: float) -> bool:
-    """Whether writing attention out is faster than the fused kernel."""
+    """Tell whether writing attention out is faster than the fused kernel."""
     weights = q.shape[1] * q.shape[2] * k.shape[2]
     slow = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
     return q.device.type == "cpu" and slow and weights <= LARGEST_WRITTEN_OUT and not is_exporting()

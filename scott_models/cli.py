@@ -719,5 +719,5 @@ def main() -> None:
 
 
 def _described(name: str, command: Callable[..., None]) -> str | None:
-    """What a command does, in a line where all are listed; None, which is all its docstring says, where it is asked."""
+    """Say what a command does, in a line where all are listed; where it is asked None, for its whole docstring."""
     return None if sys.argv[1:2] == [name] else str(command.__doc__).split("\n", maxsplit=1)[0]

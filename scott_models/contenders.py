@@ -1,4 +1,4 @@
-"""What `scott bench` measures: models and MIM-JEPA's step, ready to be called, with their operations counted."""
+"""Build what `scott bench` measures: models and MIM-JEPA's step, ready to be called, with their operations counted."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ STORED_COUNT = 256
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured.
+    """Describe what is measured.
 
     Attributes:
         model: any timm model's name, or one of ours after "original ", for the authors' code.
@@ -48,7 +48,7 @@ class Contender:
 
     @property
     def is_emulated(self) -> bool:
-        """Whether the processor only emulates the precision, of which it has no peak worth the name then."""
+        """Tell whether the processor only emulates the precision, of which it has no peak worth the name then."""
         return self.precision == "bf16" and self.device == "cpu" and not MULTIPLIES_BFLOAT16
 
     @property
@@ -59,7 +59,7 @@ class Contender:
 
 
 def build(contender: Contender) -> tuple[Callable[[], object], float]:
-    """What a contender calls, and how many images, or FLOP of a product, a call is."""
+    """Build what a contender calls, and tell how many images, or FLOP of a product, a call is."""
     make = {"inference": _inference, "step": _step, "inputs": _inputs, "product": _product}[contender.task]
     return make(contender), 2 * contender.batch**3 if contender.task == "product" else contender.batch
 

@@ -86,7 +86,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class FinetuneRecipe(Settings):
-    """Of supervised training."""
+    """Describe supervised training."""
 
     folder: ClassVar[Path] = Path(__file__).parent / "finetune_recipes"
     model: Model = field(default_factory=Model)

@@ -1,4 +1,4 @@
-"""What all steps of a reproduction share: rows, the time that is left, what failed, and processes that end in time."""
+"""Share between the steps of a reproduction: rows, the time left, what failed, and processes that end in time."""
 
 import signal
 import subprocess

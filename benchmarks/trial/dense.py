@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import torch
-from rows import ROWS
+from rows import ROWS, name_of
 from torch import Tensor
 
 from scott_models.classifiers import knn
@@ -58,7 +58,7 @@ def main() -> None:
         torch.manual_seed(0)
         scores = {"random weights": score(patches_of("scott_3_16", images, pretrained=False), foreground)}
         for row in ROWS:
-            runs = given.work.glob(f"{row.replace(',', '').replace(' ', '-')}-[0-9]*-0/export")
+            runs = given.work.glob(f"{name_of(row, '[0-9]*', 0)}/export")
             if most := max(runs, key=lambda path: int(path.parent.name.split("-")[-2]), default=None):
                 scores[row] = score(patches_of(str(most.parent), images), foreground)
         (given.out / "dense.json").write_text(json.dumps(scores, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What is tried: settings of a run of scott_3_16 at 64 px, each beside plain MIM-JEPA.
+"""List what is tried: settings of a run of scott_3_16 at 64 px, each beside plain MIM-JEPA.
 
 Plain is what a short run on a CPU is by docs/RESULTS.md: no dropout, a target that follows from 0.99 to 0.998, one
 learning rate for all sizes of a batch.
@@ -19,6 +19,11 @@ def term(name: str, weight: float, *more: str) -> tuple[str, ...]:
 def crops(*more: str) -> tuple[str, ...]:
     """List the settings of an objective on several crops."""
     return (*OBJECTIVES["visreg"], *more)
+
+
+def name_of(row: str, crops: int | str, seed: int) -> str:
+    """Name the files of a run."""
+    return f"{row.replace(',', '').replace(' ', '-')}-{crops}-{seed}"
 
 
 ROWS: dict[str, tuple[str, ...]] = {

@@ -7,15 +7,15 @@ python benchmarks/trial/trial.py --table benchmarks/trial/results
 
 DATA is Oxford Flowers-102, a folder with train, val and test. Each row pretrains scott_3_16 at 64 px on all images,
 without labels, and its features are scored on val from train's labels; test is never looked at. One file a run is left
-in OUT; what is done is not done again, and a run that was cut goes on. A run of 120,000 crops takes about 20 minutes of
-two cores with AVX512-bf16, all of them a night. --speed measures how many images a second each row's updates see, on a
+in OUT; what is done is not done again, and a run that was cut goes on. A run of 40,960 crops takes about six minutes of
+two cores with AVX512-bf16. --speed measures how many images a second each row's updates see, on a
 machine that does nothing else. --table puts it all into docs/RESULTS.md.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from rows import AFTER, COMMON, RAW, ROWS
+from rows import AFTER, COMMON, RAW, ROWS, name_of
 from torch import nn
 
 from scott_models.data import find_samples
@@ -55,7 +55,7 @@ def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> R
 class RawRun(Run):
     """Pretrain with the target's features as they are before its last norm, which the monitor looks at too."""
 
-    def build_objective(self, recipe: Recipe, *, images: int, compiled: bool) -> nn.Module:
+    def build_objective(self, recipe: Recipe, *, images: Callable[[], int], compiled: bool) -> nn.Module:
         objective = build_objective(recipe, images=images, compiled=compiled)
         objective.target_encoder.norm = nn.Identity()
         return objective
@@ -95,11 +95,6 @@ def run_row(row: str, flowers: Path, crops: int, seed: int, work: Path, out: Pat
     report = probe(scored, [flowers / "train"], [flowers / "val"], kinds=PROBES, control=False, duplicates=False)
     result["scores"] = {score.probe: score.top1 for score in report.scores}
     file.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def name_of(row: str, crops: int, seed: int) -> str:
-    """Name the files of a run."""
-    return f"{row.replace(',', '').replace(' ', '-')}-{crops}-{seed}"
 
 
 def measure_speed(row: str, flowers: Path, work: Path) -> float:

@@ -84,7 +84,7 @@ class EachView:
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
         """Draw the colours of the crops: of each, of all together, or of none."""
-        return tuple(Colours.draw(draws) for _ in range({"different": self.count, "same": 1, "none": 0}[self.mode]))
+        return tuple(Colours.draw(draws) for _ in range({**VIEWS, "different": self.count}[self.mode]))
 
     def __call__(
         self, crops: Tensor | Sequence[Tensor], drawn: "torch.Generator | Draws | tuple[Colours, ...]"

@@ -71,7 +71,7 @@ class Budget:
         return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
     def finish(self, recipe: S, order: Order, done: int, speed: float, spent: float, monitor: float) -> S:
-        """The recipe with as many updates after update `done` as fit, in which the run ends; it tells them.
+        """Return the recipe with as many updates after update `done` as fit, in which the run ends, and tell them.
 
         Args:
             speed, spent, monitor: as `fit`.

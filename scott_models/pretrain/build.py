@@ -1,4 +1,4 @@
-"""What a recipe's objective is, built: one for each name.
+"""Build a recipe's objective: one for each name.
 
 An objective is a module with three methods, and the training loop knows no more of it:
 `inputs(crops, draws) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; and for what comes of a run,
@@ -40,7 +40,7 @@ from .vocabulary import Vocabulary
 
 
 class Given(NamedTuple):
-    """What builders need besides a recipe and an encoder.
+    """Hold what builders need besides a recipe and an encoder.
 
     Attributes:
         mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
@@ -73,14 +73,14 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
     model, name = recipe.model, recipe.objective.name
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     mask = draw_mask(recipe.mask)
-    given = {"num_heads": model.num_heads} if model.num_heads else {}
+    choices = {"num_heads": model.num_heads} if model.num_heads else {}
     if name == "visreg" and recipe.objective.local_views:  # crops of two sizes
-        given["dynamic_img_size"] = True
+        choices["dynamic_img_size"] = True
     needs_mask_token = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")
     try:
         encoder = timm.create_model(
             model.name,
-            **given,
+            **choices,
             img_size=model.img_size,
             use_mask_token=needs_mask_token,
             pos_drop_rate=model.pos_drop,
@@ -112,7 +112,7 @@ def draw_mask(mask: Mask) -> Callable[..., Tensor]:
 
 
 def mimjepa(recipe: Recipe, encoder: SCOTT, given: Given) -> MIMJEPA:
-    """MIM-JEPA around an encoder."""
+    """Build MIM-JEPA around an encoder."""
     model = recipe.model
     predictor = Predictor(
         encoder.embed_dim,
@@ -147,7 +147,7 @@ def require_several(recipe: Recipe, why: str) -> None:
 
 
 def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
-    """VISReg, or its objective with another term, around an encoder."""
+    """Build VISReg, or its objective with another term, around an encoder."""
     chosen = recipe.objective
     require_several(recipe, "which are compared")
     comparison = Comparison(
@@ -163,7 +163,7 @@ def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
 
 
 def diet(recipe: Recipe, encoder: SCOTT, given: Given) -> DIET:
-    """DIET around an encoder, with a class for each image."""
+    """Build DIET around an encoder, with a class for each image."""
     smoothing, colours, images = recipe.objective.label_smoothing, recipe.data.views, given.images()
     if images < 2:
         raise DataError(f"expected 2 images or more, which diet tells apart, found {images}")
@@ -171,7 +171,7 @@ def diet(recipe: Recipe, encoder: SCOTT, given: Given) -> DIET:
 
 
 def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
-    """SplitMask around an encoder, whose masks are halves."""
+    """Build SplitMask around an encoder; its masks are halves."""
     chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
     require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
     if chosen.match:
@@ -192,12 +192,12 @@ def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
 
 
 def beit(recipe: Recipe, encoder: SCOTT, given: Given) -> BEiT:
-    """BEiT's form around an encoder."""
+    """Build BEiT's form around an encoder."""
     return BEiT(encoder, vocabulary(recipe, encoder), views=given.views(recipe), mask=given.mask)
 
 
 def vocabulary(recipe: Recipe, encoder: SCOTT) -> Vocabulary:
-    """The words of a recipe, still to be filled."""
+    """Build the vocabulary of a recipe, still to be filled."""
     chosen = recipe.objective
     return Vocabulary(encoder.patch_embed.patch_size[0], chosen.words, kind=chosen.vocabulary, seed=recipe.run.seed)
 

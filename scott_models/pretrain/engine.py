@@ -101,7 +101,8 @@ class Engine:
         """
         views, local = getattr(self.objective, "views_per_image", 1), getattr(self.objective, "local_views", 0)
         crops = Crops(images.on(self.device), recipe.model.img_size, recipe.run.seed, views, local)
-        crops.check_room(recipe.optim.batch_size // self.processes, recipe.run.accumulate, recipe.run.workers)
+        run, sharing = recipe.run, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torch's launcher says so
+        crops.check_room(recipe.optim.batch_size // self.processes, run.accumulate, run.workers, sharing)
         return crops
 
     def load(
@@ -293,7 +294,7 @@ def choose_recipe(out: Path | None = None) -> str:
 
 
 def has_bf16() -> bool:
-    """Whether the device that training would take multiplies bfloat16 itself; others are many times slower in it."""
+    """Tell whether the device that training would take multiplies bfloat16 itself; others are many times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return MULTIPLIES_BFLOAT16

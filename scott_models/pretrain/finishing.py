@@ -48,12 +48,21 @@ def last_start(out: Path) -> tuple[dict[str, Any], int]:
     """Read how a run was started the last time, as environment.json has it, and its last checkpoint's update.
 
     Raises:
-        RecipeError: it has no checkpoint.
+        RecipeError: it has no checkpoint, or lacks what says how it was started.
     """
     steps = [int(path.stem.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*.pt")]
-    if not steps or not (out / "environment.json").is_file():
+    if not steps:
         raise RecipeError(f"{out}: expected a run to finish, found no checkpoint of one")
-    return json.loads((out / "environment.json").read_text())[-1], max(steps)
+    try:
+        start = json.loads((out / "environment.json").read_text())[-1]
+        if not (out / "recipe.toml").is_file() or not {"images", "data", "command"} <= start.keys():
+            raise LookupError("something is missing")
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise RecipeError(
+            f"{out}: expected recipe.toml and environment.json of the run to finish, found none or damaged ones "
+            f"({error}); go on with the command that started it, and --resume"
+        ) from None
+    return start, max(steps)
 
 
 def check_finish(

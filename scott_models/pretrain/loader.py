@@ -121,13 +121,14 @@ class Crops(Dataset):
         needed = torch.cuda.is_available() or self.images.pixels is None or self.on_device
         return min(workers, cores()) if needed else 0
 
-    def check_room(self, batch: int, parts: int, workers: int) -> None:
+    def check_room(self, batch: int, parts: int, workers: int, sharing: int = 1) -> None:
         """Make sure that the crops of a process's batch fit into RAM, with those that its workers hold ready.
 
         Args:
             batch: images.
             parts: in which they are worked through, as fp32.
             workers: as `load` takes them.
+            sharing: processes of this machine that need as much.
 
         Raises:
             RecipeError: they do not.
@@ -135,7 +136,7 @@ class Crops(Dataset):
         if self.on_device:  # whose memory tells by itself
             return
         pixels = batch * sum(3 * view.size**2 for view in self.views)
-        needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, available_ram()
+        needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, available_ram() // sharing
         if needed > free:
             several = "objective.views_per_image, objective.local_views, " if len(self.views) > 1 else ""
             raise RecipeError(

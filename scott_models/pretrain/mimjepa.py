@@ -1,6 +1,6 @@
 """MIM-JEPA: predict, in feature space, what a slowly following target encoder sees where the context is hidden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property, partial
 from typing import Any
@@ -113,7 +113,7 @@ class MIMJEPA(nn.Module):
         """Return what draws ahead for `inputs`, if the views can."""
         return self._drawing.ahead
 
-    def inputs(self, crops: Any, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
+    def inputs(self, crops: Tensor | Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
         """Crops uint8 (B, 3, H, W) -> context and target images (B, 3, H, W), visible bool (B, N).
 
         Of two crops of each image, images of the second come third. If the visible patches are encoded alone, the
@@ -123,9 +123,12 @@ class MIMJEPA(nn.Module):
         return self._drawing.inputs(crops, generator)
 
     def forward(self, context: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
-        """Smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar.
+        """Measure smooth-L1 (beta 1) between predicted and target features, averaged over the hidden patches: a scalar.
 
         The term on pooled features is added, if there is one.
+
+        Args:
+            rest: what `inputs` makes besides, in its order.
         """
         seen = target
         if self.views_per_image == 2:

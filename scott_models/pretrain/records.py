@@ -323,7 +323,8 @@ import scott_models, timm
 model = timm.create_model("local-dir:{path.parent / "export"}", pretrained=True)  # num_classes=10 adds a classifier
 ```
 
-A run that was stopped goes on with the command that started it and `--resume`.
+A run that was stopped goes on with the command that started it and `--resume`; `scott pretrain --out {path.parent}
+--finish --minutes 30` brings it to its end in that time.
 """,
     )
 

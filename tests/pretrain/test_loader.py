@@ -181,6 +181,9 @@ def test_more_crops_than_fit_into_memory(images, monkeypatch):
     pixels = 128 * 3 * (2 * 64**2 + 4 * 32**2)
     monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels)
     crops.check_room(128, parts=2, workers=9)  # none of which a CPU with decoded images has
+    monkeypatch.setattr(loader, "available_ram", lambda: 6 * pixels - 1)
+    with pytest.raises(RecipeError, match="found 6 of each of 128 images"):
+        crops.check_room(128, parts=2, workers=9, sharing=2)
     monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels - 1)
     with pytest.raises(RecipeError, match="found 6 of each of 128 images, .* GB; lower objective.views_per_image"):
         crops.check_room(128, parts=2, workers=9)

@@ -302,6 +302,12 @@ def test_minutes_to_bring_a_run_to_its_end_leave_no_trace_of_measuring(photos, t
 def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="expected a run to finish, found no checkpoint of one"):
         finish(tmp_path / "none", Budget(epochs=1))
+    stop_early(recipe, photos, tmp_path / "damaged", monkeypatch, update=4)
+    environment = tmp_path / "damaged" / "environment.json"
+    for text in ("[{", "[]", '[{"images": 12}]'):
+        environment.write_text(text)
+        with pytest.raises(RecipeError, match=r"expected recipe.toml and environment.json .* damaged ones .* --resume"):
+            finish(tmp_path / "damaged", Budget(epochs=1))
     pretrain(recipe, [photos], tmp_path / "ended")
     with pytest.raises(RecipeError, match="found one that has ended, after update 6"):
         finish(tmp_path / "ended", Budget(epochs=1))
