@@ -23,8 +23,7 @@ def trial(monkeypatch):
     small = ("model.img_size=32", "data.short_side=36", "optim.batch_size=4", "model.predictor_depth=1")
     own = names["main"].__globals__
     own["COMMON"] = (*own["COMMON"], *small, "objective.projector=16,8")
-    yield own
-    sys.modules.pop("rows", None)  # the name of other benchmarks' modules too
+    return own
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import torch
-from rows import ROWS, name_of
+from settings import ROWS, name_of
 from torch import Tensor
 
 from scott_models.classifiers import knn

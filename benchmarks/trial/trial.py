@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from rows import AFTER, COMMON, RAW, ROWS, name_of
+from settings import AFTER, COMMON, RAW, ROWS, name_of
 from torch import nn
 
 from scott_models.data import find_samples
