@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import reduce
@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, subcommand
 
 from .errors import UserError, told_in_a_sentence
 
@@ -702,22 +702,27 @@ Shell completion, exit statuses, JSON: docs/commands.md
 """
 
 
-def main() -> None:
-    """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2.
+
+    Args:
+        arguments: the words after `scott`, by default those of the command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     for decoration in ("utf8_boxes", "ansi_codes"):  # tyro asks of neither whether its errors go to a terminal
         tyro._experimental_options[decoration] = terminal
     commands: Any = reduce(
         or_,
         (
-            Annotated[Any, tyro.conf.subcommand(name, constructor=command, description=_described(name, command))]
+            Annotated[Any, subcommand(name, constructor=command, description=_described(command, words[:1] == [name]))]
             for name, command in COMMANDS.items()
         ),
     )
     with told_in_a_sentence():
-        tyro.cli(commands, prog="scott", description=DESCRIPTION)
+        tyro.cli(commands, prog="scott", description=DESCRIPTION, args=words)
 
 
-def _described(name: str, command: Callable[..., None]) -> str | None:
+def _described(command: Callable[..., None], asked: bool) -> str | None:
     """Say what a command does, in a line where all are listed; where it is asked None, for its whole docstring."""
-    return None if sys.argv[1:2] == [name] else str(command.__doc__).split("\n", maxsplit=1)[0]
+    return None if asked else str(command.__doc__).split("\n", maxsplit=1)[0]

@@ -43,7 +43,7 @@ def told_in_a_sentence() -> Iterator[None]:
 
     SIGTERM stops as Ctrl-C does, so that whatever is half-written is removed.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (UserError, OSError) as error:
@@ -52,6 +52,8 @@ def told_in_a_sentence() -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 import shutil
 from contextlib import contextmanager
 
-import pytest
+from .groups import PROGRAMS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS["chromium"])), None)
 # As root there is no sandbox; nothing is asked of the network.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 

@@ -5,13 +5,27 @@ import os
 import tarfile
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors; their children inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from scott_models import SCOTT
+from scott_models import SCOTT, scott
+
+from .groups import (  # noqa: F401 -- hooks, which pytest looks for here
+    pytest_addoption,
+    pytest_cmdline_main,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -31,6 +45,19 @@ def own_cache(tmp_path_factory, monkeypatch):
 def tiny():
     """A SCOTT of two narrow blocks for 64 px (4 x 4 patches), with a mask token."""
     return SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2, use_mask_token=True).eval()
+
+
+@pytest.fixture
+def toy():
+    """Our models as one block of width 32, whatever their names say; `toy.undo()` ends that."""
+    create = scott._create_scott
+
+    def create_narrow(variant, pretrained, **kwargs):
+        return create(variant, pretrained, **{**kwargs, "depth": 1, "embed_dim": 32, "num_heads": 2})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scott, "_create_scott", create_narrow)
+        yield patched
 
 
 @pytest.fixture

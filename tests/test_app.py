@@ -5,17 +5,15 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
-from .browser import needs_browser, page_of, pictures_without_size
+from .browser import page_of, pictures_without_size
 
-PACKAGES = find_spec("gradio") and find_spec("playwright")  # importing gradio takes seconds
-pytestmark = [needs_browser, pytest.mark.skipif(not PACKAGES, reason="needs gradio and playwright: the test extra")]
+pytestmark = [pytest.mark.browser, pytest.mark.needs("gradio", "playwright", "chromium")]
 
 APP = Path(__file__).parents[1] / "examples" / "app.py"
 SHEET = "img[src*='sheet.png']:visible"

@@ -53,6 +53,7 @@ def test_shares_and_ratios_are_medians_of_rounds():
     assert slow.row()["peak MiB"] is None
 
 
+@pytest.mark.slow
 def test_tasks_run_and_remember_their_memory():
     contenders = [
         Contender("scott_3_16", "inference", "bf16", **SMALL),
@@ -82,6 +83,7 @@ def test_what_cannot_be_measured_is_said(tmp_path):
         everything(["resnet10t"], ["step"], ["fp32"], [1], 64, False, "cpu", None, 1)
 
 
+@pytest.mark.slow
 def test_the_gpus_script_runs_whole_at_toy_scale(photos, tmp_path):
     out = tmp_path / "gpu.json"
     arguments = ["--data", photos, "--models", "scott_3_16", "--batch", 4, "--img-size", 64, "--updates", 2]
@@ -94,6 +96,7 @@ def test_the_gpus_script_runs_whole_at_toy_scale(photos, tmp_path):
     assert parts["end to end"]["end to end"][0]["images/s"] > 0
 
 
+@pytest.mark.slow
 def test_the_hosts_script_runs_at_toy_scale(tmp_path):
     out = tmp_path / "host.json"
     arguments = ["--model", "scott_3_16", "--batch", 4, "--workers", 1, "--rounds", 2, "--pause", 1, "--out", out]
@@ -104,6 +107,7 @@ def test_the_hosts_script_runs_at_toy_scale(tmp_path):
     assert "| drawing masks |" in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_heads_script_runs_at_toy_scale():
     command = [sys.executable, str(BENCHMARKS / "heads.py"), "--patches", "4", "--images", "64"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -214,6 +214,8 @@ def test_torchvisions_flowers(tmp_path, monkeypatch):
     assert len(find_samples([f"flowers102:{tmp_path}"], ["train", "val"])) == 4
 
 
+@pytest.mark.deploy
+@pytest.mark.needs("datasets")
 def test_hugging_face_datasets(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")

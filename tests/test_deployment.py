@@ -8,16 +8,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import peft
 import pytest
 import timm
 import torch
-import transformers
-from captum.attr import IntegratedGradients
 from timm.models import save_for_hf
 
 from scott_models import SCOTT, weights
+
+pytestmark = pytest.mark.deploy
 
 CHECKOUT = Path(__file__).parents[1]
 BATCH = torch.export.Dim("batch")
@@ -108,8 +106,11 @@ def test_compiled_whole(options, images):
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(images), model(images))
 
 
+@pytest.mark.needs("onnxruntime", "onnxscript")
 @pytest.mark.parametrize("options", [KINDS["features"], KINDS["plain"], KINDS["attentive"]])
 def test_onnx_of_any_batch_and_size(options, images, others, tmp_path):
+    import onnxruntime
+
     model = small(**options, dynamic_img_size=True)
     program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=(ANY_SIZE,), verbose=False)
     program.save(tmp_path / "model.onnx")
@@ -119,8 +120,11 @@ def test_onnx_of_any_batch_and_size(options, images, others, tmp_path):
         np.testing.assert_allclose(found, model(some).detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.needs("onnx", "onnxruntime")
 def test_onnx_by_the_exporter_that_timm_prefers(images, tmp_path):
     """TorchScript's, of any batch."""
+    import onnxruntime
+
     model, axes = small(), {"images": {0: "batch"}}
     arguments = {"dynamo": False, "input_names": ["images"], "dynamic_axes": axes}
     torch.onnx.export(model, (images,), tmp_path / "model.onnx", **arguments)
@@ -140,9 +144,11 @@ def test_half_precision(dtype, tolerance):
     assert (found.float() - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.needs("torchao")
 @pytest.mark.parametrize("options", [{}, {"global_pool": "attentive", "num_classes": 5}])
 def test_int8_weights_of_torchao(options):
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao has no wheel for this platform")
+    from torchao import quantization
+
     images = torch.randn(2, 3, 112, 112)
     model = timm.create_model("scott_3_16", pretrained=True, **options).eval()
     with torch.no_grad():
@@ -161,8 +167,11 @@ def test_what_timm_saves_loads_bit_equal(tmp_path, images):
     assert torch.equal(loaded(images), model(images))
 
 
+@pytest.mark.needs("transformers")
 def test_transformers_load_what_we_export(tmp_path, images):
     """Positions and blur are no part of a checkpoint, and transformers creates models without computing anything."""
+    import transformers
+
     model = timm.create_model("scott_3_16", img_size=(96, 64), num_classes=2, use_mask_token=True).eval()
     folder = weights.export(model, tmp_path / "export", dtype=torch.float32, label_names=["daisy", "poppy"])
     classifier = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
@@ -172,7 +181,10 @@ def test_transformers_load_what_we_export(tmp_path, images):
     assert torch.equal(features.last_hidden_state, model.forward_features(images))
 
 
+@pytest.mark.needs("transformers")
 def test_transformers_load_the_released_weights():
+    import transformers
+
     images = torch.randn(2, 3, 112, 112)
     folder = weights.resolve("scott_3_16.mimjepa_flowers102_cpu").parent
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -205,7 +217,10 @@ def test_an_archive_without_links(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs("peft")
 def test_lora():
+    import peft
+
     model = timm.create_model("scott_3_16", img_size=64, num_classes=4)
     config = peft.LoraConfig(r=4, target_modules=["qkv", "proj", "fc1", "fc2"], modules_to_save=["head"])
     adapted = peft.get_peft_model(model, config)
@@ -220,7 +235,10 @@ def test_lora():
     torch.testing.assert_close(adapted.merge_and_unload()(images), after, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.needs("captum")
 def test_attributions_of_captum():
+    from captum.attr import IntegratedGradients
+
     model = small(num_classes=4)
     images = torch.randn(2, 3, 96, 64)
     method = IntegratedGradients(model)

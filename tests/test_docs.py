@@ -340,6 +340,8 @@ def place_of(ready, tmp_path_factory):
     return place_of
 
 
+@pytest.mark.docs
+@pytest.mark.needs("gradio", "datasets")
 @pytest.mark.parametrize("block", RUNNABLE, ids=str)
 def test_block(block, place_of):
     place = place_of(block.document)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.docs
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -33,12 +35,13 @@ def test_finetune(photos):
     assert "everything: 100.0 % of 12 test images" in run("02_finetune.py", photos, photos)
 
 
+@pytest.mark.needs("nbclient", "nbformat", "ipykernel")
 @pytest.mark.parametrize("folder", [EXAMPLES, EXAMPLES.parent], ids=["beside it", "checkout"])
 def test_quickstart(folder, tmp_path, monkeypatch):
     """Afresh it prints what is stored; where it should not: jupyter execute --inplace examples/quickstart.ipynb."""
-    nbformat = pytest.importorskip("nbformat", reason="needs the test extra")
-    nbclient = pytest.importorskip("nbclient", reason="needs the test extra")
-    pytest.importorskip("ipykernel", reason="needs the test extra")
+    import nbclient
+    import nbformat
+
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # no history in the home folder
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = EXAMPLES / "quickstart.ipynb"

@@ -30,6 +30,8 @@ from scott_models.publish import Release, upload
 from .hub_server import Hub, cut, flipped, short, stalled, status
 from .hub_world import CREATE, RELEASED, RESOLVE, World
 
+pytestmark = pytest.mark.slow
+
 MEGABYTE = 2**20
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
 sys.path.insert(0, str(PAPER))
 

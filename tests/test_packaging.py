@@ -35,6 +35,8 @@ def dist(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.needs("build")
 def test_sdist_and_wheel_are_complete(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
         names = {name.split("/", 1)[-1] for name in sdist.getnames()}
@@ -45,6 +47,8 @@ def test_sdist_and_wheel_are_complete(dist):
         assert sum(entry.compress_size for entry in wheel.infolist()) < 100e6
 
 
+@pytest.mark.slow
+@pytest.mark.needs("build")
 def test_installed_wheel_loads_offline(dist, tmp_path):
     site = tmp_path / "site"
     wheel = str(next(dist.glob("*.whl")))
@@ -69,6 +73,7 @@ def test_installed_wheel_loads_offline(dist, tmp_path):
     assert "torch.Size([1, 384])" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_installed_from_a_checkout_it_finds_the_checkouts_weights(tmp_path):
     """pip notes where it installed from; of a wheel from elsewhere there is nothing to find."""
     checkout, site = tmp_path / "checkout of mine", tmp_path / "site"
@@ -104,6 +109,7 @@ def test_the_oldest_versions_that_are_allowed_are_the_ones_that_ci_tests():
     assert sorted(tested) == sorted(name.replace(">=", "==") for name in allowed)
 
 
+@pytest.mark.slow
 def test_import_is_silent():
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import scott_models"], capture_output=True, text=True, check=False

@@ -62,6 +62,7 @@ def run(photos, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_release_goes_up_and_another_process_gets_it(world):
     shown = scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY)
     file = world.site / "weights_manifest.json"
@@ -93,6 +94,7 @@ def test_a_release_goes_up_and_another_process_gets_it(world):
     assert float(out.split()[1]) == by_name
 
 
+@pytest.mark.slow
 def test_what_is_downloaded_to_a_folder_is_held_once(world):
     scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY)
     shutil.rmtree(world.site / "weights")
@@ -104,6 +106,7 @@ def test_what_is_downloaded_to_a_folder_is_held_once(world):
     assert f"models/{RELEASED}/model.safetensors" in out, errors
 
 
+@pytest.mark.slow
 def test_a_run_goes_up_with_its_own_card(world, run):
     given = [run, "--repo-id", "me/My-Photos", "--license", "cc-by-4.0", "--data-terms", "mine"]
     given += ["--picture", next(run.parent.glob("photos/*/*.png"))]
@@ -129,6 +132,7 @@ def test_a_run_goes_up_with_its_own_card(world, run):
     assert world.run(code)[0] == "384\n"
 
 
+@pytest.mark.slow
 def test_a_hub_that_keeps_something_else(world):
     world.hub.fail(REPOSITORY, "GET", repeat(flipped))
     errors = scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY, status=2)
@@ -137,6 +141,7 @@ def test_a_hub_that_keeps_something_else(world):
     assert entry_in(world.site / "weights_manifest.json")["revision"] is None
 
 
+@pytest.mark.slow
 def test_a_private_repository_is_one(world):
     scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY, "--private")
     assert world.hub.repositories[REPOSITORY].private
@@ -146,6 +151,7 @@ def test_a_private_repository_is_one(world):
     assert len(world.hub.repositories["org/open"].commits) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_labels(world, photos, tmp_path):
     """It has no scores, which nothing stumbles over."""
     for i, image in enumerate(sorted(photos.rglob("*.png"))):
@@ -162,6 +168,7 @@ def test_a_run_without_labels(world, photos, tmp_path):
     assert ("flat", None) in [(row["tag"], row["kNN %"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_what_is_asked_before_an_upload(world, run):
     """So that nothing is on the Hub that no manifest can tell of."""
     given = ["publish", run, "--license", "mit"]
@@ -204,6 +211,7 @@ def test_lies_are_not_published(monkeypatch, lie, words):
         prepare(FOLDER, REPOSITORY)
 
 
+@pytest.mark.slow
 def test_uploads_that_are_refused(world):
     given = ["publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY]
     errors = scott(world, *given, status=2, token="hf_nobody")
@@ -220,6 +228,7 @@ def test_uploads_that_are_refused(world):
     assert entry_in(world.site / "weights_manifest.json")["revision"]
 
 
+@pytest.mark.slow
 def test_without_a_network(world):
     world.hub.server.shutdown()
     world.hub.server.server_close()

@@ -24,6 +24,8 @@ from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.report.run import page_of_run
 
+pytestmark = pytest.mark.slow
+
 PAPER = Path(__file__).parents[1] / "benchmarks" / "paper"
 sys.path.insert(0, str(PAPER))
 

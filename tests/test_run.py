@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json, sys, timm
 import beside
@@ -14,6 +16,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_script_knows_our_models(tmp_path):
     """And finds what lies beside it, as if Python had run it."""
     script = tmp_path / "script.py"
@@ -23,6 +26,7 @@ def test_a_script_knows_our_models(tmp_path):
     assert json.loads(done.stdout) == [[str(script), "photos", "--model", "x"], "__main__", 7, 2]
 
 
+@pytest.mark.slow
 def test_without_a_script(tmp_path):
     assert "python -m scott_models.run train.py" in run().stdout
     done = run(tmp_path / "train.py")

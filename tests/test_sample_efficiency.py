@@ -14,6 +14,8 @@ from scott_models.data import find_samples
 from scott_models.errors import DataError
 from scott_models.pretrain import Recipe
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "sample_efficiency"
 study = runpy.run_path(str(FOLDER / "study.py"))
 

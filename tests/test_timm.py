@@ -38,6 +38,7 @@ def test_registration():
         timm.create_model("scott_3_16.nothing")
 
 
+@pytest.mark.slow
 def test_importing_prints_nothing_and_warns_of_nothing():
     done = run("import timm.models, scott_models")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -297,6 +298,7 @@ def test_pruned_to_the_first_blocks():
     assert torch.equal(model.forward_intermediates(images, indices=[1], intermediates_only=True)[0], expected[0])
 
 
+@pytest.mark.slow
 def test_offline_what_is_here_loads(tmp_path):
     """Without a way to the Hub, and without a home where a cache could be."""
     code = "import scott_models, timm; print(timm.create_model('scott_3_16', pretrained=True).num_features)"

@@ -12,6 +12,8 @@ from PIL import Image
 
 from scott_models.pretrain import Recipe
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "trial"
 
 

@@ -166,6 +166,7 @@ def test_a_tag_is_a_classifier_out_of_the_box(expected, images):
     assert fresh.pretrained_cfg["label_names"] == tuple(NAMES)
 
 
+@pytest.mark.slow
 def test_a_process_that_only_imports_the_package_has_the_tag(entry, tmp_path):
     world = World(SimpleNamespace(url="http://127.0.0.1:9"), tmp_path)
     world.entries = {PROBE: entry}

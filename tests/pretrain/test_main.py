@@ -79,6 +79,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_training_needs_little(photos, tmp_path):
     """torch, torchvision, timm, accelerate, safetensors, einops, numpy and pillow; nothing for a command line."""
     environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[2])}

@@ -12,6 +12,8 @@ import torch
 from scott_models.pretrain import train
 from scott_models.pretrain.recipe import OBJECTIVES
 
+pytestmark = pytest.mark.slow
+
 DRY = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
 RECIPE = [
     "model.img_size=32",

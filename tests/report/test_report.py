@@ -15,7 +15,7 @@ from scott_models.probe import probe
 from scott_models.report import write_report
 from scott_models.report.scores import named
 
-from ..browser import needs_browser, page_of, pictures_without_size
+from ..browser import page_of, pictures_without_size
 
 PHONE = {"width": 390, "height": 844}
 
@@ -79,7 +79,8 @@ def test_what_a_run_s_page_says(run, copy):
     assert text.count("data:image/webp") == 1 + len(list((run / "looks").glob("step_*.webp"))) + 1  # and neighbours
 
 
-@needs_browser
+@pytest.mark.browser
+@pytest.mark.needs("playwright", "chromium")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_whole(run, scores, tmp_path, dark):
     page = write_report([run, *scores], tmp_path / "page.html")

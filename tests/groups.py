@@ -1,0 +1,80 @@
+"""Which tests run: the quick ones by `pytest` alone, the slower groups by their marker, all of them by --all."""
+
+import os
+import shutil
+from collections import Counter
+from importlib.util import find_spec
+
+import pytest
+
+GROUPS = ("slow", "deploy", "browser", "docs", "timm_suite")
+PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("scott_models")
+    group.addoption("--all", action="store_true", help="the slower groups too: " + ", ".join(GROUPS))
+    group.addoption(
+        "--strict-packages", action="store_true", help="fail where a test would be skipped for want of a package"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Share a whole run among the processors, unless -n, --pdb or a list of tests says otherwise."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # which must not start others
+        return
+    whole = not (chooses_files(config) or config.option.collectonly or config.option.usepdb)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if whole and getattr(config.option, "numprocesses", 0) is None and processors > 1:
+        config.option.numprocesses = min(processors, 8)
+
+
+def chooses_files(config):
+    """Tell whether files or tests were named, of which then all run."""
+    return any(".py" in argument for argument in config.args)
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.all or config.option.markexpr or chooses_files(config):
+        return
+    groups = [next((name for name in GROUPS if item.get_closest_marker(name)), None) for item in items]
+    config.stash[LEFT_OUT] = Counter(filter(None, groups))
+    config.hook.pytest_deselected(items=[item for item, group in zip(items, groups) if group])
+    items[:] = [item for item, group in zip(items, groups) if not group]
+
+
+def pytest_runtest_setup(item):
+    missing = [name for marker in item.iter_markers("needs") for name in marker.args if not is_here(name)]
+    if missing:
+        extra = next((f"test-{name}" for name in GROUPS if item.get_closest_marker(name)), "test")
+        programs = [name for name in missing if name in PROGRAMS]
+        install = f"apt-get install {programs[0]}" if programs else f"pip install 'scott_models[{extra}]'"
+        say = pytest.fail if item.config.option.strict_packages else pytest.skip
+        say(f"needs {', '.join(missing)}: {install}")
+
+
+def is_here(name):
+    return any(map(shutil.which, PROGRAMS[name])) if name in PROGRAMS else find_spec(name) is not None
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take what a worker of pytest-xdist left out, which is the same in each of them."""
+    node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left out", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if left_out := config.stash[LEFT_OUT]:
+        groups = ", ".join(f"{count} {name}" for name, count in sorted(left_out.items()))
+        terminalreporter.write_line(f"left out: {groups}; run a group by pytest -m NAME, all by pytest --all")
