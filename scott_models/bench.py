@@ -123,7 +123,7 @@ def measure(contenders: Sequence[Contender], rounds: int = 5, threads: int | Non
     spawn = get_context("spawn")
     workers: list[tuple[Any, Connection]] = []
     try:
-        for contender in [*products, *contenders]:
+        for contender in [*contenders, *products]:  # what cannot be built is known before products take their time
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_work, args=(contender, threads, theirs), daemon=True)
             process.start()
@@ -144,10 +144,10 @@ def measure(contenders: Sequence[Contender], rounds: int = 5, threads: int | Non
         for process, _ in workers:
             process.kill()
     speeds = [values[1:] for values in speeds]  # the first turn showed how many calls fill one
-    peaks = dict(zip(products, speeds))
+    peaks = dict(zip(products, speeds[len(contenders) :]))
     return [
         Result(contender, own, peak, gflop(contender), peaks[contender.matrix_product])
-        for contender, own, peak in list(zip([*products, *contenders], speeds, memory))[len(products) :]
+        for contender, own, peak in zip(contenders, speeds, memory)
     ]
 
 

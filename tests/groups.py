@@ -22,13 +22,16 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Share a whole run among the processors, unless -n, --pdb or a list of tests says otherwise."""
+    """Share a whole run among the processors, unless -n, --pdb, --cov or a list of tests says otherwise."""
     if "PYTEST_XDIST_WORKER" in os.environ:  # which must not start others
         return
-    whole = not (chooses_files(config) or config.option.collectonly or config.option.usepdb)
+    watched = config.option.collectonly or config.option.usepdb or config.pluginmanager.hasplugin("_cov")
+    whole = not (chooses_files(config) or watched)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if whole and getattr(config.option, "numprocesses", 0) is None and processors > 1:
         config.option.numprocesses = min(processors, 8)
+        if config.option.dist == "no" and (config.option.markexpr or config.option.all):
+            config.option.dist = "loadfile"  # what a file's slow tests share is made once
 
 
 def chooses_files(config):

@@ -27,7 +27,5 @@ def test_a_picture(photos, tmp_path):
 def test_what_has_no_attention(tiny):
     with pytest.raises(DataError, match="block: expected -2 to 1, got 2"):
         attention_maps(tiny, torch.zeros(1, 3, 64, 64), 2)
-    with pytest.raises(
-        DataError, match="expected one of our models, whose blocks can show it, found VisionTransformer"
-    ):
+    with pytest.raises(DataError, match="one of our models.*found VisionTransformer"):
         attention_maps(timm.create_model("vit_tiny_patch16_224"), torch.zeros(1, 3, 224, 224))

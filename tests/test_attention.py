@@ -5,6 +5,7 @@ from timm.layers.attention import Attention as TimmAttention
 
 from scott_models import attention
 from scott_models.attention import Attention, attend, dropout, kept
+from scott_models.on_cpu import piecewise
 
 
 def qkv(batch=9, tokens=12, dtype=torch.float32):
@@ -21,8 +22,16 @@ def test_written_out_it_is_softmax_attention(grad, monkeypatch):
     monkeypatch.setattr(attention, "MULTIPLIES_BFLOAT16", True)
     monkeypatch.setattr(attention, "PIECE", 2 * 12 * 12)
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", None)
+    sizes = []
+
+    def noted(function, size, *inputs):
+        sizes.append(size)
+        return piecewise(function, size, *inputs)
+
+    monkeypatch.setattr(attention, "piecewise", noted)
     with torch.set_grad_enabled(grad):
         found = attend(*qkv(dtype=torch.bfloat16))
+    assert sizes == [2]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-2)
 
@@ -49,7 +58,8 @@ def test_gradients_with_dropout_are_autograds():
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype, monkeypatch):
+    monkeypatch.setattr(attention.F, "dropout", None)  # it draws for itself
     found = dropout(torch.ones(1001, 999, dtype=dtype), p)
     assert found.dtype == dtype
     assert (found == 0).double().mean().item() == pytest.approx(p, abs=0.002)  # four standard deviations and more
@@ -77,7 +87,7 @@ def test_nothing_or_everything_dropped(p):
     assert torch.equal(dropout(torch.ones(4), p), torch.full((4,), 1 - p))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_calls_draw_anew_and_forget_nothing_backward(backend):
     def twice(x):
         return dropout(x, 0.5) + 4 * dropout(x, 0.5)  # one must not be taken for the other

@@ -57,6 +57,12 @@ def test_ridge_chooses_as_scikit_learn_with_few_images(images):
     assert (scores.argmax(dim=1).numpy() == linear.predict(new)).mean() > 0.995
 
 
+def test_strengths_that_ridge_chooses_from():
+    """Published scores rest on them."""
+    assert len(RIDGE_STRENGTHS) == 13
+    np.testing.assert_allclose(RIDGE_STRENGTHS, np.geomspace(1e-1, 1e5, 13))
+
+
 @pytest.mark.parametrize("inverse_strength", [0.01, 1.0, 100.0])
 def test_logistic_regression_is_scikit_learns(overlapping, inverse_strength):
     (train, test), (labels, _) = overlapping

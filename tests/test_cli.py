@@ -254,7 +254,10 @@ def test_bench_as_json():
         (["publish", "PHOTOS", "--repo-id", "a/b", "--dry-run"], "expected a run that has ended or a folder with"),
         (["pretrain", "--data", "PHOTOS", "--out", "run", "--init", "x"], "init: expected one of ['scott_12_16"),
         (["bench", "resnet18", "--task", "step", "--device", "cpu"], "step: expected one of our models, scott_3_16"),
-        (["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
+        pytest.param(
+            *(["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
+            marks=pytest.mark.slow,  # it starts a process of each contender
+        ),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["probe", "--test", "PHOTOS", "--curve", "c.docx"], "c.docx: expected a picture's name, .png, .svg or .pdf"),
         (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "--curve has no use for --export"),

@@ -80,10 +80,10 @@ def test_the_plain_vit_by_its_name(tmp_path):
 def test_heads_must_be_known(checkpoints):
     (checkpoints / "config.yaml").unlink()
     path = checkpoints / "context-encoder_checkpoint.pth"
-    with pytest.raises(WeightsError, match="expected the run's settings with model.num_heads; copy them there or give"):
+    with pytest.raises(WeightsError, match="settings with model.num_heads.*--num-heads"):
         convert(path, checkpoints / "out")
     assert convert(path, checkpoints / "out", num_heads=4).is_dir()
-    with pytest.raises(WeightsError, match="expected an encoder or a predictor of the original"):
+    with pytest.raises(WeightsError, match="encoder or a predictor"):
         convert(path, checkpoints / "other", num_heads=7)
     with pytest.raises(WeightsError, match="num_heads: expected at least 1, got -4"):
         convert(path, checkpoints / "other", num_heads=-4)
@@ -114,7 +114,7 @@ class Evil:
 def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"tokenizer.proj.weight": Evil()}, protocol=2))
-    with pytest.raises(WeightsError, match="expected a whole file of tensors alone, found .* nothing was run"):
+    with pytest.raises(WeightsError, match="tensors alone.*nothing was run"):
         convert("evil.pth", "out", num_heads=4)
     torch.save({"tokenizer.proj.weight": Evil()}, "evil.pth")
     with pytest.raises(WeightsError, match="nothing was run"):
@@ -125,13 +125,13 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "expected a checkpoint of the original, found no file there"),
-        ([torch.zeros(1)], "expected a state_dict, names and tensors, found list"),
-        ({"a": 1}, "expected a state_dict, names and tensors, found dict"),
-        ({0: torch.zeros(1)}, "expected a state_dict, names and tensors, found dict"),
-        ({"weight": torch.zeros(1)}, "x.pth: expected an encoder or a predictor of the original"),
-        ({"a.b": torch.zeros(1)}, "expected an encoder or a predictor of the original"),
-        ({"tokenizer.tokenizer.0.weight": torch.zeros(1)}, "expected an encoder or a predictor of the original"),
+        (None, "checkpoint.*found no file"),
+        ([torch.zeros(1)], "state_dict.*found list"),
+        ({"a": 1}, "state_dict.*found dict"),
+        ({0: torch.zeros(1)}, "state_dict.*found dict"),
+        ({"weight": torch.zeros(1)}, "x.pth.*encoder or a predictor"),
+        ({"a.b": torch.zeros(1)}, "encoder or a predictor"),
+        ({"tokenizer.tokenizer.0.weight": torch.zeros(1)}, "encoder or a predictor"),
     ],
 )
 def test_files_that_are_no_checkpoints(tmp_path, content, message):

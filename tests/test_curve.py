@@ -42,10 +42,10 @@ def test_the_picture(tmp_path):
     points = [Point("m", probe, images, 50.0, 2.0, 5) for probe in ("knn", "linear") for images in (1, 5, 20)]
     draw_curve(points, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"expected a picture's name, .png, .svg or .pdf"):
+    with pytest.raises(DataError, match="picture's name, .png, .svg or .pdf"):
         draw_curve(points, tmp_path / "curve.docx")
 
 
 def test_shots_below_one(photos):
-    with pytest.raises(DataError, match="expected at least 1 each, got \\[0\\] and 5"):
+    with pytest.raises(DataError, match="at least 1.*got \\[0\\] and 5"):
         label_efficiency(["scott_3_16"], [photos], [photos], shots=(0,))

@@ -32,9 +32,9 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 
 def test_folders_that_hold_nothing(tmp_path):
-    with pytest.raises(DataError, match="nowhere: expected a folder of images, found nothing there"):
+    with pytest.raises(DataError, match="nowhere: .*found nothing"):
         find_images([tmp_path / "nowhere"])
-    with pytest.raises(DataError, match=r"expected images \(.jpg, .*\), found none in this folder or below"):
+    with pytest.raises(DataError, match=r"images \(.jpg, .*\), found none"):
         find_images([tmp_path])
     with pytest.raises(DataError, match="expected at least one folder"):
         find_images([])
@@ -107,18 +107,18 @@ def test_damage_anywhere_is_no_traceback(tmp_path, suffix):
 
 
 def test_what_cannot_be_opened(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"gone.png: cannot be opened \(No such file or directory\)"):
+    with pytest.raises(DataError, match="gone.png.*opened.*No such file"):
         load_image(tmp_path / "gone.png")
     Image.new("L", (100, 100)).save(tmp_path / "vast.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(DataError, match="expected an image of a size that Pillow opens, found a larger one"):
+    with pytest.raises(DataError, match="size that Pillow opens.*larger"):
         load_image(tmp_path / "vast.png")
 
 
 def test_more_than_16_bits_are_refused(tmp_path):
     for mode in ("I", "F"):
         Image.new(mode, (20, 20)).save(tmp_path / "deep.tif")
-        with pytest.raises(DataError, match="expected 8 or 16 bits a channel, found 32"):
+        with pytest.raises(DataError, match="8 or 16 bits.*found 32"):
             load_image(tmp_path / "deep.tif")
 
 
@@ -165,7 +165,7 @@ def test_labels_and_splits_of_folders(tmp_path):
         ("train/cat/b.png", "cat", "train"),
         ("Test/d.png", None, "test"),
     ]
-    message = r"expected images of the splits \['test'\], found none of \['test'\] \(there are \['train'\]\)"
+    message = r"splits \['test'\].*none of \['test'\].*there are \['train'\]"
     with pytest.raises(DataError, match=message):
         find_samples([tmp_path / "train"], ["test"])
     with pytest.raises(DataError, match="there are no splits"):
@@ -180,7 +180,7 @@ def test_imagenet100_is_a_choice_of_classes(tmp_path):
         (f"train/{chosen}/a.JPEG", chosen, "train"),
         (f"val/{chosen}/c.JPEG", chosen, "val"),
     ]
-    with pytest.raises(DataError, match="classes like n01440764, found none of the 100"):
+    with pytest.raises(DataError, match="n01440764.*none of the 100"):
         find_samples([f"imagenet100:{tmp_path / 'train' / 'n00000000'}"])
 
 

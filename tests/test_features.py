@@ -66,12 +66,12 @@ def test_embed_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="batch_size: expected at least 1, got 0"):
         embed([photos], tmp_path / "features.npz", "scott_3_16", batch_size=0)
     for out in (tmp_path / "features.csv", tmp_path / "nowhere" / "features.npz"):
-        with pytest.raises(DataError, match="expected the name of an .npz file in a folder that exists"):
+        with pytest.raises(DataError, match=".npz file.*folder that exists"):
             embed([photos], out, "scott_3_16")
 
 
 def test_models_that_cannot_be_had(tmp_path):
-    with pytest.raises(WeightsError, match="scot_3_16: cannot be created by timm: Unknown model"):
+    with pytest.raises(WeightsError, match="scot_3_16.*timm.*Unknown model"):
         load_model("scot_3_16")
     with pytest.raises(WeightsError, match="scott_vit_7_16: no such weights are released"):
         load_model("scott_vit_7_16")
@@ -79,7 +79,7 @@ def test_models_that_cannot_be_had(tmp_path):
         load_model(f"local-dir:{tmp_path}")
     with pytest.raises(WeightsError, match="foo:bar: cannot be created"):
         load_model("foo:bar")
-    with pytest.raises(WeightsError, match="multiples of 16 pixels, got 100 x 100"):
+    with pytest.raises(WeightsError, match="multiples of 16.*got 100 x 100"):
         load_model("scott_3_16", pretrained=False, img_size=100)
 
 
@@ -99,13 +99,13 @@ def test_networks_without_patch_tokens(photos):
     model = load_model("resnet18", pretrained=False, img_size=64)
     paths = find_images([photos])[:2]
     assert extract(model, paths, img_size=64)[0].shape == (2, 512)
-    with pytest.raises(DataError, match="expected a model of patch tokens, found that ResNet has none"):
+    with pytest.raises(DataError, match="patch tokens.*ResNet"):
         extract(model, paths, img_size=64, tokens=True)
 
 
 def test_a_run_under_way_is_its_target_encoder(tmp_path):
     (tmp_path / "recipe.toml").write_text('[model]\nname = "scott_3_16"\nimg_size = 32\n')
-    with pytest.raises(WeightsError, match="expected a run with a checkpoint or an export, found neither yet"):
+    with pytest.raises(WeightsError, match="checkpoint or an export.*neither yet"):
         load_model(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     target = timm.create_model("scott_3_16", img_size=32, use_mask_token=True).eval()
@@ -115,5 +115,5 @@ def test_a_run_under_way_is_its_target_encoder(tmp_path):
     torch.testing.assert_close(model(images), target(images))
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
     torch.save({"objective": {"model": {}}}, tmp_path / "checkpoints" / "step_000000003.pt")
-    with pytest.raises(WeightsError, match="expected a run of pretraining, or one with an export"):
+    with pytest.raises(WeightsError, match="run of pretraining.*export"):
         load_model(str(tmp_path))

@@ -72,7 +72,7 @@ def test_feature_maps_are_no_patches():
 def test_a_size_the_model_cannot_take():
     for name in ("vit_tiny_patch16_224", "scott_3_16"):
         model = timm.create_model(name, num_classes=0).eval()
-        with pytest.raises(DataError, match="tiny: cannot take images of 100 x 100 pixels"):
+        with pytest.raises(DataError, match="tiny.*cannot take.*100 x 100"):
             Frozen(model, "tiny", 100)
 
 
@@ -95,7 +95,7 @@ def test_views_are_square():
     model = timm.create_model("scott_3_16", img_size=(32, 64)).eval()
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 64)}
     frozen = Frozen(model, "wide")
-    with pytest.raises(DataError, match="wide: expected square images for augmented views, found 32 x 64"):
+    with pytest.raises(DataError, match="wide.*square images.*found 32 x 64"):
         frozen.require_squares()
 
 
@@ -140,7 +140,7 @@ def third_of_nans(patches):
 def test_features_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
     images = find_images([photos])
     spoiled(third_of_nans)
-    expected = rf"tiny: features of 4 of 12 images are not finite; the first is .*{images[1].name}; "
+    expected = rf"tiny.*4 of 12.*not finite.*first is .*{images[1].name}; "
     with pytest.raises(DataError, match=expected):
         frozen.pooled(images, "x")
     with pytest.raises(DataError, match=expected):
@@ -162,14 +162,14 @@ def test_views_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
     """Of an image whose features are finite as it is."""
     images, batches = find_images([photos]), []
     spoiled(lambda patches: (batches.append(1), patches if len(batches) < 2 else third_of_nans(patches))[1])
-    with pytest.raises(DataError, match="tiny: features of 4 of 12 images are not finite"):
+    with pytest.raises(DataError, match="tiny.*4 of 12.*not finite"):
         Cache(frozen, images, 1, tmp_path, patches=True)
 
 
 def test_patches_beyond_fp16_are_told(frozen, photos, tmp_path, spoiled):
     images = find_images([photos])
     spoiled(lambda patches: patches.clamp(-1, 1) * 1e5)
-    with pytest.raises(DataError, match="12 of 12 images are not at most 65504, the largest of fp16; .*`paper`"):
+    with pytest.raises(DataError, match="12 of 12.*at most 65504.*fp16.*`paper`"):
         Cache(frozen, images, 1, tmp_path, patches=True)
     assert Cache(frozen, images, 1, tmp_path, patches=False).pooled.isfinite().all()
     assert frozen.pooled(images, "x").isfinite().all()

@@ -113,7 +113,7 @@ def test_an_epoch_without_an_update_ends_the_training(patches):
     features, labels = patches
     both = [LinearHead(32, 3), AttentiveHead(32, 3)]
     places = {(2, i) for i in range(60)}
-    with pytest.raises(TrainingError, match="mine: expected a finite loss and gradients, found none in all of epoch 3"):
+    with pytest.raises(TrainingError, match="mine.*finite loss.*epoch 3"):
         train(both, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
 
 

@@ -36,7 +36,7 @@ def test_test_classes_must_be_trained(photos, tmp_path):
 
 
 def test_images_without_a_class_are_told(photos):
-    with pytest.raises(DataError, match=r"a folder of images for each class, found 6 of 6 images without a class"):
+    with pytest.raises(DataError, match="each class.*6 of 6 images without"):
         find_labelled([photos / "blue"], [photos])
 
 
@@ -58,5 +58,5 @@ def test_what_is_missing_but_harmless_is_noted(photos, tmp_path, capsys):
 
 
 def test_nothing_given():
-    with pytest.raises(DataError, match="at least one folder of images, got none"):
+    with pytest.raises(DataError, match="at least one folder.*none"):
         find_labelled([], ["somewhere"])

@@ -15,9 +15,11 @@ def test_positions_are_sines_of_row_then_column():
     torch.testing.assert_close(positions[y * 5 + x, 1::4], torch.tensor(expected))
 
 
-def test_positions_need_a_width_of_four():
-    with pytest.raises(ValueError, match="multiple of 4.*got 30"):
-        sincos_2d((2, 2), 30)
+@pytest.mark.parametrize("dim", [30, 33, 34])
+def test_positions_need_a_width_of_four(dim):
+    assert sincos_2d((2, 2), 36).shape == (4, 36)
+    with pytest.raises(ValueError, match=f"multiple of 4.*got {dim}"):
+        sincos_2d((2, 2), dim)
 
 
 def test_fresh_weights_are_near():
@@ -42,6 +44,17 @@ def test_block_adds_the_mlp_to_the_normalised_input():
 @pytest.mark.parametrize(("dim", "hidden"), [(384, 1024), (96, 256), (192, 512)])
 def test_mlp_width(dim, hidden):
     assert Block(dim, 2).mlp.fc2.in_features == hidden
+
+
+def test_mlp_of_a_few_images_at_a_time(monkeypatch):
+    """As many as have PIECE tokens, where nobody wants gradients."""
+    mlp, x, sizes = Block(32, 2).mlp, torch.randn(5, 6, 32), []
+    whole = mlp.whole
+    monkeypatch.setattr(mlp, "PIECE", 12)
+    monkeypatch.setattr(mlp, "whole", lambda part: (sizes.append(len(part)), whole(part))[1])
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), whole(x))
+    assert sizes == [2, 2, 1]
 
 
 def test_dropout_follows_the_attention_projection_only():

@@ -33,7 +33,7 @@ def machine(tmp_path):
         ("for i in 1 2 3 4 5; do head -c 14000000 /dev/zero > $OUT/$i; done", "at most 67,108,864 bytes back"),
         ("mkdir -p $OUT/a/b/c; touch $OUT/a/b/c/d", "files at most 2 folders deep, found 3"),
         ('touch "$OUT/with space"', "names of letters, digits"),
-        ("exit 3", "status 0 of 'exit 3' within 600 s, found 3"),
+        ("exit 3", "status 0 of 'exit 3'.*600 s.*found 3"),
     ],
 )
 def test_what_goes_beyond_the_limits_is_refused(machine, tmp_path, command, refused):
@@ -47,7 +47,7 @@ def test_a_call_that_takes_too_long_or_carries_too_much_is_refused(machine, tmp_
         machine.run("sleep 60", tmp_path / "lease", tmp_path / "back")
     monkeypatch.setattr(rehearse_lease, "CARRIED", 10)
     (tmp_path / "lease" / "data").write_bytes(bytes(11))
-    with pytest.raises(RuntimeError, match="at most 10 bytes to carry, found 11"):
+    with pytest.raises(RuntimeError, match="10 bytes to carry.*found 11"):
         machine.run("true", tmp_path / "lease", tmp_path / "back")
 
 
@@ -80,7 +80,7 @@ def test_staged_is_code_alone_and_the_data_of_one_call(tmp_path):
     assert [path.name for path in (tmp_path / "lease").glob("*.tar")] == ["b.tar"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
-    with pytest.raises(SystemExit, match="expected a new or empty folder, or what `stage` left there"):
+    with pytest.raises(SystemExit, match="empty folder.*`stage`"):
         lease.stage(tmp_path / "mine", [], [])
 
 
@@ -93,7 +93,7 @@ def test_more_than_may_travel_is_refused(tmp_path, monkeypatch):
 def test_start_wants_data(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.tar").touch()
-    with pytest.raises(SystemExit, match="expected 3 tar files of Flowers-102, found 1; call `take` for each"):
+    with pytest.raises(SystemExit, match="3 tar files.*found 1.*`take`"):
         lease.start(tmp_path, 1, 3, [])
 
 

@@ -19,9 +19,9 @@ def test_the_nearest_are_of_the_same_colour(photos, tmp_path):
 def test_a_gallery_smaller_than_asked_for(photos):
     (found,) = draw_neighbours([photos / "red" / "0.png"], [photos / "red"], None, "scott_3_16", count=99, img_size=32)
     assert len(found) == 5
-    with pytest.raises(DataError, match="expected another image in the gallery, found only itself"):
+    with pytest.raises(DataError, match="another image.*only itself"):
         draw_neighbours([photos / "red" / "0.png"], [photos / "red" / "0.png"], None, "scott_3_16", img_size=32)
-    with pytest.raises(DataError, match="count: expected at least 1 neighbour, got 0"):
+    with pytest.raises(DataError, match="count.*at least 1.*got 0"):
         draw_neighbours([photos], [photos], None, "scott_3_16", count=0)
 
 

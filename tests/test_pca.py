@@ -82,32 +82,32 @@ def test_another_familys_model(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: make(name, **more))
     found = draw_pca([photos / "red"], tmp_path / "a.png", "vit_small_patch14_reg4_dinov2", img_size=70, look="blocky")
     assert found.first.shape == (6, 5, 5)
-    with pytest.raises(DataError, match="expected a vision transformer, whose features are of patches, found ResNet"):
+    with pytest.raises(DataError, match="vision transformer.*found ResNet"):
         draw_pca([photos / "red"], tmp_path / "b.png", "resnet18")
     assert not (tmp_path / "b.png").exists()
 
 
 def test_what_cannot_be_drawn(photos, tmp_path):
-    with pytest.raises(DataError, match=r"a.pdf: expected a picture's name, one of .png, .jpg"):
+    with pytest.raises(DataError, match="a.pdf.*picture's name.*.png, .jpg"):
         draw_pca([photos], tmp_path / "a.pdf", "scott_3_16")
     with pytest.raises(DataError, match="in a folder that exists"):
         draw_pca([photos], tmp_path / "nowhere" / "a.png", "scott_3_16")
-    with pytest.raises(DataError, match="expected at most 256 images to draw, found 257; name some of them"):
+    with pytest.raises(DataError, match="at most 256 images.*found 257"):
         draw_pca([photos / "red" / "0.png"] * 257, tmp_path / "a.png", "scott_3_16")
     with pytest.raises(WeightsError, match="multiples of 16"):
         draw_pca([photos], tmp_path / "a.png", "scott_3_16", img_size=70)
 
 
 def test_one_patch_is_nothing_to_compare(photos, tmp_path):
-    with pytest.raises(DataError, match="expected more than one patch to compare, found one"):
+    with pytest.raises(DataError, match="more than one patch.*found one"):
         draw_pca([photos / "red" / "0.png"], tmp_path / "p.png", "scott_3_16", img_size=16)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        ("scott_3_16", 0, "img_size: expected at least 1 pixel, got 0"),
-        ("vit_tiny_patch16_224", 100, "img_size: expected multiples of 16 pixels, got 100 x 100"),
+        ("scott_3_16", 0, "img_size.*at least 1 pixel.*got 0"),
+        ("vit_tiny_patch16_224", 100, "img_size.*multiples of 16.*got 100 x 100"),
     ],
 )
 def test_sizes_that_are_none(photos, tmp_path, monkeypatch, name, size, words):

@@ -41,5 +41,5 @@ def test_dropout_in_training_alone():
 
 
 def test_width_must_suit_the_heads():
-    with pytest.raises(ValueError, match="multiple of 4 for the attentive pool's heads, got 30"):
+    with pytest.raises(ValueError, match="multiple of 4.*attentive pool.*got 30"):
         AttentivePool(30)

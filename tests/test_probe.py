@@ -126,7 +126,7 @@ def test_other_families_are_exported_with_the_linear_head(photos, tmp_path, quic
     assert [score.probe for score in report.scores] == kinds
     assert "exported with the linear head" in capsys.readouterr().err
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
-    with pytest.raises(DataError, match="export: expected the linear probe too, the one head that local-dir:"):
+    with pytest.raises(DataError, match="export.*linear probe.*local-dir:"):
         probe(name, [photos], [photos], kinds=["attentive"], export=tmp_path / "other", **same)
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
         retrieve("scott_3_16", [photos], seeds=0)
     with pytest.raises(DataError, match="probes: expected at least one of"):
         probe("scott_3_16", [photos], [photos], kinds=[])
-    with pytest.raises(DataError, match=r"export: expected one of \['linear', 'attentive'\] among the probes"):
+    with pytest.raises(DataError, match=r"export.*\['linear', 'attentive'\].*probes"):
         probe("scott_3_16", [photos], [photos], kinds=["knn"], export="out")
 
 
@@ -148,9 +148,9 @@ def test_an_export_never_replaces_what_is_not_one(photos, tmp_path, monkeypatch)
     (tmp_path / "mine" / "thesis.txt").write_text("ten years")
     monkeypatch.setattr(module, "find_labelled", None)  # nothing is begun
     for folder in ("mine", "mine/thesis.txt", "nowhere/classifier", "."):
-        with pytest.raises(DataError, match="expected the name of a new folder or of an earlier export"):
+        with pytest.raises(DataError, match="new folder.*earlier export"):
             probe("scott_3_16", [photos], [photos], export=tmp_path / folder)
-    with pytest.raises(DataError, match="found no folder .*nowhere to put it in"):
+    with pytest.raises(DataError, match="no folder .*nowhere to"):
         probe("scott_3_16", [photos], [photos], export=tmp_path / "nowhere" / "classifier")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
 

@@ -192,7 +192,7 @@ def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr("scott_models.publish.upload", lambda *release, **options: ("a" * 40, False))
     monkeypatch.setattr("scott_models.publish.write_entry", full)
-    with pytest.raises(WeightsError, match=f"me/x: published as commit {'a' * 40}, but .*m.json cannot be written"):
+    with pytest.raises(WeightsError, match=f"me/x.*commit {'a' * 40}.*m.json cannot"):
         publish(run, "me/x", license="mit", manifest_file=tmp_path / "m.json")
 
 
@@ -200,9 +200,9 @@ def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch)
     ("lie", "words"),
     [
         ({"bytes": 1}, r"\(13046296 bytes, expected 1\)"),
-        ({"dtype": "float32"}, r"expected what its entry says, {'dtype': 'float32'}, found {'dtype': 'bfloat16'}"),
+        ({"dtype": "float32"}, "entry.*{'dtype': 'float32'}, found {'dtype': 'bfloat16'}"),
         ({"input_size": [3, 224, 224]}, r"found {'input_size': \[3, 112, 112\]}"),
-        ({"license": "MIT"}, "license: expected an SPDX identifier in lower case, found 'MIT'"),
+        ({"license": "MIT"}, "license.*SPDX.*found 'MIT'"),
     ],
 )
 def test_lies_are_not_published(monkeypatch, lie, words):
@@ -251,15 +251,15 @@ def test_tags_of_repositories(architecture, repository, tag):
 
 
 def test_what_cannot_be_published(run, tmp_path):
-    with pytest.raises(WeightsError, match="expected the license of the weights, e.g. --license apache-2.0, got none"):
+    with pytest.raises(WeightsError, match="license.*--license apache-2.0.*got none"):
         prepare(run, "me/x")
-    with pytest.raises(WeightsError, match="license: of no use for a released tag"):
+    with pytest.raises(WeightsError, match="license.*no use.*released tag"):
         prepare(FOLDER, REPOSITORY, license="mit")
     with pytest.raises(
         WeightsError, match=r"tag: expected scott_3_16.mimjepa_flowers102_cpu, the folder's, got scott_3_16.y"
     ):
         prepare(FOLDER, REPOSITORY, tag="scott_3_16.y")
-    with pytest.raises(WeightsError, match="expected a run that has ended or a folder with"):
+    with pytest.raises(WeightsError, match="ended or a folder"):
         prepare(tmp_path, "me/x")
     with pytest.raises(WeightsError, match="expected tags like"):
         prepare(run, "me/x", license="mit", tag="scott_3_16.../x")
@@ -267,7 +267,7 @@ def test_what_cannot_be_published(run, tmp_path):
     shutil.copytree(FOLDER, copy)
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:-1] + b"X")
-    with pytest.raises(WeightsError, match="not the released weights .* a release is published as it was measured"):
+    with pytest.raises(WeightsError, match="not the released weights.*published as"):
         prepare(copy, REPOSITORY)
     (copy / "model.safetensors").write_bytes(content[:5000])
     with pytest.raises(WeightsError, match="expected a whole safetensors file"):
@@ -281,9 +281,7 @@ def test_other_settings_than_a_tag_means(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model_args"]["num_heads"] = 6
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        WeightsError, match="expected the settings of scott_3_16, {'num_heads': 4}, .* {'num_heads': 6}; copy"
-    ):
+    with pytest.raises(WeightsError, match="settings of scott_3_16, {'num_heads': 4}.*{'num_heads': 6}"):
         prepare(folder, REPOSITORY)
     elsewhere = folder.rename(tmp_path / "six")
     assert prepare(elsewhere, "me/six").entry is None
@@ -305,11 +303,11 @@ def test_any_timm_model(tmp_path):
 def test_a_models_folder_needs_a_card_of_its_own(tmp_path):
     model = timm.create_model("scott_3_16", img_size=32, num_classes=3)
     folder = weights.export(model, tmp_path / "classifier", label_names=["a", "b", "c"])
-    with pytest.raises(WeightsError, match="README.md: expected a model card, for the Hub and its readers, found none"):
+    with pytest.raises(WeightsError, match="README.md.*model card"):
         prepare(folder, "me/classifier")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# mine\n")
     outcome = publish(folder, "me/classifier", dry_run=True)
     assert (outcome.release.entry, outcome.revision) == (None, None)
     assert "# mine" in str(outcome)
-    with pytest.raises(WeightsError, match="license: of no use for a folder that is no run of pretraining"):
+    with pytest.raises(WeightsError, match="license.*no use.*no run of pretraining"):
         prepare(folder, "me/classifier", license="mit")

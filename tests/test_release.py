@@ -130,9 +130,9 @@ def test_scores_of_a_probe(run, tmp_path):
     made = entry(report(f"local-dir:{run / 'export'}", 224))
     assert made["scores"] == {"linear_224": 61.0, "linear_224_random": 9}
     assert "| **these weights, 224 px** | **61.0** |" in card("scott_3_16.x", made)
-    with pytest.raises(WeightsError, match="expected scores of .*run, found those of vit_small"):
+    with pytest.raises(WeightsError, match="scores of .*run, found.*vit_small"):
         entry(report("vit_small", 32))
-    with pytest.raises(WeightsError, match="expected scores at 32 or 224 px, found 64"):
+    with pytest.raises(WeightsError, match="scores at 32 or 224.*found 64"):
         entry(report(run, 64))
     with pytest.raises(WeightsError, match="expected what `scott probe --json` prints"):
         entry([])
@@ -145,14 +145,10 @@ def test_foreign_exports_and_damaged_records(run):
         return weights.export(timm.create_model("scott_3_16", use_mask_token=True, **options), run / "export")
 
     replaced(img_size=64, in_chans=1)
-    with pytest.raises(
-        WeightsError, match=r"its entry says, {'input_size': \[3, 32, 32\]}, found {'input_size': \[1, 64"
-    ):
+    with pytest.raises(WeightsError, match=r"entry.*{'input_size': \[3, 32, 32\]}, found {'input_size': \[1, 64"):
         entry_of_run(run, license="mit")
     replaced(img_size=32, num_heads=6)
-    with pytest.raises(
-        WeightsError, match="the settings of scott_3_16, {'num_heads': 4}, which a tag means, found .* 6"
-    ):
+    with pytest.raises(WeightsError, match="settings of scott_3_16, {'num_heads': 4}.*{'num_heads': 6}"):
         entry_of_run(run, license="mit")
     file = replaced(img_size=32) / "model.safetensors"
     state = load_file(file)
@@ -199,7 +195,7 @@ def test_which_folders_are_runs(run, tmp_path):
     assert is_pretraining(run)
     assert not is_pretraining(tmp_path)
     (run / "export" / "model.safetensors").rename(tmp_path / "x")
-    with pytest.raises(WeightsError, match="expected a run that has ended, found no"):
+    with pytest.raises(WeightsError, match="run that has ended.*found no"):
         entry_of_run(run, license="mit")
     (tmp_path / "x").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="expected a whole safetensors file"):
@@ -212,7 +208,7 @@ def test_what_an_entry_says_of_a_classifier(tmp_path):
     backbone = next(iter(manifest().values()))
     entry = {**backbone, "input_size": [3, 32, 32], "head": "attentive", "label_names": ["blue", "red"]}
     check_told(tmp_path, "scott_3_16", entry)
-    with pytest.raises(WeightsError, match=r"expected what its entry says, {'label_names': \['red', 'blue'\]}, found"):
+    with pytest.raises(WeightsError, match=r"entry.*{'label_names': \['red', 'blue'\]}, found"):
         check_told(tmp_path, "scott_3_16", {**entry, "label_names": ["red", "blue"]})
     with pytest.raises(WeightsError, match="expected the settings of scott_3_16, {'global_pool': 'avg'"):
         check_told(tmp_path, "scott_3_16", {**entry, "head": "linear"})

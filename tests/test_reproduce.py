@@ -190,7 +190,7 @@ def test_parts_that_are_damaged_make_no_release(lease, tmp_path):
     (part,) = (tmp_path / "scott_3_16" / "export").glob("*.part*")
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
-    with pytest.raises(WeightsError, match="expected sha256 .*, found other bytes or none; fetch the parts again"):
+    with pytest.raises(WeightsError, match="sha256.*other bytes.*parts again"):
         script["joined"](tmp_path / "scott_3_16", digest)
     part.write_bytes(whole)
     (tmp_path / "scott_3_16" / "export" / "model.safetensors").unlink()
@@ -402,10 +402,10 @@ def test_what_cannot_be_run_is_told(shards, tmp_path):
     assert ended.returncode == 2
     if not torch.cuda.is_available():
         assert "--gpu: expected a GPU, found none; --rehearse tries everything" in ended.stderr
-    with pytest.raises(DataError, match="expected a folder with train, val and test, found none; give all tar files"):
+    with pytest.raises(DataError, match="train, val and test.*all tar files"):
         reproduce.unpack_images(shards[:1], tmp_path / "some")
     assert not (tmp_path / "some" / "images").exists()  # or all tar files would come too late
-    with pytest.raises(DataError, match="expected a folder with train, val and test"):
+    with pytest.raises(DataError, match="train, val and test.*found none"):
         reproduce.unpack_images([tmp_path], tmp_path / "none")
     damaged = tmp_path / "damaged.tar"
     damaged.write_bytes(shards[0].read_bytes()[:700])

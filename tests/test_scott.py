@@ -62,6 +62,7 @@ def test_mask_token_stands_for_hidden_patches(tiny, visible):
     assert torch.equal(tiny.forward_tokens(images), tiny.forward_tokens(images, torch.ones_like(visible)))
 
 
+@pytest.mark.slow
 def test_masked_tokens_compile_whole(tiny, visible):
     images = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(tiny.forward_tokens, fullgraph=True, backend="aot_eager")
@@ -81,7 +82,7 @@ def test_visible_tokens_alone(tiny, visible):
     torch.testing.assert_close(everything, tiny.forward_tokens(images))
     uneven = visible.clone()
     uneven[0] = True
-    with pytest.raises(ValueError, match=r"equally many visible patches in each image, got \[16, 7\]"):
+    with pytest.raises(ValueError, match=r"equally many visible.*got \[16, 7\]"):
         tiny.forward_visible(images, uneven)
 
 
@@ -112,7 +113,7 @@ def test_any_size_gives_what_a_model_of_that_size_gives(tiny, size):
 def test_a_refused_size_leaves_the_model_as_it_was(tiny):
     images = torch.randn(1, 3, 64, 64)
     before = tiny(images)
-    with pytest.raises(ValueError, match="multiples of 16 pixels, got 72 x 72"):
+    with pytest.raises(ValueError, match="multiples of 16.*got 72 x 72"):
         tiny.set_input_size((72, 72))
     assert torch.equal(tiny(images), before)
 
@@ -129,15 +130,15 @@ def test_what_the_readme_says_of_timm():
 
 
 def test_images_of_another_size_are_named(tiny):
-    with pytest.raises(ValueError, match=r"takes 64 x 64 pixels, got 8 x 8; .*img_size=.*dynamic_img_size=True"):
+    with pytest.raises(ValueError, match="takes 64 x 64.*got 8 x 8.*img_size=.*dynamic_img_size=True"):
         tiny(torch.zeros(1, 3, 8, 8))
     for size in (8, 72):
-        with pytest.raises(ValueError, match=f"multiples of 16 pixels, got {size} x {size}"):
+        with pytest.raises(ValueError, match=f"multiples of 16.*got {size} x {size}"):
             SCOTT(img_size=size, embed_dim=32, depth=1, num_heads=2)
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(ValueError, match=r"tokenizer: expected one of \['patch', 'sparse_conv'\], got 'conv'"):
+    with pytest.raises(ValueError, match=r"tokenizer.*\['patch', 'sparse_conv'\].*got 'conv'"):
         SCOTT(tokenizer="conv")
     with pytest.raises(TypeError, match="qkv_bias"):
         timm.create_model("scott_3_16", qkv_bias=True)

@@ -50,7 +50,7 @@ def test_nothing_is_left_of_a_sheet_that_cannot_be_written(tmp_path):
 def test_sheets_too_large_for_their_format_are_refused_beforehand(tmp_path):
     assert drawable(tmp_path / "sheet.png", 500)
     assert drawable(tmp_path / "sheet.webp", 66)
-    with pytest.raises(DataError, match=r"sheet\.webp: expected at most 66 rows, found 67; write a \.png"):
+    with pytest.raises(DataError, match=r"sheet\.webp.*at most 66 rows.*found 67.*\.png"):
         drawable(tmp_path / "sheet.webp", 67)
     tall = Image.new("RGB", (5, 66 * (224 + 24) + 6))
     tall.save(tmp_path / "tall.webp")

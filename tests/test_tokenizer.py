@@ -167,17 +167,17 @@ def test_pool_and_its_gradient_are_torchs(batch, compiled, monkeypatch):
     ],
 )
 def test_wrong_masks_are_named(tokenizer, mask, found):
-    with pytest.raises(ValueError, match=r"expected torch.bool of shape \[2, 16\].*" + found):
+    with pytest.raises(ValueError, match=r"torch.bool.*\[2, 16\].*" + found):
         tokenizer(torch.zeros(2, 3, 64, 64), mask)
 
 
 def test_wrong_image_sizes_are_named(tokenizer):
-    with pytest.raises(ValueError, match="takes 64 x 64 pixels, got 80 x 64"):
+    with pytest.raises(ValueError, match="takes 64 x 64.*got 80 x 64"):
         tokenizer(torch.zeros(1, 3, 80, 64))
     free = type(tokenizer)(img_size=64, embed_dim=32, strict_img_size=False)
     assert free(torch.zeros(1, 3, 80, 64)).shape == (1, 20, 32)
     for height, width in ((8, 8), (72, 64)):
-        with pytest.raises(ValueError, match=f"multiples of 16 pixels, got {height} x {width}"):
+        with pytest.raises(ValueError, match=f"multiples of 16.*got {height} x {width}"):
             free(torch.zeros(1, 3, height, width))
 
 

@@ -166,7 +166,7 @@ def test_a_flipped_byte_is_refused(models_dir):
 @pytest.mark.parametrize(
     ("published", "advice"),
     [
-        ({"repository": None, "revision": None}, "take it from the release again, or reinstall the package"),
+        ({"repository": None, "revision": None}, "from the release again.*reinstall"),
         ({"repository": "org/name", "revision": "0" * 40}, "replace it: scott download scott_3_16"),
     ],
 )
@@ -179,7 +179,7 @@ def test_advice_on_damaged_files_leads_somewhere(models_dir, monkeypatch, publis
 
 
 def test_weights_that_are_not_there(monkeypatch):
-    with pytest.raises(WeightsError, match="scott_3_16.other: no such weights are released; expected one of"):
+    with pytest.raises(WeightsError, match="scott_3_16.other.*no such weights"):
         weights.resolve("scott_3_16.other")
     with pytest.raises(WeightsError, match="scott_vit_12_16: no such weights are released"):
         timm.create_model("scott_vit_12_16", pretrained=True)
@@ -245,7 +245,7 @@ def test_convert_reference(recording):
     assert converted.keys() == model.state_dict().keys()
     prefixed = weights.convert_reference({f"encoder.{name}": tensor for name, tensor in state_dict.items()})
     assert prefixed.keys() == converted.keys()
-    with pytest.raises(WeightsError, match=r"head.0.weight: not a weight of the original SCOTT"):
+    with pytest.raises(WeightsError, match="head.0.weight.*not a weight.*original"):
         weights.convert_reference({**state_dict, "head.0.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="expected the 2D sin-cos positions"):
         weights.convert_reference({**state_dict, "transformer.pos_embed": torch.zeros(36, 96)})

@@ -78,7 +78,7 @@ def test_another_familys_model_takes_a_linear_layer_without_norm(images, tmp_pat
 
 def test_a_head_without_a_place_is_told(tmp_path):
     model = load_model("resnet10t", pretrained=False)
-    with pytest.raises(DataError, match="export: expected a place for the head, found that ResNet has none"):
+    with pytest.raises(DataError, match="export.*place for the head.*ResNet"):
         export_classifier(model, LinearHead(512, 3), NAMES, tmp_path / "classifier", (3, 64, 64))
     assert not (tmp_path / "classifier").exists()
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as TF
 
 from scott_models.pretrain import augment
@@ -25,6 +26,12 @@ def images():
 
 def column(values):
     return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+def test_channels_are_normalised_as_timm_does():
+    white = normalize(torch.ones(1, 3, 1, 1)).flatten()
+    expected = (1 - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)
+    torch.testing.assert_close(white, expected)
 
 
 def test_hue_is_torchvisions(images):
@@ -205,7 +212,7 @@ def test_each_view_has_its_colours(mode):
         assert torch.equal(found[2], normalize(crops[2].float() / 255))
     again = views(crops, Draws(np.arange(16, dtype=np.uint64)))
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    with pytest.raises(ValueError, match="crops: expected 3 of each image, got 1"):
+    with pytest.raises(ValueError, match="crops.*3 of each.*got 1"):
         views(crops[0], drawn)
 
 

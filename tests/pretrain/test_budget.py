@@ -33,9 +33,9 @@ def test_part_of_an_epoch_is_enough():
 
 
 def test_too_little():
-    found = {Budget(minutes=1): "1.0 images/s and 1.0 minutes gone", Budget(images_seen=20): "0.02 epochs"}
+    found = {Budget(minutes=1): "1.0 images/s.*1.0 minutes", Budget(images_seen=20): "0.02 epochs"}
     for budget, words in found.items():
-        with pytest.raises(RecipeError, match=f"expected enough for one update, found {words}"):
+        with pytest.raises(RecipeError, match=f"one update.*{words}"):
             budget.fit(Recipe(), ORDER, speed=1, spent=61, monitor=0)
 
 
@@ -61,5 +61,5 @@ def test_one_of_the_three():
     assert Budget.of(5, None) == Budget(minutes=5)
     assert Budget.of(None, None, 3) == Budget(epochs=3)
     for given in ((None, None), (5, 100), (0, None), (None, -3), (5, None, 2), (math.inf, None)):
-        with pytest.raises(RecipeError, match="expected minutes, images_seen or epochs, one of them and above 0"):
+        with pytest.raises(RecipeError, match="budget.*minutes, images_seen or epochs"):
             Budget(*given)

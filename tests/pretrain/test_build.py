@@ -42,7 +42,7 @@ def test_a_pooled_term_is_added_and_reaches_encoder_and_projectors(term):
 
 
 def test_a_pooled_term_wants_images_to_compare():
-    with pytest.raises(RecipeError, match="recipe.run.accumulate: expected parts of 2 images or more"):
+    with pytest.raises(RecipeError, match="recipe.run.accumulate.*parts of 2"):
         built("objective.pooled=visreg", "run.accumulate=4")
 
 
@@ -65,17 +65,17 @@ def test_several_crops_of_each_image():
 def test_diet_has_a_class_for_each_image():
     recipe = Recipe.load("smoke", [*OBJECTIVES["diet"], *SMALL])
     assert build_objective(recipe, images=lambda: 7).student.head.out_features == 7
-    with pytest.raises(DataError, match="expected 2 images or more, which diet tells apart, found 0"):
+    with pytest.raises(DataError, match="2 images.*diet.*found 0"):
         build_objective(recipe)
 
 
 def test_masks_must_fit_the_small_size_too():
     built("model.img_size=64", "model.small_img_size=32")
-    with pytest.raises(RecipeError, match="blocks need more than 1 rows and columns of patches, got 1 x 1"):
+    with pytest.raises(RecipeError, match="blocks.*more than 1.*got 1 x 1"):
         built("model.small_img_size=16")
-    with pytest.raises(RecipeError, match="model.small_img_size: expected enough patches to hide some and see some"):
+    with pytest.raises(RecipeError, match="model.small_img_size.*enough patches"):
         built("model.small_img_size=16", "mask.kind=random")
-    with pytest.raises(RecipeError, match="recipe.run.accumulate: expected parts of 2 images or more"):
+    with pytest.raises(RecipeError, match="recipe.run.accumulate.*parts of 2"):
         built(*OBJECTIVES["visreg"], "run.accumulate=4")
 
 

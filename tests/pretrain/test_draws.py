@@ -16,6 +16,26 @@ def test_splitmix64():
     assert drawn.tolist() == [(number >> 11) * 2.0**-53 for number in expected]
 
 
+def mix(number):
+    """splitmix64's, in Python's numbers."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        number = (number ^ number >> shift) * factor % 2**64
+    return number ^ number >> 31
+
+
+def test_streams_are_those_of_earlier_releases():
+    """Or a seed would give other weights."""
+    gamma = 0x9E3779B97F4A7C15
+    seed = mix((mix((5 + gamma * (3 + 1)) % 2**64) + gamma * (7 + 1)) % 2**64)
+    draws = keyed(5, [3], [7])
+    assert draws.seeds.tolist() == [seed]
+    assert draws.uniform(1).item() == (mix((seed + gamma) % 2**64) >> 11) * 2.0**-53
+    assert Draws(draws.seeds).shared.seeds.tolist() == [mix((seed + gamma) % 2**64)]
+    updates = [Draws.keyed(np.uint64(5), torch.tensor([3]), torch.tensor([7]), update=i).shared for i in (0, 2)]
+    key = 5 ^ 0xBF58476D1CE4E5B9
+    assert [shared.seeds.tolist() for shared in updates] == [[mix(key)], [mix((key + 2 * gamma) % 2**64)]]
+
+
 def test_an_image_draws_the_same_in_any_company():
     together = keyed(5, [0, 0, 3], [7, 8, 7])
     first, second = together.uniform(4), together.uniform(2)

@@ -50,8 +50,8 @@ def same(a, b):
     ("changes", "message"),
     [
         (["model.name=resnet50"], r"recipe.model.name: expected one of \('scott_3_16', .*got 'resnet50'"),
-        (["model.img_size=100"], "expected positive multiples of 16 pixels, got 100 x 100"),
-        (["model.img_size=16"], "more than 1 rows and columns of patches, got 1 x 1"),
+        (["model.img_size=100"], "multiples of 16.*got 100 x 100"),
+        (["model.img_size=16"], "more than 1 rows.*got 1 x 1"),
         (["mask.ratio=1.5"], "between 0 and 1, exclusive, got 1.5"),
         (["run.trackers=notes"], "notes"),
     ],
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_make_the_whole(tmp_path):
 
 def test_a_batch_that_cannot_be_shared(tmp_path):
     recipe = Recipe.load("smoke", [*SMALL, "run.accumulate=3"])
-    with pytest.raises(RecipeError, match=r"batch_size: expected a multiple of 3 \(processes times parts\), got 4"):
+    with pytest.raises(RecipeError, match="batch_size.*multiple of 3.*got 4"):
         engine.Engine(recipe, tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
         running.update(recipe, [batch()], step, Course(10), 5)
         running.check(lambda: "")  # two before and two now, but not in a row
     running.update(recipe, [batch()], 6, Course(10), 5)
-    with pytest.raises(TrainingError, match="not finite in 3 updates in a row; lower optim.peak_lr .*; the last is x"):
+    with pytest.raises(TrainingError, match="3 updates.*optim.peak_lr.*the last is x"):
         running.check(lambda: "the last is x")
 
 
@@ -182,7 +182,7 @@ def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
     for step, factor in enumerate((1, math.nan, math.nan, math.nan, 1), start=1):
         running.objective.forward = lambda *inputs, factor=factor: compute(*inputs) * factor
         running.update(recipe, [batch()], step, Course(10), 5)
-    with pytest.raises(TrainingError, match="not finite in 3 updates in a row"):
+    with pytest.raises(TrainingError, match="not finite.*3 updates"):
         running.check(lambda: "")
 
 
@@ -291,7 +291,7 @@ def test_a_compiler_that_fails_is_an_error(recipe, tmp_path, broken_compiler, ch
     recipe = recipe.changed("run", compile=choice)
     running = engine.Engine(recipe, tmp_path)
     running.processes = processes
-    with pytest.raises(TrainingError, match=rf"run.compile: .* works, found .*; set run.compile={advice}$"):
+    with pytest.raises(TrainingError, match=rf"torch.compile works.*run.compile={advice}$"):
         running.update(recipe, [batch()], 1, Course(10), 5)
 
 

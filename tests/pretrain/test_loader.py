@@ -185,9 +185,9 @@ def test_more_crops_than_fit_into_memory(images, monkeypatch):
     with pytest.raises(RecipeError, match="found 6 of each of 128 images"):
         crops.check_room(128, parts=2, workers=9, sharing=2)
     monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels - 1)
-    with pytest.raises(RecipeError, match="found 6 of each of 128 images, .* GB; lower objective.views_per_image"):
+    with pytest.raises(RecipeError, match="found 6.*128 images.*lower objective.views_per_image"):
         crops.check_room(128, parts=2, workers=9)
-    with pytest.raises(RecipeError, match="found 1 of each of 999 images, .* GB; lower optim.batch_size or run"):
+    with pytest.raises(RecipeError, match="found 1.*999 images.*lower optim.batch_size"):
         Crops(images, 64, seed=0).check_room(999, parts=1, workers=0)
 
 

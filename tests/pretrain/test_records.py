@@ -57,7 +57,7 @@ def test_a_killed_or_failed_save_leaves_the_last_checkpoint(checkpoints, monkeyp
 
     monkeypatch.setattr(torch, "save", half)
     set_weights(checkpoints, 8)
-    with pytest.raises(DataError, match="8.pt: cannot be written .*No space left.*step_000000007.pt; go on with"):
+    with pytest.raises(DataError, match="8.pt.*No space left.*step_000000007.pt.*--resume"):
         save(checkpoints, 8)
     assert names(checkpoints) == ["step_000000007.pt"]
     (checkpoints.folder / "partial").write_bytes(b"killed while writing")
@@ -116,7 +116,7 @@ def test_a_failed_write_is_told_at_the_next_save_or_at_the_end(checkpoints, monk
 
     monkeypatch.setattr(torch, "save", full)
     checkpoints.save(1)
-    with pytest.raises(DataError, match="1.pt: cannot be written .*No space left.*there is no checkpoint yet"):
+    with pytest.raises(DataError, match="1.pt.*No space left.*no checkpoint yet"):
         checkpoints.save(2)
     with pytest.raises(DataError, match="3.pt: cannot be written"), checkpoints:
         checkpoints.save(3)
@@ -159,7 +159,7 @@ def test_without_a_checkpoint_nothing_was_done(checkpoints):
 def test_a_run_of_other_images_is_refused(checkpoints):
     save(checkpoints, 3)
     checkpoints.images = "another"
-    with pytest.raises(RecipeError, match="the images this run began with, found others; give the same --data"):
+    with pytest.raises(RecipeError, match="images.*found others.*--data"):
         checkpoints.load()
 
 

@@ -88,15 +88,15 @@ def test_growing_from_a_shallower_model(name, heads):
 
 
 def test_weights_that_a_run_cannot_start_from(tmp_path):
-    expected = f"recipe.model.name: expected scott_3_16, whose weights {TAG} are, or model.grow=true, got 'scott_7"
+    expected = f"recipe.model.name.*scott_3_16.*{TAG}.*model.grow=true.*got 'scott_7"
     with pytest.raises(RecipeError, match=expected):
         build_objective(small(init=TAG, name="scott_7_16"))
-    with pytest.raises(WeightsError, match=f"init: expected one of .*{TAG}.*; found no nowhere"):
+    with pytest.raises(WeightsError, match=f"init.*{TAG}.*found no nowhere"):
         build_objective(small(init="nowhere"))
     folder = weights.export(timm.create_model("scott_7_16", img_size=32), tmp_path / "seven")
-    with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):
+    with pytest.raises(WeightsError, match="not fit SCOTT.*unknown.*blocks.3"):
         build_objective(small(init=f"local-dir:{folder}"))
-    with pytest.raises(WeightsError, match="checkpoint does not fit SCOTT: missing .*unknown .*blocks.3"):
+    with pytest.raises(WeightsError, match="not fit SCOTT.*unknown.*blocks.3"):
         build_objective(small(init=f"local-dir:{folder}", grow=True))  # a model does not shrink
     folder = weights.export(timm.create_model("scott_3_16", img_size=32, embed_dim=192), tmp_path / "narrow")
     with pytest.raises(WeightsError, match="cannot start scott_3_16: .*size mismatch"):
@@ -111,7 +111,7 @@ def test_tags_have_their_models_heads(tmp_path, monkeypatch):
     path = shutil.copy(weights.resolve(TAG), tmp_path)
     monkeypatch.setattr(weights, "find", lambda tag: Path(path))
     build_objective(small(init=TAG))
-    with pytest.raises(WeightsError, match="expected weights of 6 heads, found 4 in .*; set model.num_heads=4"):
+    with pytest.raises(WeightsError, match="6 heads, found 4.*model.num_heads=4"):
         build_objective(small(init=TAG, num_heads=6))
 
 
@@ -138,7 +138,7 @@ def test_heads_are_compared_where_no_shape_tells(tmp_path):
     """The authors' released 12/16 has 4 heads, ours 6."""
     model = timm.create_model("scott_3_16", img_size=32, num_heads=6)
     folder = weights.export(model, tmp_path / "six", dtype=torch.float32)
-    with pytest.raises(WeightsError, match="expected weights of 4 heads, found 6 in .*; set model.num_heads=6"):
+    with pytest.raises(WeightsError, match="4 heads, found 6.*model.num_heads=6"):
         build_objective(small(init=f"local-dir:{folder}"))
     objective = build_objective(small(init=f"local-dir:{folder}", num_heads=6))
     assert objective.context_encoder.blocks[0].attn.num_heads == 6

@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_in_a_sentence(samples, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(DataError, match="cannot keep the decoded images .*No space left.*SCOTT_MODELS_CACHE"):
+    with pytest.raises(DataError, match="decoded images.*No space left.*SCOTT_MODELS_CACHE"):
         store.open_images(samples, 36)
     assert cached() == []
 

@@ -120,7 +120,7 @@ def interrupt_at(update, monkeypatch):
 def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, monkeypatch):
     pretrain(recipe, [photos], tmp_path / "whole")
     interrupt_at(4, monkeypatch)
-    with pytest.raises(Interrupted, match="stopped after update 4 of 6 and saved; go on with --resume"):
+    with pytest.raises(Interrupted, match="stopped after update 4 of 6.*--resume"):
         pretrain(recipe, [photos], tmp_path / "cut")
     assert state(tmp_path / "cut")["step"] == 4
     assert not (tmp_path / "cut" / "export").exists()
@@ -268,7 +268,7 @@ def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
     with pytest.raises(Interrupted, match="stopped after update 9 of 12"):
         finish(tmp_path / "cut", Budget(epochs=2))
     monkeypatch.undo()
-    with pytest.raises(RecipeError, match="is being finished already; go on with --resume"):
+    with pytest.raises(RecipeError, match="finished already.*--resume"):
         finish(tmp_path / "cut", Budget(epochs=2))
     pretrain(recipe, [photos], tmp_path / "cut", resume=True)  # by the command that began it
     assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
@@ -303,7 +303,7 @@ def test_minutes_to_bring_a_run_to_its_end_leave_no_trace_of_measuring(photos, t
 
 
 def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="expected a run to finish, found no checkpoint of one"):
+    with pytest.raises(RecipeError, match="run to finish.*no checkpoint"):
         finish(tmp_path / "none", Budget(epochs=1))
     stop_early(recipe, photos, tmp_path / "damaged", monkeypatch, update=4)
     environment = tmp_path / "damaged" / "environment.json"
@@ -312,22 +312,22 @@ def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
         with pytest.raises(RecipeError, match=r"expected recipe.toml and environment.json .* damaged ones .* --resume"):
             finish(tmp_path / "damaged", Budget(epochs=1))
     pretrain(recipe, [photos], tmp_path / "ended")
-    with pytest.raises(RecipeError, match="found one that has ended, after update 6"):
+    with pytest.raises(RecipeError, match="ended.*after update 6"):
         finish(tmp_path / "ended", Budget(epochs=1))
     longer = recipe.changed("optim", epochs=9)
     stop_early(longer, photos, tmp_path / "finished", monkeypatch)
     finish(tmp_path / "finished", Budget(epochs=1))
-    with pytest.raises(RecipeError, match="found one that has ended, after update 9"):
+    with pytest.raises(RecipeError, match="ended.*after update 9"):
         finish(tmp_path / "finished", Budget(epochs=1))
     stop_early(recipe, photos, tmp_path / "early", monkeypatch, update=2)
-    with pytest.raises(RecipeError, match="expected a run past its warm-up, found update 2 of 3; go on with --resume"):
+    with pytest.raises(RecipeError, match="warm-up.*update 2 of 3.*--resume"):
         finish(tmp_path / "early", Budget(epochs=1))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, ["optim.epochs=3"], Budget(epochs=1)), "expected no recipe and no settings.* got optim.epochs=3"),
+        ((None, ["optim.epochs=3"], Budget(epochs=1)), "no recipe.*no settings.*got optim.epochs=3"),
         (("smoke", [], Budget(epochs=1)), "which the run has, got smoke"),
         ((None, [], Budget(epochs=1), "context"), "which the run has, got --export context"),
         ((None, [], None), "expected --minutes, --epochs or --images-seen"),
@@ -405,17 +405,17 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
     out = tmp_path / "run"
     pretrain(recipe, [photos], out)
     before = (out / "metrics.jsonl").read_text()
-    with pytest.raises(RecipeError, match="holds a run already; go on with --resume"):
+    with pytest.raises(RecipeError, match="holds a run already.*--resume"):
         pretrain(recipe, [photos], out)
     other = Recipe.load("smoke", [*SMALL, "model.name=scott_7_16"])
     with pytest.raises(RecipeError, match="model.name: 'scott_7_16' and 'scott_3_16'"):
         pretrain(other, [photos], out, resume=True)
     Image.new("RGB", (80, 72), "green").save(photos / "red" / "0.png")
-    with pytest.raises(RecipeError, match="expected the images this run began with, found others"):
+    with pytest.raises(RecipeError, match="images this run.*found others"):
         pretrain(recipe, [photos], out, resume=True)
     assert (out / "metrics.jsonl").read_text() == before
     (out / "recipe.toml").rename(out / "elsewhere.toml")
-    with pytest.raises(RecipeError, match="recipe.toml: expected the recipe of the run to resume, found none"):
+    with pytest.raises(RecipeError, match="recipe.toml.*run to resume.*found none"):
         pretrain(recipe, [photos], out, resume=True)
     (out / "elsewhere.toml").rename(out / "recipe.toml")
     for path in (out / "checkpoints").iterdir():
@@ -465,7 +465,7 @@ def test_minutes(recipe, photos, tmp_path, monkeypatch):
 
 def test_bad_images_are_left_out_when_asked(recipe, photos, tmp_path, capsys):
     (photos / "red" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1 of 13 images cannot be used:\n.*broken.png: expected an image"):
+    with pytest.raises(DataError, match=r"1 of 13 images.*\n.*broken.png.*an image"):
         pretrain(recipe, [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
     pretrain(recipe, [photos], tmp_path / "run", skip_bad=True)
@@ -492,7 +492,7 @@ def test_mistakes_in_a_recipe_are_told_before_images_are_decoded(photos, tmp_pat
 
 
 def test_fewer_images_than_a_batch(photos, tmp_path):
-    with pytest.raises(DataError, match="expected at least one batch of 13 images, found 12"):
+    with pytest.raises(DataError, match="batch of 13.*found 12"):
         pretrain(Recipe.load("smoke", [*SMALL, "optim.batch_size=13"]), [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -506,7 +506,7 @@ def test_a_loss_that_is_no_number_ends_the_run(recipe, photos, tmp_path, monkeyp
         return apply_gradients(optimizer, loss * (float("nan") if len(calls) > 3 else 1))
 
     monkeypatch.setattr(engine, "apply_gradients", spoil)
-    with pytest.raises(TrainingError, match=r"not finite in 3 updates in a row.*last good checkpoint is .*0003.pt"):
+    with pytest.raises(TrainingError, match="not finite.*3 updates.*last good.*0003.pt"):
         pretrain(recipe, [photos], tmp_path / "run")
 
 
@@ -520,7 +520,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeyp
         save(content, file)
 
     monkeypatch.setattr(records.torch, "save", full)
-    with pytest.raises(DataError, match="cannot be written .*No space left.*last good checkpoint is .*0003.pt"):
+    with pytest.raises(DataError, match="No space left.*last good.*0003.pt"):
         pretrain(recipe, [photos], tmp_path / "run")
     monkeypatch.undo()
     assert not (tmp_path / "run" / "checkpoints" / "partial").exists()
@@ -555,7 +555,7 @@ def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_pat
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(records.Log, "_append", full)
-    with pytest.raises(DataError, match="cannot be written .*No space left.*last good checkpoint is .*0003.pt"):
+    with pytest.raises(DataError, match="No space left.*last good.*0003.pt"):
         pretrain(recipe, [photos], tmp_path / "run")
 
 
@@ -571,7 +571,7 @@ def test_an_image_lost_on_the_way_is_one_sentence(recipe, photos, tmp_path, monk
     monkeypatch.setattr(store, "LARGEST", 1)
     run = train.Run(recipe, [photos], tmp_path / "run", False, None, False, "target")
     (photos / "red" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"^[^\n]*red/0.png: cannot be opened \(No such file or directory\)$"):
+    with pytest.raises(DataError, match=r"^.*red/0.png.*cannot be opened.*\(No such file.*\)$"):
         run.train()
 
 
