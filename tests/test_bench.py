@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scott_models import contenders
+from scott_models import bench, contenders
 from scott_models.bench import Result, everything, measure
 from scott_models.contenders import Contender, gflop
 from scott_models.errors import UserError
@@ -72,6 +72,28 @@ def test_tasks_run_and_remember_their_memory():
     assert (inference.share is None) == inference.contender.is_emulated
     assert inference.speed > step.speed
     assert inputs.share is None
+
+
+class Line:
+    """What a measuring process hears, and what it says."""
+
+    def __init__(self, *heard):
+        self.heard, self.said = list(heard), []
+        self.recv, self.send = (lambda: self.heard.pop(0)), self.said.append
+
+
+def test_a_measuring_process_says_speeds_when_told(monkeypatch):
+    monkeypatch.setattr(bench.signal, "signal", lambda *_: None)  # the tests' own Ctrl-C
+    line = Line("go", "go", "stop")
+    bench._work(Contender("scott_3_16", "inference", batch=1, img_size=32), None, line)
+    ready, first, second, memory = line.said
+    assert ready is None
+    assert min(first, second) > 0
+    assert memory is None or memory > 0
+    line = Line()
+    bench._work(Contender("original scott_3_16", "step", reference="nowhere"), None, line)
+    (refused,) = line.said
+    assert "expected a checkout of the original" in refused
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The Hub's answers without a Hub: what is said of each, and what is asked again. test_hub.py has one on loopback."""
 
 import errno
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from huggingface_hub import errors
 from scott_models import hub, weights
 from scott_models.errors import WeightsError
 from scott_models.manifest import manifest
+from scott_models.publish import Release, upload
 
 TAG = "scott_3_16.mimjepa_flowers102_cpu"
 ENTRY = {**manifest()[TAG], "repository": "org/one", "revision": "0" * 40}
@@ -133,3 +135,82 @@ def test_what_is_cached_is_looked_for_without_a_request(tmp_path, monkeypatch):
     assert hub.cached({**ENTRY, "repository": None}) is None
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked, **options: None)
     assert hub.cached(ENTRY) is None
+
+
+class Api:
+    """A Hub in memory, as huggingface_hub's client speaks of it."""
+
+    private, keep = True, staticmethod(lambda content: content)
+
+    def __init__(self, **options):
+        self.options, self.kept = options, {}
+
+    def repo_exists(self, repository):
+        return False
+
+    def create_repo(self, repository, private, exist_ok):
+        assert exist_ok
+
+    def model_info(self, repository):
+        return SimpleNamespace(private=self.private)
+
+    def create_commit(self, repository, operations, commit_message):
+        for operation in operations:
+            with operation.as_file() as file:
+                self.kept[operation.path_in_repo] = self.keep(file.read())
+        return SimpleNamespace(oid="a" * 40)
+
+    def hf_hub_download(self, repository, name, revision, cache_dir):
+        path = Path(cache_dir) / name
+        path.write_bytes(self.kept[name])
+        return str(path)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A file and a text to upload, as a tag's release."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    entry = {**ENTRY, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    return Release({"model.safetensors": tmp_path / "model.safetensors", "README.md": b"# mine"}, TAG, entry)
+
+
+def test_what_is_uploaded_is_read_back(released, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert upload(released, "me/x", private=True, token="hf_writer\n") == ("a" * 40, False)
+    monkeypatch.setattr(Api, "keep", staticmethod(lambda content: content[:-1]))
+    with pytest.raises(WeightsError, match="me/x: model.safetensors of commit a+ is not what was uploaded"):
+        upload(released, "me/x")
+
+
+def test_other_bytes_than_the_manifests_are_no_release(released, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    released.entry["sha256"] = "0" * 64
+    with pytest.raises(WeightsError, match="model.safetensors .*not what was uploaded"):
+        upload(released, "me/x")
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(released, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(Api, "private", False)
+    upload(released, "me/x")
+    with pytest.raises(WeightsError, match="me/x: expected a private repository, found a public"):
+        upload(released, "me/x", private=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (made(errors.HfHubHTTPError, 403), "answered 403.*may write there"),
+        (made(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE forbids it"),
+        (ConnectionError("reset"), "reset$"),
+    ],
+    ids=["403", "offline", "network"],
+)
+def test_uploads_that_fail(released, monkeypatch, error, said):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(Api, "create_commit", refuse)
+    with pytest.raises(WeightsError, match=f"me/x: cannot be published: .*{said}"):
+        upload(released, "me/x")

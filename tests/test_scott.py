@@ -62,6 +62,12 @@ def test_mask_token_stands_for_hidden_patches(tiny, visible):
     assert torch.equal(tiny.forward_tokens(images), tiny.forward_tokens(images, torch.ones_like(visible)))
 
 
+def test_by_default_it_is_the_papers_largest():
+    model = SCOTT(device="meta")
+    assert (len(model.blocks), model.embed_dim, model.blocks[0].attn.num_heads) == (12, 384, 6)
+    assert model.patch_embed.img_size == (224, 224)
+
+
 @pytest.mark.slow
 def test_masked_tokens_compile_whole(tiny, visible):
     images = torch.randn(2, 3, 64, 64)
@@ -82,6 +88,8 @@ def test_visible_tokens_alone(tiny, visible):
     torch.testing.assert_close(everything, tiny.forward_tokens(images))
     uneven = visible.clone()
     uneven[0] = True
+    with pytest.raises(ValueError, match=r"equally many visible.*got \[7, 16\]"):
+        tiny.forward_visible(images, uneven.flip(0))
     with pytest.raises(ValueError, match=r"equally many visible.*got \[16, 7\]"):
         tiny.forward_visible(images, uneven)
 

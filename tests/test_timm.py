@@ -1,5 +1,6 @@
 """What a user of timm does, item by item: README.md beside this names the test of each."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def test_registration():
     assert set(timm.list_pretrained("scott*")) == set(manifest()) >= {TAG}
     for name in MODELS:
         assert timm.is_model(name)
-        assert timm.model_entrypoint(name).__name__ == name
+        entrypoint = timm.model_entrypoint(name)
+        assert entrypoint.__name__ == name
+        assert inspect.signature(entrypoint).parameters["pretrained"].default is False
         assert timm.get_pretrained_cfg(name).architecture == name
     assert timm.get_pretrained_cfg("scott_3_16").tag == "mimjepa_flowers102_cpu"  # the first with weights
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):

@@ -37,6 +37,16 @@ def test_hidden_tokens_are_zero(tokenizer, visible):
     assert (tokens[visible] != 0).any(dim=-1).all()
 
 
+def test_cells_of_a_map_that_is_not_square():
+    x = torch.randn(2, 5, 8, 18)
+    visible = torch.tensor([[[True, False, True], [False, False, True]]]).expand(2, 1, 2, 3)
+    kept = keep(x, visible)
+    for row in range(2):
+        for column in range(3):
+            cell = ..., slice(4 * row, 4 * row + 4), slice(6 * column, 6 * column + 6)
+            assert torch.equal(kept[cell], x[cell] * visible[0, 0, row, column])
+
+
 def test_no_mask_is_an_all_visible_mask(tokenizer):
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(tokenizer(images), tokenizer(images, torch.ones(2, 16, dtype=torch.bool)))

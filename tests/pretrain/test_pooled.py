@@ -4,13 +4,35 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.pooled import Pooled, draw_directions, infonce, normal_quantiles, sigreg, vicreg, visreg
+from scott_models.pretrain.pooled import (
+    Pooled,
+    build_projector,
+    draw_directions,
+    infonce,
+    normal_quantiles,
+    sigreg,
+    vicreg,
+    visreg,
+)
 
 
 def directions(width, count=64, seed=0):
     return torch.from_numpy(draw_directions(Draws(np.array([seed], dtype=np.uint64)), width, count)[0])
+
+
+def test_a_projector_goes_through_its_widths():
+    layers = build_projector(8, [16, 12, 4])
+    assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)] == [
+        (16, 8),
+        (12, 16),
+        (4, 12),
+    ]
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
+    assert [layer.bias is not None for layer in layers if isinstance(layer, nn.Linear)] == [False, False, True]
 
 
 def test_directions_have_length_1_and_belong_to_an_update():
