@@ -47,6 +47,11 @@ def test_cells_of_a_map_that_is_not_square():
             assert torch.equal(kept[cell], x[cell] * visible[0, 0, row, column])
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_by_default_images_are_the_papers(kind):
+    assert kind(device="meta").img_size == (224, 224)
+
+
 def test_no_mask_is_an_all_visible_mask(tokenizer):
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(tokenizer(images), tokenizer(images, torch.ones(2, 16, dtype=torch.bool)))

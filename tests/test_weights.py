@@ -140,6 +140,35 @@ def test_a_model_keeps_the_place_of_its_weights_and_nothing_else_of_their_loadin
     assert "state_dict" not in (tmp_path / "saved" / "config.json").read_text()
 
 
+def test_whose_weights_a_configuration_means(monkeypatch):
+    entry = {**weights.manifest()[TAG], "repository": "org/one", "revision": "0" * 40}
+    for name in ("scott_3_16.a", "scott_3_16.b", TAG):
+        monkeypatch.setitem(weights.manifest(), name, entry)
+
+    def meant(**fields):
+        return weights.tag_in(fields, "scott_3_16")
+
+    at = {"hf_hub_id": f"org/one@{'0' * 40}", "hf_hub_filename": "model.safetensors"}
+    assert meant(tag="b", **at) == "scott_3_16.b"
+    assert meant(tag="a", **at) == "scott_3_16.a"
+    assert meant(tag="b", **{**at, "hf_hub_id": "org/other"}) is None
+    assert meant(tag="b", **{**at, "hf_hub_filename": "other.safetensors"}) is None
+    assert meant(tag="b", url="https://example.org", **at) is None
+    assert meant(file=f"somewhere/{TAG}/model.safetensors") == TAG
+    assert meant(file=f"somewhere/{TAG}/other.safetensors") is None
+    assert meant(file="somewhere/mine/model.safetensors") is None
+    assert meant(tag="b", file=f"hub/models--org--one/snapshots/{'0' * 40}/model.safetensors") == "scott_3_16.b"
+    assert meant(tag="b", file=f"hub/models--org--one/snapshots/{'1' * 40}/model.safetensors") is None
+
+
+def test_damage_that_can_be_downloaded_again(models_dir, monkeypatch):
+    published = {**weights.manifest()[TAG], "repository": "org/one", "revision": "0" * 40}
+    monkeypatch.setitem(weights.manifest(), TAG, published)
+    (models_dir / TAG / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=f"scott download {TAG} --dir '{models_dir}'"):
+        weights.resolve(TAG)
+
+
 def test_a_longer_file_is_told_with_its_own_hash(models_dir):
     path = models_dir / TAG / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"more" * 2**19)

@@ -7,8 +7,8 @@ python tests/mutation/run.py --report                 what is known so far
 
 Needs the extra "mutation". A first run of the quick tests notes which test runs which line (coverage.py), and which
 lines and branches none does. Mutants are cosmic-ray's. Each is written into a copy of the checkout and meets the quick
-tests that run the changed line, those of its file first, until one fails; one that all of them pass has survived. Results
-land in build/mutation, a line each; what is done is not done again. Survivors are explained in tests/README.md.
+tests that run the changed line, those of its file first, until one fails; one that all of them pass has survived.
+Results land in build/mutation, a line each; what is done is not done again. tests/README.md explains the survivors.
 """
 
 import argparse
@@ -211,7 +211,7 @@ def copy_checkout(place: Path) -> Path:
 
 
 def tests_of(mutant: Mutant, known: dict) -> list[str]:
-    """List the quick tests that run the changed line, or all where it runs at import; first those named after its file."""
+    """List the quick tests that run the changed line, or all where it runs at import; those of its file first."""
     lines = {int(line): tests for line, tests in known["lines"].get(mutant[0], {}).items()}
     found = {test for line in statement_of(mutant) for test in lines.get(line, [])} or set(known["seconds"])
     mirror = f"/test_{Path(mutant[0]).name}::"
