@@ -7,7 +7,7 @@ python tests/mutation/run.py --report                 what is known so far
 
 Needs the extra "mutation". A first run of the quick tests notes which test runs which line (coverage.py), and which
 lines and branches none does. Mutants are cosmic-ray's. Each is written into a copy of the checkout and meets the quick
-tests that run the changed line, those of its file first, until one fails; one that all of them pass has survived.
+tests that run the changed line, those of its file first, until one fails or 40 seconds of them have passed.
 Results land in build/mutation, a line each; what is done is not done again. tests/README.md explains the survivors.
 """
 
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -40,6 +41,7 @@ PRELOADED = ("torch", "torchvision", "timm", "timm.models", "timm.data", "timm.o
 PRELOADED += ("sklearn.linear_model", "accelerate", "safetensors.torch", "huggingface_hub", "torch._dynamo")
 PROCESSORS = len(os.sched_getaffinity(0))
 UNCHANGED = "none"  # a mutant that is none: the tests of its file must pass in a copy, or would kill anything
+ENOUGH = 40  # seconds of tests that a mutant meets, of lines that many tests run
 PATIENCE = 30  # seconds that a mutant, which may loop for ever, has beyond three times what its tests took
 
 
@@ -216,7 +218,8 @@ def tests_of(mutant: Mutant, known: dict) -> list[str]:
     found = {test for line in statement_of(mutant) for test in lines.get(line, [])} or set(known["seconds"])
     mirror = f"/test_{Path(mutant[0]).name}::"
     first = sorted(found, key=lambda test: (mirror not in test, known["seconds"].get(test, 1.0)))
-    return first[:20] if mutant[1] == UNCHANGED else first
+    took = accumulate(known["seconds"].get(test, 1.0) for test in first)
+    return [test for test, seconds in zip(first, took) if seconds <= ENOUGH]
 
 
 def statement_of(mutant: Mutant) -> range:
