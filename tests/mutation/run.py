@@ -8,11 +8,13 @@ python tests/mutation/run.py --report                 what is known so far
 Needs the extra "mutation". A first run of the quick tests notes which test runs which line (coverage.py), and which
 lines and branches none does. Mutants are cosmic-ray's. Each is written into a copy of the checkout and meets the quick
 tests that run the changed line, those of its file first, until one fails or 40 seconds of them have passed.
-Results land in build/mutation, a line each; what is done is not done again. tests/README.md explains the survivors.
+Results land in build/mutation, a line each; what is done of a file is not done again while the file stays as it is.
+tests/README.md explains the survivors.
 """
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import random
@@ -57,12 +59,11 @@ def main() -> None:
     results = WORK / "results.jsonl"
     if not given.report:
         WORK.mkdir(parents=True, exist_ok=True)
-        if not (WORK / "tests.json").exists():
+        if given.again or not (WORK / "tests.json").exists():
             note_tests()
-        known = read(results)
-        if given.again:
-            known = [result for result in known if result["killed"]]
-            results.write_text("".join(json.dumps(result) + "\n" for result in known))
+        known = [result for result in read(results) if result["killed"] or not given.again]
+        known = [result for result in known if result["of"] == sha256(CHECKOUT / result["file"])]
+        results.write_text("".join(json.dumps(result) + "\n" for result in known))
         done = {(result["file"], result["mutant"], result["occurrence"]) for result in known}
         mutants = [mutant for mutant in choose(given) if mutant[:3] not in done]
         with results.open("a") as log:
@@ -71,6 +72,10 @@ def main() -> None:
                 log.flush()
                 print(f"\r{i} of {len(mutants)}", end="", file=sys.stderr, flush=True)
     report(read(results))
+
+
+def sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def read(path: Path) -> list[dict]:
@@ -193,7 +198,14 @@ def meet_tests(mutants: list[Mutant]) -> Iterator[dict]:
                     if mutant[1] == UNCHANGED and killed:
                         sys.exit(f"{mutant[0]}: its tests fail in an unchanged copy\n{log}")
                     fields = dict(zip(("file", "mutant", "occurrence", "line"), mutant))
-                    yield {**fields, "killed": killed, "late": late, "tests": len(tests)}
+                    fields["of"] = sha256(CHECKOUT / mutant[0])
+                    yield {
+                        **fields,
+                        "of": sha256(CHECKOUT / mutant[0]),
+                        "killed": killed,
+                        "late": late,
+                        "tests": len(tests),
+                    }
             time.sleep(0.02)
 
 
@@ -261,6 +273,8 @@ def report(results: list[dict]) -> None:
     results = [result for result in results if result["mutant"] != UNCHANGED]
     for result in results:
         by_file[result["file"]]["killed" if result["killed"] else "survived"] += 1
+    if not results:
+        sys.exit("nothing is known yet")
     print("\n| file | mutants | killed |\n|---|---|---|")
     for file, counts in sorted(by_file.items()):
         print(f"| {file} | {counts.total()} | {counts['killed']} |")
