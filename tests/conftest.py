@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scott_models import SCOTT, scott
+from scott_models.pretrain import Recipe, pretrain
 
 from .groups import (  # noqa: F401 -- hooks, which pytest looks for here
     pytest_addoption,
@@ -76,14 +78,34 @@ def recording():
 @pytest.fixture
 def photos(tmp_path):
     """Two classes of six small pictures, one dark red and one bright blue, in a folder each."""
+    return draw_photos(tmp_path / "photos")
+
+
+def draw_photos(photos):
     rng = np.random.default_rng(0)
     for name, colour in (("blue", (40, 60, 220)), ("red", (120, 20, 20))):
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
+        (photos / name).mkdir(parents=True)
         for i in range(6):
             noise = rng.integers(-20, 20, (72, 80 + i, 3))
-            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "photos"
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(photos / name / f"{i}.png")
+    return photos
+
+
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory):
+    """A run of pretraining on such photos that has ended, which all tests share: to be read, never changed."""
+    folder = tmp_path_factory.mktemp("ended")
+    changes = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SCOTT_MODELS_CACHE", str(folder / "cache"))
+        pretrain(Recipe.load("smoke", changes), [draw_photos(folder / "photos")], folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(ended, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(ended, tmp_path / "run")
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ def test_retrieval_needs_no_training_images(photos):
     assert (rows[0].images, rows[0].classes) == (12, 2)
 
 
+@pytest.mark.slow
 def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
     """1,020 training images and 1,020 of the validation split; the whole test split's figures stand in the manifest."""
     kinds = ["knn", "ridge"]
@@ -173,6 +174,7 @@ def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
     assert ridge > control_ridge + 8
 
 
+@pytest.mark.slow
 def test_scikit_learn_agrees_on_real_images(flowers):
     """Within 0.3 points, on the features of 1,020 training and 1,020 validation images."""
     trained, tested = find_labelled([flowers / "train"], [flowers / "val"])

@@ -55,13 +55,6 @@ def entry_in(path):
     return json.loads(path.read_text())["weights"][RELEASED]
 
 
-@pytest.fixture
-def run(photos, tmp_path):
-    """A run of pretraining that has ended."""
-    pretrain(Recipe.load("smoke", SMALL), [photos], tmp_path / "run")
-    return tmp_path / "run"
-
-
 @pytest.mark.slow
 def test_a_release_goes_up_and_another_process_gets_it(world):
     shown = scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY)
@@ -107,9 +100,9 @@ def test_what_is_downloaded_to_a_folder_is_held_once(world):
 
 
 @pytest.mark.slow
-def test_a_run_goes_up_with_its_own_card(world, run):
+def test_a_run_goes_up_with_its_own_card(world, run, ended):
     given = [run, "--repo-id", "me/My-Photos", "--license", "cc-by-4.0", "--data-terms", "mine"]
-    given += ["--picture", next(run.parent.glob("photos/*/*.png"))]
+    given += ["--picture", next(ended.parent.glob("photos/*/*.png"))]
     dry = scott(world, "publish", *given, "--dry-run")
     assert world.hub.requests == []
     assert "me/My-Photos would hold, in one commit:" in dry
@@ -121,7 +114,7 @@ def test_a_run_goes_up_with_its_own_card(world, run):
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "pca.webp", "recipe.toml"]
     assert Image.open(io.BytesIO(files["pca.webp"])).format == "WEBP"
     assert files["README.md"].decode() in dry
-    assert str(run.parent).encode() not in b"".join(files.values())  # nobody needs to know where it was
+    assert str(ended.parent).encode() not in b"".join(files.values())  # nobody needs to know where it was
     entries = json.loads((world.site / "weights_manifest.json").read_text())["weights"]
     assert list(entries) == [RELEASED, "scott_3_16.my_photos"]
     jsonschema.validate({"weights": entries}, SCHEMA)

@@ -32,13 +32,6 @@ def front_matter(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-@pytest.fixture
-def run(photos, tmp_path):
-    """A run of pretraining that has ended."""
-    pretrain(Recipe.load("smoke", SMOKE), [photos], tmp_path / "run")
-    return tmp_path / "run"
-
-
 @pytest.mark.parametrize("tag", [tag for tag in manifest() if (CHECKOUT / "weights" / tag).is_dir()])
 def test_committed_cards_are_made_from_the_manifest(tag):
     """So a score that is changed by hand in one of them is a score that the other denies."""
@@ -69,7 +62,7 @@ def test_a_card_without_scores():
     assert "model-index" not in text
 
 
-def test_an_entry_of_a_run(run, photos):
+def test_an_entry_of_a_run(run, ended):
     entry = entry_of_run(run, license="cc-by-4.0", data_terms="mine")
     steps = 6  # 2 epochs of 12 images in batches of 4
     assert (entry["epochs"], entry["images_seen"], entry["seed"]) == (2, 4 * steps, 3)
@@ -77,7 +70,7 @@ def test_an_entry_of_a_run(run, photos):
     assert entry["recipe"] == "smoke model.img_size=32 optim.batch_size=4 run.seed=3"
     assert (entry["datasets"], entry["encoder"]) == (["photos"], "target")
     assert (entry["license"], entry["data_terms"], entry["dtype"]) == ("cc-by-4.0", "mine", "bfloat16")
-    assert str(photos.parent) not in json.dumps(entry) + card("scott_3_16.photos", entry)
+    assert str(ended.parent) not in json.dumps(entry) + card("scott_3_16.photos", entry)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     looks = [line["monitor"] for line in lines if "monitor" in line]
     assert entry["scores"]["knn"] == round(looks[-1]["knn"], 1)
