@@ -27,7 +27,7 @@ WARM_UP, ROUND = 3, 1.0  # calls; seconds at least that a round measures
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured: images a second in every round, peak memory, operations, and the peak beside it.
+    """Hold what was measured: images a second in every round, peak memory, operations, and the peak beside it.
 
     Attributes:
         rounds: images a second, or FLOP/s of a product.
@@ -44,12 +44,12 @@ class Result:
 
     @property
     def speed(self) -> float:
-        """Images a second, the median."""
+        """Return the median of images a second."""
         return median(self.rounds)
 
     @property
     def share(self) -> float | None:
-        """Of the machine's peak, 0 to 1, the median of the rounds; None where there is none to speak of."""
+        """Return the share of the machine's peak, the median of the rounds; None where it has none to speak of."""
         if self.gflop is None or self.contender.is_emulated:
             return None
         return median(mine * self.gflop * 1e9 / peak for mine, peak in zip(self.rounds, self.peaks))

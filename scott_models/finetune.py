@@ -211,7 +211,7 @@ class Supervised(nn.Module):
 
 @dataclass(frozen=True)
 class Watched(Accuracy):
-    """Of a classifier under training."""
+    """Hold the accuracy of a classifier under training."""
 
     def better_than(self, other: "Watched") -> bool:
         """Nothing is chosen on test images."""

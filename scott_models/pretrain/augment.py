@@ -174,7 +174,7 @@ def move_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
 
 @dataclass(frozen=True)
 class Colours:
-    """What happens to the colours of each image of a batch; calling it does it.
+    """Hold what happens to the colours of each image of a batch; calling it does it.
 
     Attributes:
         chosen: bool (3, B), whether an image is jittered, made grey, blurred.
@@ -205,7 +205,7 @@ class Colours:
         )
 
     def split(self, size: int) -> list["Colours"]:
-        """Those of the first `size` images, of the next, and so on."""
+        """Split them into those of the first `size` images, of the next, and so on."""
         parts = [slice(start, start + size) for start in range(0, len(self.sigma), size)]
         return [Colours(*(getattr(self, field.name)[..., part] for field in fields(self))) for part in parts]
 

@@ -199,7 +199,7 @@ class Engine:
         return torch.stack(losses).mean()
 
     def on_host(self, values: dict[str, Any]) -> dict[str, float]:
-        """What `update` returned as plain numbers, the updates skipped so far, a GPU's peak memory; waits for it."""
+        """Return `update`'s values as plain numbers, the updates skipped so far, a GPU's peak memory; wait for them."""
         numbers = {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
         if self.device.type == "cuda":
             numbers["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
@@ -259,7 +259,7 @@ class Engine:
         return values[0]
 
     def on_any(self, flag: bool) -> bool:
-        """Whether it is True on any process; all must ask."""
+        """Tell whether a flag is True on any process; all must ask."""
         if self.processes == 1:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
@@ -301,7 +301,7 @@ def has_bf16() -> bool:
 
 
 def settled(recipe: S) -> S:
-    """The same recipe with the precision that "auto" is on this machine."""
+    """Return the same recipe with the precision that "auto" is on this machine."""
     auto = recipe.run.precision == "auto"
     return recipe.changed("run", precision="bf16" if has_bf16() else "no") if auto else recipe
 
@@ -375,7 +375,7 @@ def set_schedules(
 
 
 def can_compile(recipe: Settings, device: torch.device) -> bool:
-    """Whether the recipe asks for torch.compile, and it can work.
+    """Tell whether the recipe asks for torch.compile, and it can work.
 
     Raises:
         RecipeError: "on", and no compiler that torch.compile could use.

@@ -23,7 +23,7 @@ Views = Callable[[Any, Draws], tuple[Tensor, ...]]
 
 
 class Student(nn.Module):
-    """What is trained, as one module: context encoder, then predictor."""
+    """Join what is trained into one module: context encoder, then predictor."""
 
     def __init__(self, context_encoder: SCOTT, predictor: Predictor) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Do the tests notice a mistake? Change the package in one place, run the quick tests of that place, and so on.
 
-python tests/mutation/run.py                          400 mutants, about an hour of two processors
+python tests/mutation/run.py                          400 mutants, half an hour of two processors
 python tests/mutation/run.py --count 20 --seed 1      others
 python tests/mutation/run.py --only tokenizer         in files with that word in their name
 python tests/mutation/run.py --report                 what is known so far
@@ -199,13 +199,7 @@ def meet_tests(mutants: list[Mutant]) -> Iterator[dict]:
                         sys.exit(f"{mutant[0]}: its tests fail in an unchanged copy\n{log}")
                     fields = dict(zip(("file", "mutant", "occurrence", "line"), mutant))
                     fields["of"] = sha256(CHECKOUT / mutant[0])
-                    yield {
-                        **fields,
-                        "of": sha256(CHECKOUT / mutant[0]),
-                        "killed": killed,
-                        "late": late,
-                        "tests": len(tests),
-                    }
+                    yield {**fields, "killed": killed, "late": late, "tests": len(tests)}
             time.sleep(0.02)
 
 
