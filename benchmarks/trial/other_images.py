@@ -1,0 +1,115 @@
+"""Does the recipe `small` help on images that it was not chosen for? Skin lesions and microscope images of nuclei.
+
+python benchmarks/trial/other_images.py --data folder --out benchmarks/trial/results
+
+FOLDER holds lesions/{train,test}/{melanoma,other} (ISIC 2017), lesions-unlabelled and
+nuclei/{train,test}/{images,masks} (Data Science Bowl 2018, masks of 0 and 1). `small` and plain MIM-JEPA pretrain
+scott_3_16 at 64 px, seed 0, on the images of train and those without labels; random weights are scored beside them.
+Lesions: the area under the curve (ROC) of melanoma on test, by neighbours and by ridge, since four of five lesions are
+none. Nuclei: patches of 128 test images at 224 px, told into nucleus and rest by their neighbours among those of 128
+training images; the score is the intersection over union of the nuclei. A run that was cut goes on; what is done is
+not done again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from dense import SIZE, patches_of, score
+from settings import COMMON
+from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
+from scott_models.classifiers import knn, ridge
+from scott_models.data import find_images, load_image
+from scott_models.errors import told_in_a_sentence
+from scott_models.features import extract, load_model
+from scott_models.labelled import find_labelled
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.monitor import evenly
+from scott_models.pretrain.train import Run
+
+METHODS = {
+    "plain": ("flowers102", COMMON),
+    "small": ("small", ("model.img_size=64", "data.short_side=96")),
+}
+RANDOM = "random weights"
+LESIONS, NUCLEI = "lesions", "nuclei"
+SOURCES = {LESIONS: ("lesions/train", "lesions-unlabelled"), NUCLEI: ("nuclei/train/images",)}
+LOOKED_AT = 128  # images of train, and as many of test
+PATCH = 16  # pixels
+NEIGHBOURS = 100  # whose votes rank lesions finely enough
+
+
+def train(method: str, sources: list[Path], crops: int, run: Path) -> None:
+    """Pretrain on all images of the sources, a tenth of the crops to warm up."""
+    name, settings = METHODS[method]
+    recipe = Recipe.load(name, [*settings, "run.seed=0"])
+    batch = recipe.optim.batch_size
+    epochs = crops / (len(find_images(sources)) // batch * batch)
+    recipe = recipe.changed("optim", epochs=epochs, warmup_epochs=epochs / 10).changed("monitor", every=epochs / 4)
+    under_way = Run(recipe, sources, run, True, None, False, "target")
+    under_way.train()
+    under_way.export()
+
+
+def area_under_curve(scores: Tensor, positive: Tensor) -> float:
+    """Compute how often, in percent, a positive one has a higher score than another; equal ones count half."""
+    higher = scores[positive][:, None] - scores[~positive]
+    return 100 * ((higher > 0).double() + (higher == 0).double() / 2).mean().item()
+
+
+def score_lesions(name: str, pretrained: bool, data: Path) -> dict[str, float]:
+    """Score a frozen model's features by two classifiers of melanoma."""
+    model = load_model(name, img_size=64, pretrained=pretrained).eval()
+    train, test = find_labelled([data / "lesions" / "train"], [data / "lesions" / "test"])
+    known, new = (torch.from_numpy(extract(model, split.images, img_size=64)[0]) for split in (train, test))
+    melanoma = train.names.index("melanoma")
+    votes = knn(known, train.labels, new, 2, NEIGHBOURS)[:, melanoma]
+    ridged = ridge(known, train.labels, new, 2)[:, melanoma]
+    positive = test.labels == melanoma
+    return {"knn": area_under_curve(votes.clamp(min=0), positive), "ridge": area_under_curve(ridged, positive)}
+
+
+def score_nuclei(name: str, pretrained: bool, data: Path) -> dict[str, float]:
+    """Score a frozen model's patches by the nuclei that people have drawn; a patch of half nucleus is one."""
+    folders = [data / "nuclei" / split / "images" for split in ("train", "test")]
+    images = [path for folder in folders for path in evenly(find_images([folder]), LOOKED_AT)]
+    masks = [pil_to_tensor(load_image(path.parents[1] / "masks" / f"{path.stem}.png"))[:1].float() for path in images]
+    squares = torch.stack([resize(center_crop(mask, [min(mask.shape[1:])] * 2), [SIZE, SIZE]) for mask in masks])
+    nucleus = F.avg_pool2d(squares, PATCH)[:, 0] >= 0.5
+    return {"patches": score(patches_of(name, images, pretrained), nucleus)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with lesions, lesions-unlabelled and nuclei")
+    parser.add_argument("--out", type=Path, required=True, help="results; other_images.json goes there")
+    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
+    parser.add_argument("--crops", type=int, default=40_960, help="that a run sees; default 40960")
+    given = parser.parse_args()
+    work = given.work or given.out.with_name(f"{given.out.name}-work")
+    work.mkdir(parents=True, exist_ok=True)
+    file = given.out / "other_images.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    with told_in_a_sentence():
+        for kind, sources in SOURCES.items():
+            of_kind = score_lesions if kind == LESIONS else score_nuclei
+            for method in (RANDOM, *METHODS):
+                if method in found.get(kind, {}):
+                    continue
+                run = work / f"{method}-{kind}-{given.crops}"
+                if method == RANDOM:
+                    torch.manual_seed(0)
+                else:
+                    train(method, [given.data / source for source in sources], given.crops, run)
+                scores = of_kind("scott_3_16" if method == RANDOM else str(run), method != RANDOM, given.data)
+                found.setdefault(kind, {})[method] = scores
+                file.write_text(json.dumps(found, indent=1) + "\n")
+                print(kind, method, scores, flush=True)
+
+
+if __name__ == "__main__":
+    main()
