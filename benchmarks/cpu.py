@@ -27,9 +27,9 @@ import timm
 import torch
 from PIL import Image
 
-from scott_models.bench import Result, measure
-from scott_models.contenders import ORIGINAL, Contender
-from scott_models.scott import MODELS
+from scott_models.bench.contenders import ORIGINAL, Contender
+from scott_models.bench.measure import Result, measure
+from scott_models.models.scott import MODELS
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 BESIDE = "vit_small_patch16_224"
@@ -127,8 +127,8 @@ def growth(reference: str, threads: int) -> dict[str, Any]:
 OPEN = """
 import sys, time
 from scott_models.data import find_samples
-from scott_models.pretrain.loader import Crops, Order
-from scott_models.pretrain.store import open_images
+from scott_models.data.loader import Crops, Order
+from scott_models.data.decoded import open_images
 def memory():  # of this process's own, in MiB: not what is mapped from the cache's file
     lines = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("RssAnon"))
     return int(lines["RssAnon"].split()[0]) / 1024

@@ -25,18 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from scott_models.bench import measure
-from scott_models.contenders import Contender
-from scott_models.data import find_samples
+from scott_models.bench.contenders import Contender
+from scott_models.bench.measure import measure
+from scott_models.data.crops import cut_boxes, largest_box
+from scott_models.data.decoded import open_images
+from scott_models.data.loader import Boxes, Crops, Planned
+from scott_models.data.order import Order
+from scott_models.data.random_streams import Draws
+from scott_models.data.sources import find_samples
+from scott_models.models.max_blur_pool import MaxBlurPool
+from scott_models.models.scott import MODELS
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.course import Course
-from scott_models.pretrain.crops import cut_boxes, largest_box
-from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.engine import Engine
-from scott_models.pretrain.loader import Boxes, Crops, Order, Planned
-from scott_models.pretrain.store import open_images
-from scott_models.scott import MODELS
-from scott_models.tokenizer import MaxBlurPool
+from scott_models.pretrain.build import build_objective
+from scott_models.training.course import Course
+from scott_models.training.engine import Engine
 
 BESIDE = "vit_small_patch16_224"
 EPOCHS = 300
@@ -88,7 +90,7 @@ def prepared(setting: Setting, model: str) -> tuple[Engine, Recipe, Order, Crops
     changes = [f"model.name={model}", f"model.img_size={setting.img_size}", f"optim.batch_size={setting.batch}"]
     recipe = Recipe.load("flowers102", [*changes, f"run.compile={'on' if setting.compiled else 'off'}"])
     with tempfile.TemporaryDirectory() as out:
-        engine = Engine(recipe, Path(out))
+        engine = Engine(recipe, Path(out), build_objective)
     images = open_images(find_samples([setting.data], recipe.data.splits), recipe.data.short_side)
     order = engine.order(recipe, len(images))
     crops = engine.crop(images, recipe)

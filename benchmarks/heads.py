@@ -14,7 +14,7 @@ import page
 import torch
 from torch import Tensor
 
-from scott_models import heads
+from scott_models.probes import heads
 
 DIM, CLASSES, EPOCHS = 384, 102, 5
 

@@ -20,14 +20,15 @@ import numpy as np
 import page
 import torch
 
+from scott_models.data.crops import crop_table
+from scott_models.data.decoded import Images
+from scott_models.data.loader import Boxes, Crops, Planned, iterate
+from scott_models.data.order import Order
+from scott_models.data.random_streams import Draws
+from scott_models.data.views import TwoViews
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.augment import TwoViews
 from scott_models.pretrain.build import build_objective, draw_mask
-from scott_models.pretrain.crops import crop_table
-from scott_models.pretrain.draws import Draws
-from scott_models.pretrain.engine import apply_gradients, build_optimizer
-from scott_models.pretrain.loader import Boxes, Crops, Order, Planned, iterate
-from scott_models.pretrain.store import Images
+from scott_models.training.optimizer import apply_gradients, build_optimizer
 
 SIZE, STORED, COUNT = 224, (320, 427), 8189  # pixels of a crop and of stored images; images
 KEY = np.uint64(7)

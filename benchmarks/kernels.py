@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scott_models import attention, on_cpu, sparse_conv, tokenizer
+from scott_models.models import attention, fast_cpu, max_blur_pool, sparse_conv
 from scott_models.pretrain import masks
 
 BATCH, TOKENS, HEADS, DIM = 16, 196, 6, 384
@@ -80,12 +80,12 @@ def rows() -> list[dict[str, Any]]:
     table.append(row("dropout of attention weights, bf16", *pair, same=False))
     tokens, matrix = torch.randn(BATCH, TOKENS, DIM, requires_grad=True), torch.randn(2048, DIM, requires_grad=True)
     with torch.no_grad():
-        pair = [lambda f=f: [f(tokens, matrix)] for f in (F.linear, on_cpu.linear)]
+        pair = [lambda f=f: [f(tokens, matrix)] for f in (F.linear, fast_cpu.linear)]
         table.append(row("linear layer 384 to 2048, fp32", *pair))
-    pair = [gradients(f, tokens, matrix) for f in (F.linear, on_cpu.linear)]
+    pair = [gradients(f, tokens, matrix) for f in (F.linear, fast_cpu.linear)]
     table.append(row("linear layer 384 to 2048, fp32, with gradients", *pair))
     for channels, side in ((64, 112), (384, 28)):
-        pool, x = tokenizer.MaxBlurPool(), maps(channels, side, bf16)
+        pool, x = max_blur_pool.MaxBlurPool(), maps(channels, side, bf16)
         kernel = pool.blur.to(bf16)
         pair = [gradients(f, x) for f in (lambda x, kernel=kernel: pool_by_torch(x, kernel), pool)]
         table.append(row(f"max-blur pool of {channels} maps of {side} px, bf16, with gradients", *pair))

@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scott_models import manifest, weights
 from scott_models.errors import WeightsError, told_in_a_sentence
-from scott_models.manifest import Entry, write_entry
-from scott_models.pca import draw_pca
+from scott_models.pictures.pca import draw_pca
 from scott_models.pretrain import Recipe
-from scott_models.release import PICTURE, card, entry_of_run
+from scott_models.release.card import PICTURE, card
+from scott_models.release.entry import entry_of_run
+from scott_models.weights import entries, files
+from scott_models.weights.entries import Entry, write_entry
 
 CHECKOUT = Path(__file__).parents[1]
 DATA = {
@@ -39,7 +40,7 @@ def joined(run: Path, sha256: str) -> Path:
     parts = sorted(whole.parent.glob(f"{whole.name}.part*"), key=lambda path: int(path.suffix.removeprefix(".part")))
     if parts and not whole.exists():
         whole.write_bytes(b"".join(part.read_bytes() for part in parts))
-    if not whole.is_file() or weights.sha256(whole) != sha256:
+    if not whole.is_file() or files.sha256(whole) != sha256:
         raise WeightsError(f"{whole}: expected sha256 {sha256}, found other bytes or none; fetch the parts again")
     return whole
 
@@ -88,7 +89,7 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
         shutil.copyfile(run / "export" / name, folder / name)
     draw_pca(pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
     (folder / "README.md").write_text(card(tag, entry, picture=True))
-    write_entry(manifest.PATH, tag, entry)
+    write_entry(entries.PATH, tag, entry)
     return entry
 
 

@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.datasets import Flowers102
 
-from scott_models import manifest, weights
-from scott_models.classifiers import Accuracy
+from scott_models import weights
+from scott_models.data.labelled import Labelled, find_labelled
 from scott_models.errors import WeightsError, told_in_a_sentence
-from scott_models.features import evaluation_batches, on_device
-from scott_models.labelled import Labelled, find_labelled
-from scott_models.manifest import Entry, write_entry
-from scott_models.probe import probe
-from scott_models.release import card, dtype_of
+from scott_models.probes.classifiers import Accuracy
+from scott_models.probes.evaluate import probe
+from scott_models.probes.features import evaluation_batches, on_device
+from scott_models.release.card import card
+from scott_models.release.entry import dtype_of
+from scott_models.weights import entries, files
+from scott_models.weights.entries import Entry, write_entry
 
 CHECKOUT = Path(__file__).parents[1]
 NAMES = tuple(Flowers102.classes)
@@ -50,7 +52,7 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         WeightsError: a tag that is not released, or a classifier of other weights.
         DataError: images that cannot be used.
     """
-    backbone = manifest.entry_of(tag)
+    backbone = entries.entry_of(tag)
     folder = CHECKOUT / "weights" / f"{tag}_probe"
     trained, tested = find_labelled([flowers], [flowers])
     assert len(trained.names) == len(names)
@@ -71,7 +73,7 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         **backbone,
         "repository": None,
         "revision": None,
-        "sha256": weights.sha256(file),
+        "sha256": files.sha256(file),
         "bytes": file.stat().st_size,
         "dtype": dtype_of(file),
         "head": "attentive",
@@ -81,7 +83,7 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         f"and val with their labels (scott probe, protocol fast, seed 0, last epoch); {len(tested):,} images of test",
     }
     (folder / "README.md").write_text(card(folder.name, entry))
-    write_entry(manifest.PATH, folder.name, entry)
+    write_entry(entries.PATH, folder.name, entry)
     return entry
 
 

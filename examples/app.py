@@ -17,12 +17,10 @@ from shutil import copy
 import timm
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
-from scott_models.attend import draw_attention
-from scott_models.data import SUFFIXES, find_images
+from scott_models.data.sources import SUFFIXES, find_images
 from scott_models.errors import UserError, needs_extra, told_in_a_sentence
-from scott_models.features import load_model
-from scott_models.neighbours import draw_neighbours
-from scott_models.pca import draw_pca
+from scott_models.pictures import draw_attention, draw_neighbours, draw_pca
+from scott_models.probes import load_model
 
 SAMPLES = Path(__file__).parent / "images"
 # as many columns as fit; gradio's fixed number of them does not fit a phone

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from scott_models import SCOTT, scott
+from scott_models import SCOTT
+from scott_models.models import scott
 from scott_models.pretrain import Recipe, pretrain
 
 from .groups import (  # noqa: F401 -- hooks, which pytest looks for here

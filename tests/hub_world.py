@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scott_models.manifest import PACKAGE, manifest
+from scott_models.weights import manifest
+from scott_models.weights.entries import PACKAGE
 
 RELEASED = "scott_3_16.mimjepa_flowers102_cpu"
 # Fetches each tag as a user's process would, though without waiting between attempts.

@@ -28,10 +28,15 @@ import torch
 import yaml
 from PIL import Image
 
-from scott_models import bench, cli, contenders, doctor, manifest, probe, publish
-from scott_models.finetune import FinetuneRecipe
-from scott_models.pretrain import Budget, Recipe, engine
-from scott_models.pretrain.recipe import Settings
+from scott_models import cli
+from scott_models.bench import contenders, doctor
+from scott_models.finetune.recipe import FinetuneRecipe
+from scott_models.pretrain import Budget, Recipe
+from scott_models.probes import evaluate
+from scott_models.release import upload
+from scott_models.training import engine
+from scott_models.training.settings import Settings
+from scott_models.weights import entries
 
 from .documents import CHECKOUT, DOCUMENTS, LANGUAGES, Block, Command, blocks, commands, examples
 from .hub_server import Hub
@@ -45,17 +50,17 @@ ELSEWHERE = {
     "mypy": ".ci/run runs it",
     "bash .ci/run": "it runs this",
     "accelerate launch": "it needs several GPUs",
-    "python benchmarks/paper/reproduce.py": "it takes hours; tests/test_reproduce.py has it at toy scale",
-    "python benchmarks/paper/lease.py": "tests/test_reproduce.py makes these calls at toy scale",
+    "python benchmarks/paper/reproduce.py": "it takes hours; tests/benchmarks/test_reproduce.py has it at toy scale",
+    "python benchmarks/paper/lease.py": "tests/benchmarks/test_reproduce.py makes these calls at toy scale",
     "python3": "the same, on a machine that is lent",
-    "python benchmarks/heads.py": "it measures; tests/test_bench.py has it at toy scale",
-    "python benchmarks/paper/rehearse_lease.py": "tests/test_reproduce.py calls what it calls",
+    "python benchmarks/heads.py": "it measures; tests/bench/test_measure.py has it at toy scale",
+    "python benchmarks/paper/rehearse_lease.py": "tests/benchmarks/test_reproduce.py calls what it calls",
     "python benchmarks/sample_efficiency/study.py": "it takes hours; test_sample_efficiency.py has it at toy scale",
     "python benchmarks/sample_efficiency/trial.py": "it takes an hour; test_sample_efficiency.py has it at toy scale",
-    "python benchmarks/trial/trial.py": "it takes a night; tests/test_trial.py has it at toy scale",
-    "python benchmarks/trial/dense.py": "it wants what that leaves; tests/test_trial.py has its score",
-    "python benchmarks/release.py": "it wants what that leaves; tests/test_reproduce.py makes a release of it",
-    "python benchmarks/release_head.py": "it wants Flowers-102's 102 classes; tests/test_reproduce.py has two",
+    "python benchmarks/trial/trial.py": "it takes a night; tests/benchmarks/test_trial.py has it at toy scale",
+    "python benchmarks/trial/dense.py": "it wants what that leaves; tests/benchmarks/test_trial.py has its score",
+    "python benchmarks/release.py": "it wants what that leaves; tests/benchmarks/test_reproduce.py makes one of it",
+    "python benchmarks/release_head.py": "it wants Flowers-102's 102 classes; test_reproduce.py has two",
 }
 # What the text around a document's Python takes for granted.
 PRELUDES = {
@@ -105,7 +110,7 @@ def smaller(tmp_path_factory):
         several = [replace(contender, batch=2, img_size=32) for contender in several]
         for contender in several:
             contenders.build(contender)[0]()
-        return [bench.Result(contender, [1.0], None, None, [1.0]) for contender in several]
+        return [measure.Result(contender, [1.0], None, None, [1.0]) for contender in several]
 
     def only_loopback(self, address):
         assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address
@@ -118,14 +123,14 @@ def smaller(tmp_path_factory):
         patched.setattr(Settings, "load", classmethod(load_small))
         patched.setattr(Budget, "_epochs", lambda *given: min(1, epochs(*given)))
         patched.setattr(engine, "TIMED_SECONDS", 0)
-        patched.setattr(probe, "EPOCHS", 2)
-        patched.setattr(bench, "measure", measure)
+        patched.setattr(evaluate, "EPOCHS", 2)
+        patched.setattr("scott_models.bench.measure.measure", measure)
         for name, value in {"SECONDS": 0, "BATCH": 2, "PIXELS": 32}.items():
             patched.setattr(doctor, name, value)
-        ours = tmp_path_factory.mktemp("checkout") / manifest.PATH.name
-        shutil.copy(manifest.PATH, ours)
-        patched.setattr(manifest, "PATH", ours)
-        patched.setattr(publish, "CHECKOUTS", ours)
+        ours = tmp_path_factory.mktemp("checkout") / entries.PATH.name
+        shutil.copy(entries.PATH, ours)
+        patched.setattr(entries, "PATH", ours)
+        patched.setattr(upload, "CHECKOUTS", ours)
         patched.setattr(socket.socket, "connect", only_loopback)
         yield
     torch.set_num_threads(threads)
@@ -206,7 +211,7 @@ class Place:
         """By a process of its own, as the Hub's client needs it, to a Hub on loopback that this folder is linked to."""
         with Hub() as hub, tempfile.TemporaryDirectory() as folder:
             world = World(hub, Path(folder))
-            for name in ("pyproject.toml", manifest.PATH.name):
+            for name in ("pyproject.toml", entries.PATH.name):
                 shutil.copy(CHECKOUT / name, world.site / name)
             for path in self.folder.iterdir():
                 if not (world.site / path.name).exists():

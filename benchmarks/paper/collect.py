@@ -4,24 +4,24 @@ As a folder (`collect`), or as few files that travel light (`pack`, `unpack`): R
 ROW.weights.0, ROW.weights.1, ... are the weights, each at most 15 MiB. Every file appears whole or not at all.
 """
 
+import hashlib
 import io
 import json
 import shlex
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rows import STEPS, Row
 
-from scott_models import weights
-from scott_models.classifiers import Accuracy
 from scott_models.pretrain import Recipe
-from scott_models.probe import Score
-from scott_models.release import seconds_of
+from scott_models.probes.classifiers import Accuracy
+from scott_models.probes.evaluate import Score
+from scott_models.training.run_folder import seconds_of
+from scott_models.weights.files import sha256
 
 PART = 15 * 2**20  # bytes
 KEPT = ("recipe.toml", "environment.json", "metrics.jsonl", "README.md", "export/config.json")
@@ -63,7 +63,7 @@ def unpack(packed: Path, out: Path) -> dict[str, str]:
         row = path.stem
         wanted = json.loads((out / f"{row}.json").read_text())["sha256"]
         data = b"".join(part.read_bytes() for part in in_order(packed.glob(f"{row}.weights.*")))
-        if (found := sha256(data).hexdigest()) == wanted:
+        if (found := hashlib.sha256(data).hexdigest()) == wanted:
             write_whole(out / row / WEIGHTS, data)
         else:
             incomplete[row] = f"expected weights with sha256 {wanted}, found {found}; fetch {row}.weights.* again"
@@ -105,7 +105,7 @@ def summarize(row: Row) -> dict[str, Any]:
     kept = {path: json.loads(path.read_text()) for path in sorted(row.run.glob("probes/*.json"))}
     by_step = {step: [kept[path] for path in kept if path.name.startswith(f"{step}-")] for step in STEPS}
     facts = [{k: v for k, v in result.items() if k not in ("scores", "seconds")} for result in by_step["target"]]
-    digest, joined = weights.sha256(row.run / WEIGHTS), f"{row.name}/{WEIGHTS}"
+    digest, joined = sha256(row.run / WEIGHTS), f"{row.name}/{WEIGHTS}"
     return {
         "row": row.name,
         "command": f"python -m scott_models.pretrain {shlex.join([row.recipe, *row.changes])} --data DATA --out RUN",

@@ -36,9 +36,9 @@ from score import score
 from session import MARGIN, STOPPED, Clock, Session, run_until
 from trial import as_tried, try_models
 
-from scott_models import weights
 from scott_models.errors import DataError, told_in_a_sentence
-from scott_models.probe import KINDS
+from scott_models.probes.evaluate import KINDS
+from scott_models.weights import local_dir
 
 SLACK, PROBING = 1.1, 90  # how much longer than earlier speeds promise a pretraining may take; seconds for its probes
 
@@ -51,7 +51,7 @@ def unpack_images(data: Sequence[Path], work: Path) -> Path:
     """
     root = data[0] if len(data) == 1 and data[0].is_dir() else work / "images"
     if not root.is_dir():
-        with weights.replaced(root) as partial:
+        with local_dir.replaced(root) as partial:
             for path in data:
                 try:
                     with tarfile.open(path) as tar:

@@ -9,8 +9,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from scott_models.contenders import Contender, gflop
-from scott_models.data import find_samples
+from scott_models.bench.contenders import Contender, gflop
+from scott_models.data.sources import find_samples
 from scott_models.pretrain import Recipe
 
 FOLDER = Path(__file__).parent

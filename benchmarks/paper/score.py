@@ -11,13 +11,13 @@ from rows import Row, Step
 from torch import nn
 
 from scott_models import weights
-from scott_models.classifiers import Accuracy, knn, ridge
-from scott_models.features import load_model
-from scott_models.frozen import Frozen
-from scott_models.labelled import find_labelled
+from scott_models.data.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
-from scott_models.probe import HEADS, Kind, Protocol, probe
+from scott_models.probes.classifiers import Accuracy, knn, ridge
+from scott_models.probes.evaluate import HEADS, Kind, Protocol, probe
+from scott_models.probes.features import load_model
+from scott_models.probes.frozen import Frozen
 
 CONTROL, CONTEXT = " (random weights)", " (context encoder)"
 

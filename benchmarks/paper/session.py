@@ -13,7 +13,7 @@ from pathlib import Path
 from collect import collect, pack
 from rows import Row, Step
 
-from scott_models.probe import Kind
+from scott_models.probes.evaluate import Kind
 
 MARGIN = 20  # seconds that saving and the first small files take
 STOPPED = (0, 130, -signal.SIGINT)

@@ -13,8 +13,8 @@ from collect import write_whole
 from rows import UNCOMPILED, Row
 from session import Session, end
 
-from scott_models.data import find_samples
-from scott_models.pretrain.store import open_images
+from scott_models.data.decoded import open_images
+from scott_models.data.sources import find_samples
 
 TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 of 63 updates
 TRYING = 300  # seconds, after which a trial is given up

@@ -28,15 +28,17 @@ import timm
 import torch
 from PIL import Image, ImageOps
 
-from scott_models.data import Sample, find_samples, load_image
+from scott_models.data.sources import Sample, find_samples, load_image
 from scott_models.errors import DataError, told_in_a_sentence
-from scott_models.finetune import FinetuneRecipe, finetune
+from scott_models.finetune.recipe import FinetuneRecipe
+from scott_models.finetune.train import finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.pretrain.recipe import OBJECTIVES
-from scott_models.probe import probe
+from scott_models.probes.evaluate import probe
 from scott_models.progress import track
-from scott_models.release import seconds_of
-from scott_models.weights import export, replaced
+from scott_models.training.run_folder import seconds_of
+from scott_models.weights import export
+from scott_models.weights.local_dir import replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 PICTURES = PAGE.parent / "pictures"

@@ -14,7 +14,7 @@ from pathlib import Path
 from study import SCALES, train
 
 from scott_models.errors import told_in_a_sentence
-from scott_models.probe import probe
+from scott_models.probes.evaluate import probe
 
 SCALE = replace(SCALES["cpu"], images_seen=SCALES["cpu"].images_seen // 2)
 SETTINGS = {

@@ -16,13 +16,13 @@ import torch
 from settings import ROWS, name_of
 from torch import Tensor
 
-from scott_models.classifiers import knn
-from scott_models.data import find_images
+from scott_models.data.sources import find_images
 from scott_models.errors import told_in_a_sentence
-from scott_models.features import load_model
-from scott_models.maps import look_at, patch_maps
-from scott_models.pca import components
+from scott_models.pictures.patch_maps import look_at, patch_maps
+from scott_models.pictures.pca import components
 from scott_models.pretrain.monitor import evenly
+from scott_models.probes.classifiers import knn
+from scott_models.probes.features import load_model
 
 SIZE, IMAGES = 224, 64
 TEACHER = "scott_12_16.mimjepa_flowers102_cpu"

@@ -22,14 +22,14 @@ from settings import COMMON
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from scott_models.classifiers import knn, ridge
-from scott_models.data import find_images, load_image
+from scott_models.data.labelled import find_labelled
+from scott_models.data.sources import find_images, load_image
 from scott_models.errors import told_in_a_sentence
-from scott_models.features import extract, load_model
-from scott_models.labelled import find_labelled
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.monitor import evenly
-from scott_models.pretrain.train import Run
+from scott_models.pretrain.train import Pretraining
+from scott_models.probes.classifiers import knn, ridge
+from scott_models.probes.features import extract, load_model
 
 METHODS = {
     "plain": ("flowers102", COMMON),
@@ -50,7 +50,7 @@ def train(method: str, sources: list[Path], crops: int, run: Path) -> None:
     batch = recipe.optim.batch_size
     epochs = crops / (len(find_images(sources)) // batch * batch)
     recipe = recipe.changed("optim", epochs=epochs, warmup_epochs=epochs / 10).changed("monitor", every=epochs / 4)
-    under_way = Run(recipe, sources, run, True, None, False, "target")
+    under_way = Pretraining(recipe, sources, run, True, None, False, "target")
     under_way.train()
     under_way.export()
 

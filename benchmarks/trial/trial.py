@@ -26,12 +26,12 @@ import torch
 from settings import AFTER, COMMON, RAW, ROWS, name_of
 from torch import nn
 
-from scott_models.data import find_samples
+from scott_models.data.sources import find_samples
 from scott_models.errors import told_in_a_sentence
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
-from scott_models.pretrain.train import Run
-from scott_models.probe import probe
+from scott_models.pretrain.train import Pretraining
+from scott_models.probes.evaluate import probe
 from scott_models.weights import export
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
@@ -52,7 +52,7 @@ def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> R
     return recipe.changed("optim", epochs=epochs, warmup_epochs=epochs / 10)
 
 
-class RawRun(Run):
+class RawRun(Pretraining):
     """Pretrain with the target's features as they are before its last norm, which the monitor looks at too."""
 
     def build_objective(self, recipe: Recipe, *, images: Callable[[], int], compiled: bool) -> nn.Module:
@@ -64,7 +64,7 @@ class RawRun(Run):
 def train(row: str, flowers: Path, crops: int, seed: int, run: Path, init: str = "") -> list[dict[str, Any]]:
     """Pretrain, from the start or from where it was cut; returns what the monitor saw, by crops."""
     recipe = recipe_of(row, len(find_samples([flowers])), crops, seed, init)
-    under_way = (RawRun if row == RAW else Run)(recipe, [flowers], run, True, None, False, "target")
+    under_way = (RawRun if row == RAW else Pretraining)(recipe, [flowers], run, True, None, False, "target")
     under_way.train()
     under_way.export()
     return [{"crops": step * recipe.optim.batch_size, **asdict(look)} for step, look in under_way.log.health.items()]
@@ -101,7 +101,7 @@ def measure_speed(row: str, flowers: Path, work: Path) -> float:
     """Time the updates of a row: images a second, on average over the run."""
     recipe = recipe_of(row, len(find_samples([flowers])), CROPS[0], 0).changed("monitor", every=0.0)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        run = Run(recipe, [flowers], Path(folder), False, None, False, "target")
+        run = Pretraining(recipe, [flowers], Path(folder), False, None, False, "target")
         return run.speed_after(0, run.measure_speeds())
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pca import components
-from ..sheet import from_map, strip
-from .augment import normalize
-from .crops import centre_crops
+from ..data.colours import normalize
+from ..data.crops import centre_crops
+from ..pictures.pca import components
+from ..pictures.sheet import from_map, strip
 
 PICTURES = 6
 FINER = 2  # times the run's image size, for maps of more patches

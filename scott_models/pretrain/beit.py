@@ -11,15 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import PlainLayerNorm, draw_normal
-from ..on_cpu import Linear
-from ..scott import SCOTT
+from ..data.random_streams import Draws
+from ..data.views import TwoViews
+from ..models.fast_cpu import Linear
+from ..models.layers import PlainLayerNorm, draw_normal
+from ..models.scott import SCOTT
+from ..training.plan import Plan
 from . import masks
-from .augment import TwoViews
-from .denoising import Denoising
-from .draws import Draws
-from .plan import Plan
-from .vocabulary import Vocabulary
+from .vocabulary import Denoising, Vocabulary
 
 
 class NamingStudent(nn.Module):

@@ -23,16 +23,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ..data.views import TwoCrops, TwoViews
 from ..errors import DataError, RecipeError
-from ..scott import MODELS, SCOTT
+from ..models.scott import MODELS, SCOTT
+from ..training.settings import require
 from . import masks
-from .augment import TwoCrops, TwoViews
 from .beit import BEiT
 from .diet import DIET
 from .mimjepa import MIMJEPA, Views
 from .pooled import Pooled
 from .predictor import Predictor
-from .recipe import Mask, Recipe, require
+from .recipe import Mask, Recipe
 from .splitmask import Decoder, SplitMask
 from .start import start_from
 from .visreg import Comparison, VISReg

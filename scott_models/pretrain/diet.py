@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import draw_normal
-from ..on_cpu import Linear
-from ..scott import SCOTT
-from .augment import EachView
-from .draws import Draws
+from ..data.random_streams import Draws
+from ..data.views import EachView
+from ..models.fast_cpu import Linear
+from ..models.layers import draw_normal
+from ..models.scott import SCOTT
+from ..training.plan import Drawing, Plan, name_images
 from .one_encoder import OneEncoder
-from .plan import Drawing, Plan, name_images
 
 
 class IndexStudent(nn.Module):

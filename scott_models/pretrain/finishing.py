@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from .budget import Budget
+from ..training.budget import Budget
+from ..training.run import check_level
+from ..training.run_folder import exported
 from .recipe import Recipe
-from .records import exported
-from .train import Run, check_level
+from .train import Pretraining
 
 
 def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, skip_bad: bool = False) -> Path:
@@ -39,7 +40,7 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
         raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
     check_level(out, recipe, done, start["images"] // recipe.optim.batch_size)
     skip_bad = skip_bad or start.get("skip_bad", False)
-    run = Run(recipe, data or start["data"], out, True, None, skip_bad, exported(start), ending=budget)
+    run = Pretraining(recipe, data or start["data"], out, True, None, skip_bad, exported(start), ending=budget)
     run.train()
     return run.export()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import Draws
+from ..data.random_streams import Draws
 
 # The smallest block, in patches of the paper's 14 x 14 grid; on a smaller grid it shrinks with the number of patches.
 MIN_PATCHES, PAPER_GRID = 16, 14 * 14

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..scott import SCOTT
+from ..data.random_streams import Draws
+from ..data.views import TwoCrops, TwoViews
+from ..models.scott import SCOTT
+from ..training.plan import Drawing, Plan, nothing
+from ..training.processes import unwrap
+from ..training.schedules import linear
 from . import masks
-from .augment import TwoCrops, TwoViews
-from .draws import Draws
-from .gather import unwrap
-from .plan import Drawing, Plan, nothing
 from .pooled import Pooled
 from .predictor import Predictor
-from .schedules import linear
 
 Views = Callable[[Any, Draws], tuple[Tensor, ...]]
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..classifiers import Accuracy, knn, ridge
+from ..data.colours import normalize
+from ..data.crops import centre_crops
+from ..data.decoded import Images
+from ..probes.classifiers import Accuracy, knn, ridge
 from ..progress import track
-from .augment import normalize
-from .crops import centre_crops
-from .recipe import Recipe, require
-from .store import Images
+from ..training.settings import require
+from .recipe import Recipe
 
 T = TypeVar("T")
 BATCH = 64

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from ..scott import SCOTT
-from .gather import unwrap
+from ..models.scott import SCOTT
+from ..training.processes import unwrap
 
 
 class OneEncoder(nn.Module):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .draws import Draws
-from .gather import gather
-from .plan import nothing
+from ..data.random_streams import Draws
+from ..training.plan import nothing
+from ..training.processes import gather
 from .recipe import Term
 
 TERMS: tuple[Term, ...] = get_args(Term)

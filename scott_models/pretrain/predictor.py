@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..attention import Dropout
-from ..layers import Block, sincos_2d
-from ..on_cpu import Linear
+from ..models.attention import Dropout
+from ..models.fast_cpu import Linear
+from ..models.layers import Block, sincos_2d
 
 
 class Predictor(nn.Module):

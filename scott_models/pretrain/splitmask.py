@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Block, PlainLayerNorm, draw_normal, sincos_2d
-from ..on_cpu import Linear
-from ..scott import SCOTT, places_of
+from ..data.random_streams import Draws
+from ..data.views import TwoViews
+from ..models.fast_cpu import Linear
+from ..models.layers import Block, PlainLayerNorm, draw_normal, sincos_2d
+from ..models.scott import SCOTT, places_of
+from ..training.plan import Plan
+from ..training.processes import gather
 from . import masks
-from .augment import TwoViews
-from .denoising import Denoising
-from .draws import Draws
-from .gather import gather
-from .plan import Plan
-from .vocabulary import Vocabulary
+from .vocabulary import Denoising, Vocabulary
 
 
 class Decoder(nn.Module):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import weights
 from ..errors import WeightsError
-from ..scott import MODELS, SCOTT, checkpoint_filter_fn
-from .recipe import require
+from ..models.scott import MODELS, SCOTT, checkpoint_filter_fn
+from ..training.settings import require
+from ..weights import local_dir, timm_configs
 
 
 def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
@@ -30,7 +31,7 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         model = init.split(".", maxsplit=1)[0]
         require(grow or model == name, "model.name", f"{model}, whose weights {init} are, or model.grow=true", name)
         path, released = weights.load(init)
-        heads = weights.registered_args(model)["num_heads"]  # or it would not be a tag's
+        heads = timm_configs.registered_args(model)["num_heads"]  # or it would not be a tag's
     else:
         released, folder = None, Path(init.removeprefix("local-dir:"))
         path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
@@ -69,8 +70,8 @@ def heads_of(path: Path) -> int:
         WeightsError: there is none, or not one of a model of this package.
     """
     expected = f"beside the weights the configuration of one of {MODELS}, for the number of heads"
-    with weights.reading(path.with_name("config.json"), expected) as config:
+    with local_dir.reading(path.with_name("config.json"), expected) as config:
         content = json.loads(config.read_text())
         if (model := content["architecture"]) not in MODELS:
             raise LookupError(f"architecture {model!r}")
-        return content.get("model_args", {}).get("num_heads") or weights.registered_args(model)["num_heads"]
+        return content.get("model_args", {}).get("num_heads") or timm_configs.registered_args(model)["num_heads"]

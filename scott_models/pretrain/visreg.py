@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..scott import SCOTT
-from .augment import EachView
-from .draws import Draws
-from .gather import gather
+from ..data.random_streams import Draws
+from ..data.views import EachView
+from ..models.scott import SCOTT
+from ..training.plan import Drawing, Plan
+from ..training.processes import gather
 from .one_encoder import OneEncoder
-from .plan import Drawing, Plan
 from .pooled import build_projector, draw_for, infonce, regularise
 from .recipe import Term
 

@@ -5,6 +5,7 @@ the images themselves, or even at random, serve a denoising objective as well as
 """
 
 import sys
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..data.colours import normalize
+from ..data.loader import Crops
+from ..data.random_streams import key
 from ..errors import DataError, needs_extra
 from ..progress import track
-from .augment import normalize
-from .loader import Crops, key
+from ..training.plan import Drawing
+from .one_encoder import OneEncoder
 
 Kind = Literal["patches", "kmeans", "projection"]
 FILE = "vocabulary.safetensors"
@@ -146,3 +150,29 @@ def kmeans() -> Any:
     with needs_extra("kmeans"):
         from sklearn.cluster import MiniBatchKMeans
     return MiniBatchKMeans
+
+
+class Denoising(OneEncoder):
+    """An objective of one encoder, which is its student's, of a vocabulary, and of masks that show equally much.
+
+    Args:
+        views, mask: as `Drawing` takes them.
+    """
+
+    def __init__(self, student: nn.Module, vocabulary: Vocabulary, views: Any, mask: Callable[..., Tensor]) -> None:
+        super().__init__(student)
+        self.vocabulary = vocabulary
+        self.views, self.mask = views, mask
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.views, self.mask, self.encoders["target"].patch_embed.grid_size, places=True)
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """Return what draws ahead for `inputs`, if the views can."""
+        return self._drawing.ahead
+
+    def prepare(self, crops: Crops, folder: Path) -> None:
+        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
+        self.vocabulary.fill(crops, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .page import Page
-from .run import is_run, page_of_run
+from .run_page import is_run, page_of_run
 from .scores import judged, read, sections_of, title_of
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from scott_models.pictures.sheet import GAP
 from scott_models.pretrain.album import CELL, PICTURES, Album
-from scott_models.sheet import GAP
 
 
 @pytest.fixture

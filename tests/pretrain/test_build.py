@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from scott_models.data.random_streams import Draws
 from scott_models.errors import DataError, RecipeError
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
-from scott_models.pretrain.draws import Draws
 from scott_models.pretrain.recipe import OBJECTIVES
 
 SMALL = ["model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "objective.projector=16,8"]

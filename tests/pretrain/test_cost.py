@@ -8,15 +8,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from scott_models import on_cpu
-from scott_models.pretrain import Recipe, engine
+from scott_models.models import fast_cpu
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.build import build_objective
+from scott_models.training.optimizer import apply_gradients, build_optimizer
 
 
 @pytest.fixture(scope="module")
 def paper():
     """The paper's SCOTT-12/16, without the dropout that only adds random numbers."""
     rates = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
-    return engine.build_objective(Recipe.load("flowers102", rates)).train()
+    return build_objective(Recipe.load("flowers102", rates)).train()
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +79,20 @@ class Kernels(TorchDispatchMode):
 
 def test_a_step_has_no_more_kernels_than_it_had(monkeypatch):
     """With every dropout, in fp32, whatever the processor prefers; a tenth more, as versions of torch differ."""
-    monkeypatch.setattr(on_cpu, "CONVOLVES_FASTER", False)
-    objective = engine.build_objective(Recipe.load("smoke", ["model.name=scott_3_16"])).train()
+    monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", False)
+    objective = build_objective(Recipe.load("smoke", ["model.name=scott_3_16"])).train()
     objective.to(memory_format=torch.channels_last)
     size = objective.target_encoder.patch_embed.img_size
     images = torch.zeros(2, 3, *size).contiguous(memory_format=torch.channels_last)  # as the engine has them
     grid = objective.target_encoder.patch_embed.grid_size
     visible = torch.rand(2, grid[0] * grid[1]).argsort(dim=1) < 5
-    optimizer = engine.build_optimizer(objective)
+    optimizer = build_optimizer(objective)
     with Kernels() as forward:
         loss = objective(images, images, visible)
     with Kernels() as backward:
         loss.backward()
     with Kernels() as update:
-        engine.apply_gradients(optimizer, loss)
+        apply_gradients(optimizer, loss)
         objective.after_step(1, 10)
     assert forward.found.total() < 1.1 * 276
     assert backward.found.total() < 1.1 * 223
@@ -114,11 +116,11 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_never_waits_for_its_device(paper, inputs):
-    optimizer = engine.build_optimizer(paper)
+    optimizer = build_optimizer(paper)
     with Waits() as waits:
         loss = paper(*inputs)
         loss.backward()
-        engine.apply_gradients(optimizer, loss)
+        apply_gradients(optimizer, loss)
         paper.after_step(1, 10)
     assert waits.found == []
     with Waits() as waits:

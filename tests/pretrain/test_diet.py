@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from scott_models import SCOTT
+from scott_models.data.random_streams import Draws
 from scott_models.pretrain.diet import DIET
-from scott_models.pretrain.draws import Draws
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scott_models.pretrain import __main__, train
+import scott_models
+from scott_models.pretrain import __main__
 
 SMALL = ["model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no"]
 
@@ -82,7 +83,7 @@ main()
 @pytest.mark.slow
 def test_training_needs_little(photos, tmp_path):
     """torch, torchvision, timm, accelerate, safetensors, einops, numpy and pillow; nothing for a command line."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(scott_models.__file__).parents[1])}
     arguments = ["smoke", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]
     command = [sys.executable, "-c", WITHOUT, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from scott_models.data.random_streams import Draws
 from scott_models.pretrain import masks
-from scott_models.pretrain.draws import Draws
 
 
 def generator(seed=0):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from scott_models import SCOTT
-from scott_models.pretrain import MIMJEPA, Predictor, Recipe, engine
-from scott_models.pretrain.course import Course
+from scott_models.pretrain import MIMJEPA, Predictor, Recipe
 from scott_models.pretrain.recipe import Optim
+from scott_models.training.course import Course
+from scott_models.training.optimizer import apply_gradients, build_optimizer, set_schedules
 from scott_models.weights import convert_reference, convert_reference_predictor
 
 
@@ -91,18 +92,18 @@ def worst_after_three_updates(objective, inputs, recording, *, ema_first=False, 
     # 100 updates in all with 13 of warm-up, of which the first three are recorded; the rest are the paper's defaults
     recipe = Recipe(optim=Optim(**{"epochs": 100, "warmup_epochs": 13, **optim}))
     objective.ema = (recipe.optim.start_ema, recipe.optim.final_ema)
-    optimizer = engine.build_optimizer(objective)
+    optimizer = build_optimizer(objective)
     if ema_first:
         follow, steps = objective.after_step, iter((1, 2, 3))
         optimizer.register_step_pre_hook(lambda *_: follow(next(steps), 100))
         objective.after_step = lambda step, total: None
     losses = []
     for k in (1, 2, 3):
-        engine.set_schedules(recipe, optimizer, k, Course(100), steps_per_epoch=1)
+        set_schedules(recipe.optim, optimizer, k, Course(100), steps_per_epoch=1)
         loss = objective(*inputs)
         losses.append(loss.item())
         loss.backward()
-        engine.apply_gradients(optimizer, loss)
+        apply_gradients(optimizer, loss)
         objective.after_step(k, 100)
     expected = part(tensors, "after3.")
     assert len(expected) == 4

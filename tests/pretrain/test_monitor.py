@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from scott_models import SCOTT
-from scott_models.data import find_samples
+from scott_models.data import decoded
+from scott_models.data.colours import normalize
+from scott_models.data.crops import centre_crops
+from scott_models.data.sources import find_samples
 from scott_models.errors import RecipeError
-from scott_models.pretrain import Recipe, monitor, store
-from scott_models.pretrain.augment import normalize
-from scott_models.pretrain.crops import centre_crops
+from scott_models.pretrain import Recipe, monitor
 from scott_models.pretrain.monitor import Health, Monitor, advise, choose, verdict
 
 RANDOM = Health(rankme=40, spread=0.4, cosine=0.8, knn=20, ridge=40)
@@ -85,7 +86,7 @@ def chosen(images, count=100, test=False):
 
 
 def test_probes_see_no_test_image_unless_asked(split_photos):
-    images = store.open_images(find_samples([split_photos]), 36)
+    images = decoded.open_images(find_samples([split_photos]), 36)
     train, held_out = chosen(images)
     assert (len(train), len(held_out)) == (16, 4)
     assert {(sample.split, sample.label) for sample in held_out} == {("train", "red"), ("train", "blue")}
@@ -97,7 +98,7 @@ def test_probes_see_no_test_image_unless_asked(split_photos):
     assert {sample.split for sample in train} == {"train"}
     assert {sample.split for sample in held_out} == {"test"}
     assert [len(part) for part in chosen(images, count=10)] == [8, 2]
-    inductive = store.open_images(find_samples([split_photos], ["train"]), 36)
+    inductive = decoded.open_images(find_samples([split_photos], ["train"]), 36)
     with pytest.raises(RecipeError, match="monitor.test.*labelled images.*test split"):
         chosen(inductive, test=True)
 
@@ -105,7 +106,7 @@ def test_probes_see_no_test_image_unless_asked(split_photos):
 def test_without_labels_features_alone(photos):
     for path in photos.glob("*/*.png"):
         path.rename(photos / f"{path.parent.name}-{path.name}")
-    images = store.open_images(find_samples([photos]), 36)
+    images = decoded.open_images(find_samples([photos]), 36)
     train, held_out = chosen(images)
     assert (len(train), held_out) == (12, [])
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(model())
@@ -122,7 +123,7 @@ def model():
 
 
 def test_watching_changes_nothing(split_photos):
-    images = store.open_images(find_samples([split_photos]), 36)
+    images = decoded.open_images(find_samples([split_photos]), 36)
     watching, encoder = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext), model().train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     state = torch.get_rng_state()
@@ -136,7 +137,7 @@ def test_watching_changes_nothing(split_photos):
 
 def test_crops_are_made_once(split_photos, monkeypatch):
     """The figures are those of crops made at each look, bit for bit; processes that never look make none."""
-    images = store.open_images(find_samples([split_photos]), 36)
+    images = decoded.open_images(find_samples([split_photos]), 36)
     encoder = model().eval()
     watching = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)
     expected = [
@@ -156,7 +157,7 @@ def test_crops_are_made_once(split_photos, monkeypatch):
 
 @pytest.mark.parametrize(("free", "kept_there"), [(10 * 20 * 3 * 32 * 32, True), (10 * 20 * 3 * 32 * 32 - 1, False)])
 def test_crops_are_kept_on_a_gpu_with_room(split_photos, monkeypatch, free, kept_there):
-    images = store.open_images(find_samples([split_photos]), 36)
+    images = decoded.open_images(find_samples([split_photos]), 36)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: device)
     crops = Monitor(images, tiny_recipe(), torch.device("cuda"), nullcontext).crops
@@ -164,7 +165,7 @@ def test_crops_are_kept_on_a_gpu_with_room(split_photos, monkeypatch, free, kept
 
 
 def test_weights_that_are_no_numbers_are_dead(split_photos):
-    images = store.open_images(find_samples([split_photos]), 36)
+    images = decoded.open_images(find_samples([split_photos]), 36)
     encoder = model()
     torch.nn.init.constant_(encoder.patch_embed.conv1.weight, math.nan)
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(encoder)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scott_models.pretrain.draws import Draws
+from scott_models.data.random_streams import Draws
 from scott_models.pretrain.pooled import (
     Pooled,
     build_projector,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scott_models.pretrain import train
+import scott_models
 from scott_models.pretrain.recipe import OBJECTIVES
 
 pytestmark = pytest.mark.slow
@@ -30,21 +30,22 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from scott_models.errors import Interrupted
-from scott_models.pretrain import Recipe, engine
-from scott_models.pretrain.train import Run
+from scott_models.pretrain import Recipe
+from scott_models.pretrain.train import Pretraining
+from scott_models.training import engine
 
 photos, out, resume, stop, *changes = sys.argv[1:]
 compile_with = torch.compile
 torch.compile = lambda module: compile_with(module, backend="aot_eager")  # which needs no compiler
 set_schedules = engine.set_schedules
 
-def interrupt(recipe, optimizer, step, *rest):
+def interrupt(optim, optimizer, step, *rest):
     if step == int(stop) and run.engine.rank == run.engine.processes - 1:  # one process is asked, all must stop
         os.kill(os.getpid(), signal.SIGINT)
-    return set_schedules(recipe, optimizer, step, *rest)
+    return set_schedules(optim, optimizer, step, *rest)
 
 engine.set_schedules = interrupt
-run = Run(Recipe.load("smoke", changes), [photos], Path(out), resume == "resume", None, False, "target")
+run = Pretraining(Recipe.load("smoke", changes), [photos], Path(out), resume == "resume", None, False, "target")
 try:
     run.train()
 except Interrupted as stopped:
@@ -61,7 +62,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from scott_models.pretrain import Recipe, engine
-from scott_models.pretrain.course import Course
+from scott_models.training.course import Course
 
 class Convolutional(nn.Module):
     def __init__(self):
@@ -107,7 +108,7 @@ def launch(photos, tmp_path):
         arguments = [str(photos), str(tmp_path / out), "resume" if resume else "new", str(stop), *RECIPE, *changes]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(train.__file__).parents[2]),
+            "PYTHONPATH": str(Path(scott_models.__file__).parents[1]),
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
         }

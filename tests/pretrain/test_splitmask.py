@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scott_models import SCOTT
-from scott_models import tokenizer as tokenizer_module
 from scott_models.errors import RecipeError
+from scott_models.models import tokenizer as tokenizer_module
+from scott_models.models.scott import places_of
+from scott_models.models.tokenizer import keep
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.pretrain.splitmask import Decoder, SplitMask, info_nce
 from scott_models.pretrain.vocabulary import Vocabulary
-from scott_models.scott import places_of
-from scott_models.tokenizer import keep
 
 WORDS = 20
 

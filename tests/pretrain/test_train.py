@@ -14,10 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import scott_models
+from scott_models.data import decoded
 from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
-from scott_models.features import load_model
-from scott_models.pretrain import Budget, Recipe, check_finish, engine, finish, pretrain, records, store, train
+from scott_models.pretrain import Budget, Recipe, check_finish, finish, pretrain, train
 from scott_models.pretrain.recipe import OBJECTIVES
+from scott_models.probes.features import load_model
+from scott_models.training import checkpoints, engine, run_folder
+from scott_models.training.run import check_run_folder, stop_requests
 
 pytestmark = pytest.mark.usefixtures("toy")
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
@@ -84,9 +88,9 @@ def test_a_run_keeps_the_precision_it_began_with(recipe, photos, tmp_path):
     auto, out = recipe.changed("run", precision="auto"), tmp_path / "run"
     pretrain(recipe, [photos], out)
     (out / "recipe.toml").write_text(recipe.changed("run", precision="bf16").to_toml())
-    assert train.check_run_folder(auto, out, True, None).run.precision == "bf16"
+    assert check_run_folder(auto, out, True, None).run.precision == "bf16"
     with pytest.raises(RecipeError, match=r"run\.precision: 'no' and 'bf16'"):
-        train.check_run_folder(recipe, out, True, None)
+        check_run_folder(recipe, out, True, None)
 
 
 def test_the_context_encoder_may_be_exported_instead(recipe, photos, tmp_path):
@@ -109,10 +113,10 @@ def interrupt_at(update, monkeypatch):
     """Ctrl-C during that update, until `monkeypatch.undo`."""
     set_schedules = engine.set_schedules
 
-    def interrupt(recipe, optimizer, step, course, steps):
+    def interrupt(optim, optimizer, step, course, steps):
         if step == update:
             os.kill(os.getpid(), signal.SIGINT)
-        return set_schedules(recipe, optimizer, step, course, steps)
+        return set_schedules(optim, optimizer, step, course, steps)
 
     monkeypatch.setattr(engine, "set_schedules", interrupt)
 
@@ -228,9 +232,9 @@ def test_compiled_runs_of_two_sizes(changes, photos, tmp_path, monkeypatch, caps
 def test_a_budget_of_two_sizes_measures_both(photos, tmp_path, monkeypatch):
     recipe = Recipe.load("smoke", [*SMALL, "model.img_size=64", "model.small_img_size=32", "monitor.every=0"])
     monkeypatch.setattr(engine.Engine, "speed", lambda self, recipe, order, crops: 6400 / crops.size)
-    monkeypatch.setattr(train.Run, "train", lambda self: None)
+    monkeypatch.setattr(train.Pretraining, "train", lambda self: None)
     monkeypatch.setattr(Budget, "fit", lambda self, recipe, *_: recipe)
-    run = train.Run(recipe, [photos], tmp_path / "run", False, Budget(minutes=5), False, "target")
+    run = train.Pretraining(recipe, [photos], tmp_path / "run", False, Budget(minutes=5), False, "target")
     assert run.engine.objective.target_encoder.patch_embed.img_size == (64, 64)
     speeds = run.measure_speeds()
     assert speeds == {32: 200, 64: 100}
@@ -344,7 +348,7 @@ LONG = ("optim.epochs=10", "run.checkpoint_every=0", "monitor.every=3", "model.n
 
 
 def command(photos, out, *more):
-    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(scott_models.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     arguments = [*COMMAND, *LONG, "--data", str(photos), "--out", str(out), *more]
     return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -458,7 +462,7 @@ def test_a_budget_is_kept_by_a_resumed_run(recipe, photos, tmp_path, monkeypatch
 def test_minutes(recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.Engine, "speed", lambda *_: 10.0)
     ticks = itertools.count()
-    monkeypatch.setattr(train.time, "monotonic", lambda: 1e-6 * next(ticks))
+    monkeypatch.setattr("scott_models.training.run.time.monotonic", lambda: 1e-6 * next(ticks))
     pretrain(recipe, [photos], tmp_path / "run", budget=Budget(minutes=0.05))
     assert lines(tmp_path / "run")[-1]["step"] == round(0.05 * 60 * 0.98 * 10 / 4)
 
@@ -485,7 +489,7 @@ def test_inductive_training_leaves_the_test_split_alone(recipe, photos, tmp_path
 
 
 def test_mistakes_in_a_recipe_are_told_before_images_are_decoded(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "open_images", None)
+    monkeypatch.setattr("scott_models.training.run.open_images", None)
     with pytest.raises(RecipeError, match="multiples of 16"):
         pretrain(Recipe.load("smoke", [*SMALL, "model.img_size=100"]), [photos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -519,7 +523,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeyp
             raise OSError(28, "No space left on device")
         save(content, file)
 
-    monkeypatch.setattr(records.torch, "save", full)
+    monkeypatch.setattr(checkpoints.torch, "save", full)
     with pytest.raises(DataError, match="No space left.*last good.*0003.pt"):
         pretrain(recipe, [photos], tmp_path / "run")
     monkeypatch.undo()
@@ -537,7 +541,7 @@ def test_a_run_ends_when_its_last_checkpoint_is_whole(recipe, photos, tmp_path, 
         save(content, file)
         order.append(content.get("step"))  # which an index of decoded images has not
 
-    monkeypatch.setattr(records.torch, "save", slow)
+    monkeypatch.setattr(checkpoints.torch, "save", slow)
     monkeypatch.setattr(train, "write_readme", lambda *args: (order.append("README"), readme(*args)))
     monkeypatch.setattr(train.weights, "export", lambda *args: (order.append("export"), export(*args)))
     with monkeypatch.context() as interrupted:
@@ -554,7 +558,7 @@ def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_pat
         if line["step"] > 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.Log, "_append", full)
+    monkeypatch.setattr(run_folder.Log, "_append", full)
     with pytest.raises(DataError, match="No space left.*last good.*0003.pt"):
         pretrain(recipe, [photos], tmp_path / "run")
 
@@ -562,14 +566,14 @@ def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_pat
 def test_images_too_many_to_keep_decoded(recipe, photos, tmp_path, monkeypatch):
     pretrain(recipe, [photos], tmp_path / "kept")
     monkeypatch.setenv("SCOTT_MODELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "LARGEST", 1)
+    monkeypatch.setattr(decoded, "LARGEST", 1)
     pretrain(recipe, [photos], tmp_path / "streamed")
     assert same(state(tmp_path / "kept"), state(tmp_path / "streamed"))
 
 
 def test_an_image_lost_on_the_way_is_one_sentence(recipe, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "LARGEST", 1)
-    run = train.Run(recipe, [photos], tmp_path / "run", False, None, False, "target")
+    monkeypatch.setattr(decoded, "LARGEST", 1)
+    run = train.Pretraining(recipe, [photos], tmp_path / "run", False, None, False, "target")
     (photos / "red" / "0.png").unlink()
     with pytest.raises(DataError, match=r"^.*red/0.png.*cannot be opened.*\(No such file.*\)$"):
         run.train()
@@ -608,7 +612,7 @@ def test_odd_images(recipe, tmp_path):
 
 def test_stop_requests_end_with_the_block():
     before = signal.getsignal(signal.SIGTERM)
-    with train.stop_requests() as stop:
+    with stop_requests() as stop:
         assert not stop()
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
         deadline = time.monotonic() + 5

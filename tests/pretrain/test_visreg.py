@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scott_models import SCOTT
-from scott_models.pretrain.draws import Draws
+from scott_models.data.random_streams import Draws
 from scott_models.pretrain.pooled import infonce, regularise
 from scott_models.pretrain.visreg import Comparison, PooledEncoder, VISReg
 

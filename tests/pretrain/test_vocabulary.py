@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from scott_models.data import find_samples
+from scott_models.data import decoded
+from scott_models.data.loader import Crops
+from scott_models.data.sources import find_samples
 from scott_models.errors import DataError, UserError
-from scott_models.pretrain import store, vocabulary
-from scott_models.pretrain.loader import Crops
+from scott_models.pretrain import vocabulary
 from scott_models.pretrain.vocabulary import FILE, PER_CROP, Vocabulary, make_words, patches_of
 
 SIZE = 48  # pixels: 9 patches
@@ -17,7 +18,7 @@ SIZE = 48  # pixels: 9 patches
 
 @pytest.fixture
 def crops(photos):
-    return Crops(store.open_images(find_samples([photos]), 60), SIZE, seed=0)
+    return Crops(decoded.open_images(find_samples([photos]), 60), SIZE, seed=0)
 
 
 def test_patches_row_by_row():
@@ -44,7 +45,7 @@ def test_projections_look_at_no_image(crops, tmp_path):
     for i in range(12):
         noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "others" / f"{i}.png")
-    others = Crops(store.open_images(find_samples([tmp_path / "others"]), 60), SIZE, seed=0)
+    others = Crops(decoded.open_images(find_samples([tmp_path / "others"]), 60), SIZE, seed=0)
     for kind, alike in (("projection", True), ("patches", False)):
         made = [make_words(source, 16, kind, size=12, seed=0) for source in (crops, others)]
         assert torch.equal(*made) == alike

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scott_models.curve import Point
 from scott_models.errors import DataError
-from scott_models.finetune import FinetuneRecipe, finetune
+from scott_models.finetune.recipe import FinetuneRecipe
+from scott_models.finetune.train import finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.pretrain.monitor import BROKEN
-from scott_models.probe import probe
+from scott_models.probes.evaluate import probe
+from scott_models.probes.label_efficiency import Point
 from scott_models.report import write_report
 from scott_models.report.scores import named
 

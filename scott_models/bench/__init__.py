@@ -1,0 +1,9 @@
+"""How fast models are on this machine, and what this machine can do.
+
+`contenders.py` builds what `measure.py` times; `doctor.py` examines the machine.
+"""
+
+from .contenders import Contender
+from .doctor import examine
+
+__all__ = ["Contender", "examine"]

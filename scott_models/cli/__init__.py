@@ -1,0 +1,81 @@
+"""The `scott` command: each subcommand calls one function of the package."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import subcommand
+
+from ..errors import told_in_a_sentence
+from .evaluation import embed, probe, report
+from .machine import bench, doctor
+from .pictures import attention, neighbours, pca
+from .training import finetune, pretrain
+from .zoo import convert, download, list_models, publish
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_models,
+    "download": download,
+    "embed": embed,
+    "pca": pca,
+    "attention": attention,
+    "neighbours": neighbours,
+    "probe": probe,
+    "report": report,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "publish": publish,
+    "convert": convert,
+    "bench": bench,
+    "doctor": doctor,
+}
+
+
+DESCRIPTION = """Small vision transformers for people who have few images.
+
+For example:
+    scott list
+    scott embed photos --out features.npz
+    scott pca photos --out picture.png --img-size 448
+    scott probe --train mine/train --test mine/test
+    scott pretrain --data photos --out runs/photos --minutes 90
+    scott finetune --train mine/train --test mine/test --out runs/mine
+    scott COMMAND --help
+
+Exit status:
+    0    done
+    1    something is wrong, or went wrong
+    2    a mistake that you can put right, told in a sentence
+    130  stopped, by Ctrl-C or SIGTERM
+
+Shell completion, exit statuses, JSON: docs/commands.md
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2.
+
+    Args:
+        arguments: the words after `scott`, by default those of the command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    for decoration in ("utf8_boxes", "ansi_codes"):  # tyro asks of neither whether its errors go to a terminal
+        tyro._experimental_options[decoration] = terminal
+    commands: Any = reduce(
+        or_,
+        (
+            Annotated[Any, subcommand(name, constructor=command, description=_described(command, words[:1] == [name]))]
+            for name, command in COMMANDS.items()
+        ),
+    )
+    with told_in_a_sentence():
+        tyro.cli(commands, prog="scott", description=DESCRIPTION, args=words)
+
+
+def _described(command: Callable[..., None], asked: bool) -> str | None:
+    """Say what a command does, in a line where all are listed; where it is asked None, for its whole docstring."""
+    return None if asked else str(command.__doc__).split("\n", maxsplit=1)[0]

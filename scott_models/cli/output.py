@@ -1,0 +1,58 @@
+"""What commands print: tables, sentences, JSON."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from json import dumps
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import UseAppendAction
+
+Sources = Annotated[list[str], UseAppendAction]
+NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(,\s+[-+.\deE]+)*\s+\]")  # a list of them, which goes on one line
+NO_LIMIT = 100_000  # characters of a line that no terminal shows
+
+
+def show_table(rows: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    terminal = sys.stdout.isatty()
+    table = Table() if terminal else Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=not terminal)  # never cut a name short
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console(width=None if terminal else NO_LIMIT)
+    with console.capture() as text:
+        console.print(table)
+    print_text("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def _cell(value: object) -> Text:
+    """As it is: of a bare string rich would take "[...]" and ":...:" for its own. Plain text has a row on each line."""
+    text = f"{value:.1f}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
+    return Text(text if sys.stdout.isatty() else " ".join(text.splitlines()))
+
+
+def print_result(sentence: str, facts: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        print_text(sentence)
+
+
+def print_json(value: object) -> None:
+    text = dumps(value, indent=2, default=str)  # of what we print only paths are foreign to JSON
+    print_text(NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
+
+
+def print_text(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end

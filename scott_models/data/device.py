@@ -1,0 +1,51 @@
+"""Work on a GPU without waiting for it: copy what was drawn on the CPU, compile once."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNED = 16  # bytes, a multiple of every dtype's size
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on a device, without waiting for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def move_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy small tensors of the CPU to a device at once, without waiting for what the device is doing."""
+    sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    starts = list(accumulate(sizes, initial=0))
+    for tensor, start in zip(tensors, starts):
+        packed[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    on_device = packed.to(device, non_blocking=True)
+    return [
+        on_device[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, start in zip(tensors, starts)
+    ]
+
+
+@cache
+def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function by torch.compile, once whoever asks; where that fails, say so and go on with the function."""
+    best = torch.compile(function)
+
+    def call(*arguments: Any) -> Tensor:
+        nonlocal best
+        try:
+            return best(*arguments)
+        except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+            if best is function or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
+            print(f"{function.__name__}: torch.compile failed ({reason}); it goes on without", file=sys.stderr)
+            best = function
+            return function(*arguments)
+
+    return call

@@ -1,0 +1,108 @@
+"""Images with their classes, for training and for testing."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .sources import Row, Sample, find_samples
+
+Role = Literal["train", "test"]
+ROLES: dict[Role, tuple[str, ...]] = {"train": ("train", "val"), "test": ("test",)}
+NAMED = 5  # classes that a message lists
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and their classes: int64 (n,), numbers of `names`."""
+
+    images: Sequence[Path | Row]
+    labels: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def only(self, chosen: Tensor) -> "Labelled":
+        """The images with these indices, int64 (k,)."""
+        return Labelled([self.images[i] for i in chosen.tolist()], self.labels[chosen], self.names)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], names: Sequence[str]) -> "Labelled":
+        number = {name: i for i, name in enumerate(names)}
+        return cls(
+            [sample.image for sample in samples],
+            torch.tensor([number[str(sample.label)] for sample in samples]),
+            list(names),
+        )
+
+
+def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tuple[Labelled, Labelled]:
+    """Training and test images of folders with a folder for each class, or of data sets, with numbers for the classes.
+
+    Of a source that has both splits training takes train and val, testing takes test: both may be the same source.
+
+    Raises:
+        DataError: images without a class, fewer than two classes, or test classes that training lacks.
+    """
+    samples = {"train": _of_role(train, "train"), "test": _of_role(test, "test")}
+    names = {role: {str(sample.label) for sample in found} for role, found in samples.items()}
+    if missing := sorted(names["test"] - names["train"]):
+        raise DataError(
+            "classes: expected each test class among the training classes, "
+            f"found no training images of {_listed(missing)}"
+        )
+    if len(names["train"]) < 2:
+        raise DataError(f"classes: expected at least two, found {sorted(names['train'])}")
+    if missing := sorted(names["train"] - names["test"]):
+        print(f"note: no test images of {_listed(missing)}", file=sys.stderr)
+    counts = Counter(str(sample.label) for sample in samples["train"])
+    if single := sorted(name for name, count in counts.items() if count == 1):
+        print(
+            f"note: a single training image of {_listed(single)}; none is held out to choose settings", file=sys.stderr
+        )
+    ordered = sorted(names["train"])
+    return Labelled.of(samples["train"], ordered), Labelled.of(samples["test"], ordered)
+
+
+def find_labelled_unsplit(sources: Sequence[str | Path]) -> Labelled:
+    """All images of sources with at least two classes, whatever their split.
+
+    Raises:
+        DataError: images without a class, fewer than two classes, or no class of two images.
+    """
+    samples = _of_role(sources, None)
+    counts = Counter(str(sample.label) for sample in samples)
+    names = sorted(counts)
+    if len(names) < 2 or max(counts.values()) < 2:
+        raise DataError(f"classes: expected at least two, one of them of two images, found {_listed(names)}")
+    return Labelled.of(samples, names)
+
+
+def _of_role(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
+    samples = []
+    for source in sources:
+        found = find_samples([source])
+        splits = {sample.split for sample in found}
+        if role and splits & {*ROLES["train"]} and splits & {*ROLES["test"]}:
+            found = [sample for sample in found if sample.split in ROLES[role]]
+        if unlabelled := [sample for sample in found if sample.label is None]:
+            raise DataError(
+                f"{source}: expected a folder of images for each class, found {len(unlabelled)} of {len(found)} images "
+                f"without a class, e.g. {unlabelled[0].image}"
+            )
+        samples += found
+    if not samples:
+        raise DataError("expected at least one folder of images, got none")
+    return samples
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{list(names[:NAMED])}{more}"

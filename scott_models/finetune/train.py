@@ -1,0 +1,192 @@
+"""Supervised training of a classifier, from scratch or from weights, on the machinery of pretraining."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .. import weights
+from ..data.decoded import Images
+from ..data.labelled import Labelled, find_labelled
+from ..data.sources import Sample
+from ..errors import RecipeError, UserError
+from ..models.scott import SCOTT
+from ..probes.classifiers import Accuracy
+from ..probes.features import evaluation_batches
+from ..training.budget import Budget
+from ..training.run import Run
+from ..training.run_folder import write_whole
+from ..weights import local_dir
+from .objective import Supervised
+from .recipe import FinetuneRecipe, Model
+
+BATCH = 64
+
+
+def finetune(
+    recipe: FinetuneRecipe,
+    train: Sequence[str | Path],
+    test: Sequence[str | Path],
+    out: str | Path,
+    resume: bool = False,
+    *,
+    budget: Budget | None = None,
+    skip_bad: bool = False,
+) -> Accuracy:
+    """Train a classifier of labelled images; returns its accuracy on the test images after the last epoch.
+
+    The run folder `out` receives what pretraining's does; its export/ is the classifier, with the names of its classes.
+
+    Args:
+        train, test: sources as `find_labelled` takes them.
+        budget, skip_bad: as `scott_models.pretrain.pretrain` takes them.
+
+    Raises:
+        as `scott_models.pretrain.pretrain`; WeightsError: a model that cannot be had.
+    """
+    trained, tested = find_labelled(train, test)
+    run = FineTuning(recipe, train, Path(out), resume, budget, skip_bad, trained, tested)
+    run.train()
+    run.export()
+    return run.log.health[run.total]
+
+
+@dataclass(frozen=True)
+class Watched(Accuracy):
+    """Hold the accuracy of a classifier under training."""
+
+    def better_than(self, other: "Watched") -> bool:
+        """Nothing is chosen on test images."""
+        return False
+
+    def __str__(self) -> str:
+        top5 = "" if self.top5 is None else f"top-5 {self.top5:.2f} %, "
+        return f"top-1 {self.top1:.2f} %, {top5}mean per class {self.per_class:.2f} % on the test images"
+
+
+class Tested:
+    """Measures a classifier on all test images."""
+
+    def __init__(self, tested: Labelled, size: int, device: torch.device, autocast: Callable[[], Any]) -> None:
+        self.tested, self.size, self.device, self.autocast = tested, size, device, autocast
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> Watched:
+        was_training = model.training
+        model.eval()
+        logits = []
+        for batch in evaluation_batches(model, self.tested.images, self.size, BATCH, "testing"):
+            with self.autocast():
+                logits.append(model(batch.to(self.device, memory_format=torch.channels_last)).float().cpu())
+        model.train(was_training)
+        return Watched(*astuple(Accuracy.of(torch.cat(logits), self.tested.labels)))
+
+
+class FineTuning(Run):
+    """Supervised training under way."""
+
+    kind_of_health = Watched
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        data: Sequence[str | Path],
+        out: Path,
+        resume: bool,
+        budget: Budget | None,
+        skip_bad: bool,
+        trained: Labelled,
+        tested: Labelled,
+    ) -> None:
+        self.trained, self.tested = trained, tested
+        super().__init__(recipe, data, out, resume, budget, skip_bad, "model")
+
+    def samples(self, recipe: Any) -> list[Sample]:
+        names = (self.trained.names[label] for label in self.trained.labels.tolist())
+        return [Sample(image, name) for image, name in zip(self.trained.images, names)]
+
+    def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
+        objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe, compiled)
+        if compiled:
+            objective.compile()
+        return objective
+
+    def build_monitor(self, recipe: Any, images: Images) -> Tested:
+        engine = self.engine
+        engine.objective.labels = Labelled.of(images.samples, self.trained.names).labels
+        return Tested(self.tested, recipe.model.img_size, engine.device, engine.autocast)
+
+    def build_album(self, recipe: Any, images: Images) -> None:
+        """None: its model may be of any kind."""
+
+    def verdict(self, now: Any, control: Any) -> str:
+        return str(now)
+
+    def watch(self, step: int) -> bool:
+        """Never the best: the last epoch counts, and none is chosen by its accuracy on test images."""
+        super().watch(step)
+        return False
+
+    def write_readme(self) -> None:
+        recipe, folder = self.recipe, self.out / "export"
+        rows = "".join(f"- update {step}: {accuracy}\n" for step, accuracy in sorted(self.log.health.items()))
+        write_whole(
+            self.out / "README.md",
+            f"""# {recipe.model.name}, a classifier of {len(self.trained.names)} classes
+
+{self.order.count:,} images of {", ".join(map(str, self.data))}; {recipe.optim.epochs:g} epochs from
+{recipe.model.weights} weights; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is recipe.toml,
+what it ran on environment.json, every figure metrics.jsonl.
+
+{rows or "Not yet tested."}
+The last epoch counts. Once the run has ended, `export/` is a timm model that names its classes:
+
+```python
+import scott_models, timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True)
+model.pretrained_cfg["label_names"]
+```
+""",
+        )
+
+    def write_export(self, folder: Path) -> None:
+        write_whole(self.out / "result.json", json.dumps(asdict(self.log.health[self.total]), indent=2) + "\n")
+        names = self.trained.names
+        if isinstance(self.encoder, SCOTT):
+            weights.export(self.encoder, folder, dtype=torch.float32, label_names=names)
+        else:
+            size = self.recipe.model.img_size
+            self.encoder.pretrained_cfg = {**self.encoder.pretrained_cfg, "input_size": (3, size, size)}
+            local_dir.save_whole(self.encoder, folder, {}, names)
+        print(f"trained; use it with timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
+
+
+def build_classifier(model: Model, classes: int) -> nn.Module:
+    """A timm model with a fresh head.
+
+    Raises:
+        RecipeError: settings it cannot take.
+        WeightsError: weights that cannot be had.
+    """
+    rates = {"pos_drop_rate": model.pos_drop, "proj_drop_rate": model.proj_drop, "attn_drop_rate": model.attn_drop}
+    rates |= {"drop_path_rate": model.drop_path}
+    try:
+        built = timm.create_model(
+            model.name,
+            pretrained=model.weights == "pretrained",
+            num_classes=classes,
+            **{name: rate for name, rate in rates.items() if rate},
+        )
+        if hasattr(built, "set_input_size"):  # a convolutional network takes any size
+            built.set_input_size((model.img_size, model.img_size))
+    except UserError:
+        raise
+    except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
+        raise RecipeError(f"recipe.model: {model.name} cannot be created by timm: {error}") from error
+    return built

@@ -1,0 +1,129 @@
+"""The transformer block and the positions that SCOTT and its predictor share."""
+
+from functools import partial
+from math import prod
+
+import torch
+from timm.layers.drop import DropPath
+from timm.layers.mlp import GluMlp
+from torch import Tensor, nn
+
+from .attention import Attention
+from .fast_cpu import Linear, is_symbolic, piecewise
+
+# Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
+PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
+
+
+@torch.fx.wrap
+def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed position of every cell of a grid, row by row: (rows * columns, dim), fp32.
+
+    Each position is [sin(y w), cos(y w), sin(x w), cos(x w)] with dim/4 frequencies w_k = 10000^(-k / (dim/4)).
+
+    Raises:
+        ValueError: dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"embed_dim: expected a multiple of 4 for 2D sin-cos positions, got {dim}")
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # which MPS has not
+    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=dtype, device=device) / (dim // 4))
+    rows, columns = grid
+    y = torch.arange(rows, dtype=dtype, device=device)[:, None] * frequencies
+    x = torch.arange(columns, dtype=dtype, device=device)[:, None] * frequencies
+    y = torch.cat([y.sin(), y.cos()], dim=-1)[:, None].expand(-1, columns, -1)
+    x = torch.cat([x.sin(), x.cos()], dim=-1)[None].expand(rows, -1, -1)
+    return torch.cat([y, x], dim=-1).reshape(-1, dim).float()
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Fill a weight with normal random numbers of a spread, as fresh linear layers have them.
+
+    torch 2.9 and older draw infinity about once in 2**25 numbers, and cut it to the bounds, of which the default is 2,
+    a hundred spreads. No other number reaches 7 spreads.
+    """
+    nn.init.trunc_normal_(weight, std=std, a=-7 * std, b=7 * std)
+
+
+def swiglu_width(dim: int) -> int:
+    """Of the hidden layer of a SwiGLU for features of dimension `dim`: 8/3 of it, rounded to a multiple of 128."""
+    return 128 * round(8 / 3 * dim / 128)
+
+
+class SwiGLU(GluMlp):
+    """SiLU(gate) * value, then projected, without biases: (B, N, D) -> (B, N, D); timm's SwiGLUPacked.
+
+    Args:
+        width: of the gate, and of the value.
+    """
+
+    PIECE = 4 * 196  # tokens
+
+    def __init__(
+        self, dim: int, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(dim, 2 * width, act_layer=nn.SiLU, bias=False, gate_last=False, device=device, dtype=dtype)
+        self.fc1 = Linear(dim, 2 * width, bias=False, device=device, dtype=dtype)
+        self.fc2 = Linear(width, dim, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and not is_symbolic(x):
+            return piecewise(self.whole, self.PIECE // max(1, prod(x.shape[1:-1])), x)
+        return self.whole(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Of a batch at once."""
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(self.act(gate) * value)
+
+
+class Block(nn.Module):
+    """Transformer block in the residual form of the released SCOTT: (B, N, D) -> (B, N, D).
+
+    x <- x + attention(norm(x)); x <- norm(x); x <- x + mlp(x). The MLP is added to the *normalised* x, so this is
+    neither a pre-norm nor a post-norm block; the published results rest on it. No linear layer has a bias; the MLP is
+    a SwiGLU whose width is 8/3 D rounded to a multiple of 128.
+
+    Args:
+        proj_drop: dropout after the attention's output projection, and nowhere else.
+        drop_path: probability that a residual branch is skipped for one image.
+        timm_options: what timm's VisionTransformer hands to any block and SCOTT leaves fixed; ignored.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **timm_options: object,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = PlainLayerNorm(dim)
+        self.attn = Attention(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
+        self.mlp = SwiGLU(dim, swiglu_width(dim), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm(x), attn_mask=attn_mask, is_causal=is_causal))
+        x = self.norm(x)
+        return x + self.drop_path(self.mlp(x))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The softmax of this block's attention for its input x (B, N, D): (B, heads, N, N), rows sum to 1."""
+        batch, tokens, _ = x.shape
+        qkv = self.attn.qkv(self.norm(x)).reshape(batch, tokens, 3, self.attn.num_heads, -1)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return (q * self.attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+
+    def init_weights(self, residual_divisor: float) -> None:
+        """Truncated-normal weights of spread 0.02, divided in the two layers that end a residual branch."""
+        for linear in (self.attn.qkv, self.mlp.fc1):
+            draw_normal(linear.weight, 0.02)
+        for linear in (self.attn.proj, self.mlp.fc2):
+            draw_normal(linear.weight, 0.02 / residual_divisor)

@@ -1,0 +1,71 @@
+"""Where the heads of a block look, as pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.sources import find_images
+from ..errors import DataError
+from ..probes.features import load_model, on_device
+from ..progress import track
+from .patch_maps import grid_of, look_at
+from .sheet import Look, draw_sheet, drawable, from_map
+
+
+def draw_attention(
+    images: Sequence[str | Path],
+    out: str | Path,
+    name: str | nn.Module,
+    *,
+    img_size: int | None = None,
+    block: int = -1,
+    look: Look = "smooth",
+) -> Tensor:
+    """Draw a row for each image: what the model saw of it, then a map for each head; returns the maps.
+
+    Args:
+        images, out, name, img_size, look: as `draw_pca` takes them; the model is one of ours.
+        block: which transformer block; negative ones count from the last.
+
+    Raises:
+        DataError: files that cannot be used or written, another family's model, or a block it does not have.
+        WeightsError: a model or an image size that cannot be had.
+    """
+    paths = find_images(images)
+    out = drawable(out, len(paths))
+    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
+    seen = look_at(model, paths, img_size)
+    maps = attention_maps(model, seen.inputs, block)
+    side = (seen.inputs.shape[-2], seen.inputs.shape[-1])
+    rows = []
+    for picture, path, heads in zip(seen.pictures, paths, maps):
+        bright = heads / heads.amax(dim=(-2, -1), keepdim=True)
+        drawn = [(from_map(each, side, look), f"head {i}") for i, each in enumerate(bright, start=1)]
+        rows.append([(picture, path.name), *drawn])
+    draw_sheet(rows, out)
+    return maps
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
+    """How much attention each patch gets, averaged over those that attend: (I, 3, H, W) -> (I, heads, h, w).
+
+    Raises:
+        DataError: a model without `get_attention`, or a block it does not have.
+    """
+    if not hasattr(model, "get_attention"):
+        raise DataError(
+            f"attention: expected one of our models, whose blocks can show it, found {type(model).__name__}"
+        )
+    depth = len(model.blocks)
+    if not -depth <= block < depth:
+        raise DataError(f"block: expected {-depth} to {depth - 1}, got {block}")
+    rows, columns = grid_of(model, inputs)
+    device = next(model.parameters()).device
+    maps = []
+    for image in track(inputs.split(1), "attention", total=len(inputs)):  # N x N of each head is large
+        (attention,) = model.get_attention(image.to(device), (block,))
+        maps.append(attention.mean(dim=2).view(1, -1, rows, columns).float().cpu())
+    return torch.cat(maps)

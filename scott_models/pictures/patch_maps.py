@@ -1,0 +1,84 @@
+"""Features of patches where they are: maps of a set of images, beside the very pixels the model saw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+
+from ..data.sources import load_image
+from ..errors import DataError
+from ..probes.features import forward, transform_config
+from ..progress import track
+
+PATCHES_AT_ONCE = 12_544  # 64 images of 14 x 14 patches
+SHOWN = 256  # images, at most: all are held at once, and a picture of more is none
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as a model sees them.
+
+    Attributes:
+        pictures: the squares that were cut out of the images, I of them.
+        inputs: (I, 3, H, W), normalised.
+    """
+
+    pictures: list[Image.Image]
+    inputs: Tensor
+
+
+def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = None) -> Seen:
+    """The largest square in the middle of each image, at the size the model takes.
+
+    Args:
+        img_size: pixels, as given to `load_model`; by default the size the weights were trained at.
+
+    Raises:
+        DataError: too many images, or one that cannot be used.
+    """
+    if len(images) > SHOWN:
+        raise DataError(f"expected at most {SHOWN} images to draw, found {len(images)}; name some of them")
+    config = {**transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
+    transform = create_transform(**config)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
+    pixels = ((inputs * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    return Seen([Image.fromarray(each.numpy()) for each in pixels], inputs)
+
+
+def patch_maps(model: nn.Module, inputs: Tensor, what: str = "features") -> Tensor:
+    """Features of the patches of images (I, 3, H, W) -> (I, h, w, D), fp32.
+
+    Raises:
+        DataError: a model without patch tokens.
+    """
+    grid = grid_of(model, inputs)
+    at_once = max(1, PATCHES_AT_ONCE // (grid[0] * grid[1]))
+    maps = []
+    for batch in track(inputs.split(at_once), what, total=len(inputs), size=at_once):
+        _, tokens = forward(model, batch)
+        if tokens is None or tokens.shape[1] != grid[0] * grid[1]:
+            raise DataError(f"expected a model of {grid[0]} x {grid[1]} patch tokens, found {type(model).__name__}")
+        maps.append(tokens.cpu().view(len(tokens), *grid, -1))
+    return torch.cat(maps)
+
+
+def grid_of(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        DataError: a model without patches.
+    """
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if size is None:
+        raise DataError(f"expected a vision transformer, whose features are of patches, found {type(model).__name__}")
+    size = (size, size) if isinstance(size, int) else size
+    if inputs.shape[-2] % size[0] or inputs.shape[-1] % size[1]:
+        raise DataError(
+            f"img_size: expected multiples of {size[0]} pixels, got {inputs.shape[-2]} x {inputs.shape[-1]}"
+        )
+    return inputs.shape[-2] // size[0], inputs.shape[-1] // size[1]

@@ -1,0 +1,136 @@
+"""What patches have in common, as colours: principal components of patch features over a set of images, jointly.
+
+As in DINOv2's figures: the first component separates foreground from background; three components of the foreground
+patches alone become red, green and blue. The same colour means the same thing in all images of a set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.sources import find_images
+from ..errors import DataError
+from ..probes.features import load_model, npz, on_device, save
+from .patch_maps import look_at, patch_maps
+from .sheet import Look, draw_sheet, drawable, from_map
+
+CLIPPED = 0.01  # share of the foreground at either end of a component that the colours do not resolve
+
+
+@dataclass(frozen=True)
+class Components:
+    """Of I images of h x w patches.
+
+    Attributes:
+        first: (I, h, w), the first component of all patches, higher in the foreground.
+        foreground: bool (I, h, w).
+        colours: (I, h, w, 3) in 0 ... 1, black in the background.
+    """
+
+    first: Tensor
+    foreground: Tensor
+    colours: Tensor
+
+
+def draw_pca(
+    images: Sequence[str | Path],
+    out: str | Path,
+    name: str | nn.Module,
+    *,
+    img_size: int | None = None,
+    look: Look = "smooth",
+    token_map: str | Path | None = None,
+) -> Components:
+    """Draw a row for each image: what the model saw of it, first component, foreground, colours.
+
+    Args:
+        images: files, or folders, searched below too.
+        out: the picture to write.
+        name: any timm model with patch tokens, "local-dir:FOLDER", or the folder of a run; or what `load_model` made
+            of it with the same `img_size`.
+        img_size: pixels, in whole patches; more of them make finer maps; by default the size the weights were
+            trained at.
+        token_map: an .npz file for `names`, `features` (I, h, w, D), `first`, `foreground` and `colours`.
+
+    Raises:
+        DataError: files that cannot be used or written, or a model without patch tokens.
+        WeightsError: a model or an image size that cannot be had.
+    """
+    paths, kept = find_images(images), npz(token_map) if token_map else None
+    out = drawable(out, len(paths))
+    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
+    seen = look_at(model, paths, img_size)
+    tokens = patch_maps(model, seen.inputs)
+    if tokens[..., 0].numel() < 2:
+        raise DataError("expected more than one patch to compare, found one; give more images or a larger img_size")
+    found = components(tokens)
+    if kept:
+        arrays = {"first": found.first, "foreground": found.foreground, "colours": found.colours, "features": tokens}
+        save(kept, names=[str(path) for path in paths], **{key: value.numpy() for key, value in arrays.items()})
+    low, high = found.first.min(), found.first.max()
+    side = (seen.inputs.shape[-2], seen.inputs.shape[-1])
+    rows = []
+    for i, path in enumerate(paths):
+        first = (found.first[i] - low) / (high - low).clamp(min=1e-12)
+        maps = {"first component": first, "foreground": found.foreground[i], "components of it": found.colours[i]}
+        pictures = [
+            (from_map(values, side, "blocky" if values.dtype == torch.bool else look), words)
+            for words, values in maps.items()
+        ]
+        rows.append([(seen.pictures[i], path.name), *pictures])
+    draw_sheet(rows, out)
+    return found
+
+
+def components(tokens: Tensor) -> Components:
+    """Principal components of the patch features (I, h, w, D) of a set of images.
+
+    The foreground is the side of Otsu's threshold on the first component that patches at the images' borders are less
+    often on: what is photographed is rarely at the edge. A component's own sign is arbitrary; that of the colours is
+    chosen so that the feature that weighs most counts upwards.
+    """
+    maps = tokens.double()
+    first = project(maps.flatten(0, 2), 1)[:, 0].view(maps.shape[:3])
+    foreground = first > otsu(first)
+    if on_border(foreground) > inside(foreground):
+        first, foreground = -first, ~foreground
+    colours = torch.zeros(*maps.shape[:3], 3, dtype=maps.dtype)
+    if foreground.sum() > 3:
+        shares = project(maps[foreground], 3)
+        low, high = (shares.quantile(share, dim=0) for share in (CLIPPED, 1 - CLIPPED))
+        colours[foreground] = ((shares - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return Components(first.float(), foreground, colours.float())
+
+
+def project(features: Tensor, count: int) -> Tensor:
+    """The first principal components of features (n, D) -> (n, count), each with a sign that does not vary."""
+    centred = features - features.mean(dim=0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    directions = directions.flip(1)[:, :count]
+    heaviest = directions.abs().argmax(dim=0)
+    return centred @ (directions * directions.gather(0, heaviest[None]).sign())
+
+
+def otsu(values: Tensor) -> float:
+    """The threshold that leaves the least variance within both sides (Otsu, 1979)."""
+    ordered = values.flatten().sort().values
+    n = torch.arange(1, len(ordered), dtype=ordered.dtype)
+    below = ordered.cumsum(0)[:-1]
+    between = (below / n - (ordered.sum() - below) / (len(ordered) - n)).square() * n * (len(ordered) - n)
+    best = int(between.argmax())
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
+def on_border(foreground: Tensor) -> float:
+    """The share of foreground among the outermost patches of masks (I, h, w)."""
+    edge = torch.ones_like(foreground)
+    edge[:, 1:-1, 1:-1] = False
+    return foreground[edge].double().mean().item()
+
+
+def inside(foreground: Tensor) -> float:
+    """The share of foreground among the others."""
+    return foreground[:, 1:-1, 1:-1].double().mean().item()

@@ -1,0 +1,378 @@
+"""What frozen features are worth: neighbours, linear and attentive probes of any timm model, beside random weights.
+
+Two protocols. `paper` (Appendix E): heads trained for 100 epochs, on a fresh augmented view of every image in each.
+`fast`: the features of a few augmented views are computed once; the attentive head is trained on them as above, the
+linear one solved for. docs/evaluation.md says how.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.duplicates import Duplicates, find_duplicates
+from ..data.labelled import Labelled, find_labelled, find_labelled_unsplit
+from ..errors import DataError
+from ..models.scott import SCOTT
+from ..weights.local_dir import exportable
+from .classifiers import Accuracy, confusion, knn, retrieval, ridge
+from .export import export_classifier
+from .features import load_model, npz, save
+from .frozen import Cache, Frozen
+from .heads import AttentiveHead, Head, LinearHead, solve, taken
+from .heads import train as train_heads
+from .pixel_cache import PixelCache
+
+Protocol = Literal["fast", "paper"]
+Kind = Literal["knn", "ridge", "linear", "attentive"]
+KINDS: tuple[Kind, ...] = ("knn", "ridge", "linear", "attentive")
+EPOCHS = 100  # of heads trained by gradient steps
+VIEWS = 2  # augmented, of every training image, that `fast` computes
+CLASSIFIERS = {"knn": knn, "ridge": ridge}
+HEADS = ("linear", "attentive")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one probe on the test images, top-1, top-5 and per class, in percent: means over the seeds, last epoch.
+
+    Attributes:
+        spread: standard deviation of top1 over the seeds; None of a single one.
+        per_class: mean over the classes of each one's share of right answers.
+    """
+
+    model: str
+    img_size: int
+    probe: str
+    top1: float
+    spread: float | None
+    top5: float | None
+    per_class: float
+    seeds: int
+
+    @classmethod
+    def of(cls, model: str, img_size: int, probe: str, each: Sequence[Accuracy]) -> "Score":
+        """The mean of the accuracies of all seeds."""
+        top1 = [accuracy.top1 for accuracy in each]
+        top5 = [accuracy.top5 for accuracy in each if accuracy.top5 is not None]
+        return cls(
+            model,
+            img_size,
+            probe,
+            mean(top1),
+            stdev(top1) if len(top1) > 1 else None,
+            mean(top5) if top5 else None,
+            mean(accuracy.per_class for accuracy in each),
+            len(each),
+        )
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """What a probe of the model, not of its control, takes test images for; of the first seed.
+
+    Attributes:
+        of_classes: top-1 % of each class; None of one without test images.
+        mistaken: [true class, likeliest class, images] of each wrong pair, by the classes' numbers.
+    """
+
+    probe: str
+    of_classes: list[float | None]
+    mistaken: list[list[int]]
+
+    @classmethod
+    def of(cls, probe: str, matrix: Tensor) -> "Confusions":
+        """Of a matrix (classes, classes), as `confusion` counts it."""
+        totals, right = matrix.sum(dim=1).tolist(), matrix.diag().tolist()
+        wrong = matrix - matrix.diag().diag()
+        pairs = [[i, j, int(wrong[i, j])] for i, j in wrong.nonzero().tolist()]
+        return cls(probe, [100 * hits / total if total else None for hits, total in zip(right, totals)], pairs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All scores, and what they rest on.
+
+    Attributes:
+        names: of the classes, by number.
+        test_images: of each class.
+    """
+
+    scores: list[Score]
+    protocol: Protocol
+    train: int
+    test: int
+    classes: int
+    duplicates: Duplicates | None
+    names: list[str]
+    test_images: list[int]
+    confusions: list[Confusions]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Mean average precision in percent, mean and standard deviation over the seeds of random weights."""
+
+    model: str
+    img_size: int
+    mean_ap: float
+    spread: float | None
+    images: int
+    classes: int
+
+
+def probe(
+    name: str,
+    train: Sequence[str | Path],
+    test: Sequence[str | Path],
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    protocol: Protocol = "fast",
+    seeds: int | Sequence[int] = 1,
+    img_size: int | None = None,
+    control: bool = True,
+    duplicates: bool = True,
+    export: str | Path | None = None,
+    features: str | Path | None = None,
+) -> Report:
+    """Score a model's frozen features on labelled images, and those of the same model with random weights.
+
+    - knn: majority of the 10 nearest training images by cosine of pooled features.
+    - ridge: ridge classifier on standardised pooled features, its strength chosen by leave-one-out on training images.
+    - linear: what the model pools (SCOTT: the average of its patches), LayerNorm, linear.
+    - attentive: a learned query attends to the patches; SwiGLU; linear.
+
+    Args:
+        name: any timm model, ours, "local-dir:FOLDER", or the folder of a run.
+        train, test: sources as `find_samples` takes them; one that has splits may be given for both.
+        seeds: how often what is random is drawn, or which seeds it is drawn from: a head's start, the order of images,
+            the images held out to choose settings, the views of `paper`, and the weights of the control.
+        img_size: pixels; by default the size the weights were trained at.
+        control: whether random weights are scored too.
+        duplicates: whether to look for test images among the training images.
+        export: a folder for the model with the attentive head of the first seed, or the linear one if that is all there
+            is; models of other families take the linear one.
+        features: an .npz file for the pooled features that the model's scores rest on: `train` (views, M, D), the
+            images as they are and then, under `fast` with a head, augmented; `test` (n, D); both with `_labels`,
+            numbers of `classes`, and `_images`, their names.
+
+    Raises:
+        DataError: folders or files that cannot be used, test classes that training lacks, a size the model cannot
+            take, or a model without patches where an attentive probe is all that is asked for.
+        WeightsError: a model that cannot be had.
+    """
+    chosen = _seeds(seeds)
+    if not kinds:
+        raise DataError(f"probes: expected at least one of {[*KINDS]}, got none")
+    export = exportable(export) if export else None
+    if export and not {*HEADS} & {*kinds}:
+        raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
+    features = npz(features) if features else None
+    trained, tested = find_labelled(train, test)
+    copies = find_duplicates(trained.images, tested.images) if duplicates else None
+    if copies is not None:
+        print(f"duplicates: {copies}", file=sys.stderr)
+    trained, tested = (replace(part, images=PixelCache(part.images)) for part in (trained, tested))
+    scores, confusions = [], []
+    for label, models in _with_control(name, img_size, chosen, control):
+        results: dict[Kind, list[Accuracy]] = {}
+        for model, its_seeds in models:
+            frozen = Frozen(model, label, img_size)
+            takes_any_head = isinstance(model, SCOTT)
+            possible = _possible(kinds, frozen)
+            if export and not takes_any_head and "linear" not in possible:
+                raise DataError(f"export: expected the linear probe too, the one head that {name} has a place for")
+            setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
+            heads, pooled = setup.heads(frozen, its_seeds)
+            if pooled is None:
+                pooled = frozen.pooled(trained.images, "train")[None]
+            outcome = setup.outcome(frozen, heads, pooled[0], its_seeds)
+            for kind, found in outcome.accuracies.items():
+                results.setdefault(kind, []).extend(found)
+            if label == name:
+                confusions += [Confusions.of(kind, matrix) for kind, matrix in outcome.confusions.items()]
+            if features and label == name:
+                save(features, **setup.arrays(pooled, outcome.features))
+            if export and label == name:
+                best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
+                size = frozen.config["input_size"]
+                folder = export_classifier(model, heads[best, chosen[0]], trained.names, export, size)
+                usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+                print(f"exported with the {best} head: {usage}", file=sys.stderr)
+        scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
+    counts = torch.bincount(tested.labels, minlength=len(trained.names)).tolist()
+    names = trained.names
+    return Report(scores, protocol, len(trained), len(tested), len(names), copies, [*names], counts, confusions)
+
+
+def retrieve(
+    name: str,
+    sources: Sequence[str | Path],
+    *,
+    seeds: int = 1,
+    img_size: int | None = None,
+    control: bool = True,
+) -> list[Retrieval]:
+    """Mean average precision of finding an image's class among all others by cosine, without any training.
+
+    Args:
+        sources: labelled images, as `find_samples` takes them, whatever their split.
+        seeds: of the control's random weights.
+
+    Raises:
+        DataError: images without a class, fewer than two classes, or none of two images.
+        WeightsError: a model that cannot be had.
+    """
+    labelled = find_labelled_unsplit(sources)
+    images = PixelCache(labelled.images)
+    rows = []
+    for label, models in _with_control(name, img_size, _seeds(seeds), control):
+        found = []
+        for model, _ in models:
+            frozen = Frozen(model, label, img_size)
+            found.append(retrieval(frozen.pooled(images, "images"), labelled.labels))
+        spread = stdev(found) if len(found) > 1 else None
+        rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(labelled.names)))
+    return rows
+
+
+def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    """List the seeds: those given, or as many from 0 on."""
+    chosen = range(seeds) if isinstance(seeds, int) else [*seeds]
+    if not chosen:
+        raise DataError(f"seeds: expected at least 1, got {seeds}")
+    return chosen
+
+
+def _with_control(
+    name: str, img_size: int | None, seeds: Sequence[int], control: bool
+) -> Iterator[tuple[str, Iterable[tuple[nn.Module, Sequence[int]]]]]:
+    """The model, then its control: each as its label, and models with the seeds they are probed with."""
+    yield name, [(load_model(name, img_size=img_size), seeds)]
+    if control:
+        yield f"{name} (random weights)", ((random_weights(name, img_size, seed), [seed]) for seed in seeds)
+
+
+def random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:
+    """The control: the same model as it is before any training."""
+    torch.manual_seed(seed)
+    return load_model(name, pretrained=False, img_size=img_size)
+
+
+def _possible(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
+    """Those for which the model has what they look at."""
+    if frozen.has_patches or "attentive" not in kinds:
+        return list(kinds)
+    message = f"attentive: expected a model of patch tokens, found that {frozen.label} has none"
+    if len(kinds) == 1:
+        raise DataError(message)
+    print(f"note: {message}; left out", file=sys.stderr)
+    return [kind for kind in kinds if kind != "attentive"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a model's probes on the test images.
+
+    Attributes:
+        accuracies: of each kind, for every seed.
+        confusions: of each kind, for the first seed, (classes, classes).
+        features: pooled, of the test images (n, D).
+    """
+
+    accuracies: dict[Kind, list[Accuracy]]
+    confusions: dict[Kind, Tensor]
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all models of a comparison are probed with.
+
+    Attributes:
+        norm: whether the linear head begins with a LayerNorm.
+    """
+
+    trained: Labelled
+    tested: Labelled
+    kinds: list[Kind]
+    protocol: Protocol
+    norm: bool = True
+
+    def heads(self, frozen: Frozen, seeds: Sequence[int]) -> tuple[dict[tuple[Kind, int], Head], Tensor | None]:
+        """A linear and an attentive head for every seed, as far as they are wanted; pooled features (views, M, D).
+
+        The latter only where they were computed for the heads.
+        """
+        kinds = [kind for kind in self.kinds if kind in HEADS]
+        heads: dict[tuple[Kind, int], Head] = {}
+        if not kinds:
+            return heads, None
+        frozen.require_squares()
+        images, labels = self.trained.images, self.trained.labels
+        with tempfile.TemporaryDirectory(prefix="scott_models-") as folder:
+            cache = None
+            if self.protocol == "fast":
+                cache = Cache(frozen, images, VIEWS, folder, patches="attentive" in kinds)
+            for seed in seeds:
+                torch.manual_seed(seed)
+                made = {kind: self._fresh(kind, frozen) for kind in kinds}
+                if cache and "linear" in made:
+                    solve(made["linear"], cache.pooled, labels, seed, f"{frozen.label}, linear")
+                by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
+                if by_gradient:
+                    views = cache.views if cache else partial(frozen.views, images, seed=seed)
+                    places_on = labels.to(cache.device) if cache else labels
+                    train_heads(by_gradient, views, places_on, epochs=EPOCHS, seed=seed, what=f"{frozen.label}, heads")
+                heads |= {(kind, seed): head for kind, head in made.items()}
+        return heads, cache.pooled.cpu() if cache else None
+
+    def _fresh(self, kind: Kind, frozen: Frozen) -> Head:
+        classes = len(self.trained.names)
+        head = (
+            LinearHead(frozen.dim, classes, norm=self.norm) if kind == "linear" else AttentiveHead(frozen.dim, classes)
+        )
+        return head.to(frozen.device)
+
+    @torch.no_grad()
+    def outcome(
+        self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor, seeds: Sequence[int]
+    ) -> Outcome:
+        """What each kind of probe makes of the test images.
+
+        Args:
+            train: pooled features of the training images (M, D).
+        """
+        pooled = []
+        logits: dict[tuple[Kind, int], list[Tensor]] = {place: [] for place in heads}
+        for features in frozen.evaluated(self.tested.images, "test"):
+            pooled.append(features[0])
+            for place, head in heads.items():
+                logits[place].append(head(taken(head, *features)))
+        test, labels = torch.cat(pooled).cpu(), self.tested.labels
+        scores = {place: torch.cat(batches).cpu() for place, batches in logits.items()}
+        for kind in self.kinds:
+            if kind in CLASSIFIERS:
+                solved = CLASSIFIERS[kind](train, self.trained.labels, test, len(self.trained.names))
+                scores |= {(kind, seed): solved for seed in seeds}
+        return Outcome(
+            {kind: [Accuracy.of(scores[kind, seed], labels) for seed in seeds] for kind in self.kinds},
+            {kind: confusion(scores[kind, seeds[0]], labels) for kind in self.kinds},
+            test,
+        )
+
+    def arrays(self, train: Tensor, test: Tensor) -> dict[str, np.ndarray]:
+        """Features with what is known of their images, for a file."""
+        arrays = {"train": train.numpy(), "test": test.numpy(), "classes": np.array(self.trained.names)}
+        for role, images in (("train", self.trained), ("test", self.tested)):
+            arrays[f"{role}_labels"] = images.labels.numpy()
+            arrays[f"{role}_images"] = np.array([str(image) for image in images.images])
+        return arrays

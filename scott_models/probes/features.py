@@ -1,0 +1,209 @@
+"""Frozen features of images, from any timm model."""
+
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..data.parallel import load_batches
+from ..data.sources import Row, find_images, load_image
+from ..errors import DataError, UserError, WeightsError
+from ..progress import track
+
+Features = tuple[Tensor, Tensor | None]  # of a batch: pooled (B, D), and of patches (B, N, D) where there are any
+
+
+def load_model(name: str, *, pretrained: bool = True, img_size: int | None = None) -> nn.Module:
+    """A timm model without its head, in eval mode: ours, timm's, "local-dir:FOLDER", or the folder of a run.
+
+    Of a run that has ended it is what was exported, of one that has not the target encoder of its last checkpoint.
+
+    Args:
+        img_size: pixels; by default the size the weights were trained at.
+
+    Raises:
+        WeightsError: a name timm does not know, or weights or an image size that cannot be had.
+    """
+    if img_size is not None and img_size < 1:
+        raise WeightsError(f"img_size: expected at least 1 pixel, got {img_size}")
+    try:
+        if (Path(name) / "recipe.toml").is_file():
+            model = _of_run(Path(name), pretrained)
+        else:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        if img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
+            model.set_input_size((img_size, img_size))
+        return model.eval()
+    except UserError:
+        raise
+    except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
+        raise WeightsError(f"{name}: cannot be created by timm: {error}") from error
+
+
+def _of_run(folder: Path, pretrained: bool) -> nn.Module:
+    if (folder / "export").is_dir():
+        return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
+    settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
+    heads = {"num_heads": settings["num_heads"]} if settings.get("num_heads") else {}
+    model = timm.create_model(settings["name"], img_size=settings["img_size"], **heads)
+    if pretrained:
+        checkpoints = sorted((folder / "checkpoints").glob("step_*.pt"))
+        if not checkpoints:
+            raise WeightsError(f"{folder}: expected a run with a checkpoint or an export, found neither yet")
+        parts = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["objective"]
+        student = parts.get("student", {})  # of objectives without a target encoder
+        own = {name.removeprefix("encoder."): w for name, w in student.items() if name.startswith("encoder.")}
+        if not (state := parts.get("target_encoder") or own):
+            raise WeightsError(f"{folder}: expected a run of pretraining, or one with an export, found neither")
+        model.load_state_dict({name: w for name, w in state.items() if name != "mask_token"})
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, *model.patch_embed.img_size)}
+    return model
+
+
+def embed(
+    images: Sequence[str | Path], out: str | Path, name: str, *, tokens: bool = False, batch_size: int = 32
+) -> tuple[int, int]:
+    """Write `names`, `features` and, if asked, `tokens` of image files or folders to an .npz file, whole or not at all.
+
+    Returns:
+        number of images, and of features each.
+
+    Raises:
+        DataError: files or folders that cannot be used, an `out` that is no .npz in an existing folder, an empty batch.
+        WeightsError: a model that cannot be had.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size: expected at least 1, got {batch_size}")
+    out = npz(out)
+    paths = find_images(images)
+    features, patches = extract(on_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
+    arrays: dict[str, Any] = {"names": np.array([str(path) for path in paths]), "features": features}
+    if tokens:
+        arrays["tokens"] = patches
+    save(out, **arrays)
+    return features.shape
+
+
+def npz(path: str | Path) -> Path:
+    """The path of a file of arrays that can be written: ask before what takes long.
+
+    Raises:
+        DataError: another ending, or a folder that is not there.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or not path.parent.is_dir():
+        raise DataError(f"{path}: expected the name of an .npz file in a folder that exists")
+    return path
+
+
+def save(path: Path, **arrays: Any) -> None:
+    """Write an .npz file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def extract(
+    model: nn.Module,
+    images: Sequence[Path | Row],
+    *,
+    img_size: int | None = None,
+    batch_size: int = 32,
+    tokens: bool = False,
+    what: str = "embedding",
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features of images, each through the model's own evaluation transform.
+
+    Args:
+        img_size: pixels; by default the size the weights were trained at.
+        tokens: also return the features of the patches.
+        what: name of the progress bar.
+
+    Returns:
+        features (images, D) fp32; and patch features (images, N, D) fp32 in row-major order, or None.
+
+    Raises:
+        DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
+    """
+    pooled, patches = [], []
+    for features, of_patches in evaluated(model, images, img_size, batch_size, what):
+        pooled.append(features.cpu())
+        if tokens:
+            if of_patches is None:
+                raise DataError(f"tokens: expected a model of patch tokens, found that {type(model).__name__} has none")
+            patches.append(of_patches.cpu())
+    return torch.cat(pooled).numpy(), torch.cat(patches).numpy() if tokens else None
+
+
+def evaluated(
+    model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
+) -> Iterator[Features]:
+    """`forward` of images in their order, through the evaluation transform, batch by batch."""
+    for batch in evaluation_batches(model, images, img_size, batch_size, what):
+        yield forward(model, batch)
+
+
+def evaluation_batches(
+    model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
+) -> Iterator[Tensor]:
+    """Images (B, 3, H, W) in their order, through the model's evaluation transform."""
+    transform = create_transform(**transform_config(model, img_size))
+    chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    batches = load_batches(chunks, lambda image: transform(load_image(image)), torch.stack)
+    return track(batches, what, total=len(images), size=batch_size)
+
+
+def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
+    """Return a model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
+
+    timm resizes and cuts images of bytes, then divides by 255 and normalises, so bytes that are kept lose nothing.
+
+    Returns:
+        None, if the last two steps are others.
+    """
+    *cuts, scale, normalize = create_transform(**config).transforms
+    if not isinstance(scale, transforms.ToTensor) or not isinstance(normalize, transforms.Normalize):
+        return None
+    cut = transforms.Compose(cuts)
+    return lambda image: pil_to_tensor(cut(image))
+
+
+def scaled(crops: Tensor) -> Tensor:
+    """Scale bytes (B, 3, H, W) to [0, 1] in fp32: divide by 255, not multiply by a GPU's rounded 1 / 255."""
+    return crops.float() / torch.full((), 255.0, device=crops.device)
+
+
+@torch.no_grad()
+def forward(model: nn.Module, images: Tensor) -> Features:
+    """Images (B, 3, H, W) -> what the model pools them to (B, D), and its patch tokens (B, N, D) or None; fp32."""
+    images = images.to(next(model.parameters()).device, memory_format=torch.channels_last)
+    maps = model.forward_features(images)
+    pooled = model.forward_head(maps, pre_logits=True).float()
+    return pooled, maps[:, getattr(model, "num_prefix_tokens", 0) :].float() if maps.ndim == 3 else None
+
+
+def transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
+    """timm's description of how images become a model's input: size, mean, std, interpolation, crop."""
+    config = resolve_model_data_config(model, {"img_size": img_size} if img_size else {})
+    if (channels := config["input_size"][0]) != 3:
+        raise DataError(f"images: expected a model of 3 channels, red, green and blue, found one of {channels}")
+    # a configuration read from a file has lists
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """The model on the GPU, if there is one, its maps channels last."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)

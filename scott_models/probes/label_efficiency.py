@@ -1,0 +1,155 @@
+"""How few labels will do: accuracy against the number of labelled images a class, beside random weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.labelled import Labelled, find_labelled
+from ..errors import DataError, needs_extra
+from ..progress import track
+from .classifiers import NEIGHBOURS, Accuracy, knn
+from .evaluate import random_weights
+from .features import load_model
+from .frozen import Frozen
+from .heads import LinearHead, solve
+from .pixel_cache import PixelCache
+
+
+@dataclass(frozen=True)
+class Point:
+    """Top-1 accuracy on the test images, in percent, mean and standard deviation over draws of training images.
+
+    Attributes:
+        images: labelled, of a class; of the last point all there are, on average.
+    """
+
+    model: str
+    probe: str
+    images: float
+    top1: float
+    spread: float | None
+    draws: int
+
+
+def label_efficiency(
+    names: Sequence[str],
+    train: Sequence[str | Path],
+    test: Sequence[str | Path],
+    *,
+    shots: Sequence[int] = (1, 5, 10),
+    draws: int = 5,
+    img_size: int | None = None,
+    control: bool = True,
+) -> list[Point]:
+    """Neighbours and a linear layer on pooled features of few images a class, drawn several times, and of all.
+
+    Features are computed once. Neighbours: as many as there are images of a class, at most 10. Linear: LayerNorm and
+    logistic regression, its strength chosen on a fifth of the drawn images; of single images, 1.
+
+    Args:
+        names: models to compare, as `probe` takes them.
+        shots: images a class; a class that has fewer gives all it has.
+        control: whether random weights (seed 0) of the first model are scored too.
+
+    Raises:
+        DataError: as `probe`; shots or draws below 1.
+        WeightsError: a model that cannot be had.
+    """
+    if draws < 1 or min(shots, default=0) < 1:
+        raise DataError(f"shots, draws: expected at least 1 each, got {list(shots)} and {draws}")
+    trained, tested = find_labelled(train, test)
+    models = {name: load_model(name, img_size=img_size) for name in names}
+    if control:
+        models[f"{names[0]} (random weights)"] = random_weights(names[0], img_size, 0)
+    kept = PixelCache(trained.images), PixelCache(tested.images)
+    features = {}
+    for label, model in models.items():
+        frozen = Frozen(model, label, img_size)
+        of_train, of_test = (frozen.pooled(part, role) for part, role in zip(kept, ("train", "test")))
+        features[label] = of_train, of_test
+    counts = torch.bincount(trained.labels, minlength=len(trained.names))
+    wanted = [(count, draw) for count in sorted(set(shots)) if count < counts.max() for draw in range(draws)]
+    wanted.append((int(counts.max()), 0))
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for count, draw in track(wanted, "curve", total=len(wanted), unit="draws"):
+        chosen = drawn(trained.labels, count, draw)
+        images = len(chosen) / len(trained.names)
+        for label, (of_train, of_test) in features.items():
+            each = accuracies(of_train[chosen], trained.only(chosen), of_test, tested, count, draw)
+            for probe, top1 in each.items():
+                found.setdefault((label, probe, images), []).append(top1)
+    return [
+        Point(label, probe, images, mean(each), stdev(each) if len(each) > 1 else None, len(each))
+        for (label, probe, images), each in found.items()
+    ]
+
+
+def drawn(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of `count` images of every class, or all of one that has fewer: labels (M,) -> int64 (k,), sorted."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = [order[labels[order] == name][:count] for name in labels.unique()]
+    return torch.cat(chosen).sort().values
+
+
+def accuracies(
+    features: Tensor, trained: Labelled, test: Tensor, tested: Labelled, count: int, seed: int
+) -> dict[str, float]:
+    """Top-1 % of the two probes."""
+    classes = len(trained.names)
+    votes = knn(features, trained.labels, test, classes, min(NEIGHBOURS, count))
+    head = LinearHead(features.shape[1], classes)
+    solve(head, features[None], trained.labels, seed)
+    with torch.no_grad():
+        logits = head(test)
+    return {name: Accuracy.of(scores, tested.labels).top1 for name, scores in (("knn", votes), ("linear", logits))}
+
+
+def draw_curve(points: Sequence[Point], file: Path) -> None:
+    """A picture of the points: a line for each model and probe, bars for the spread.
+
+    Raises:
+        DataError: as `blank_picture`.
+    """
+    figure = blank_picture(file)
+    axes = figure.subplots()
+    models = list(dict.fromkeys(point.model for point in points))
+    for model in models:
+        for probe, style in (("linear", "-"), ("knn", "--")):
+            line = [point for point in points if (point.model, point.probe) == (model, probe)]
+            axes.errorbar(
+                [point.images for point in line],
+                [point.top1 for point in line],
+                [point.spread or 0 for point in line],
+                color="0.6" if "random weights" in model else f"C{models.index(model)}",
+                label=f"{model}, {probe}",
+                linestyle=style,
+                marker="o",
+                capsize=3,
+            )
+    ticks = sorted({point.images for point in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="labelled images a class", ylabel="top-1 accuracy, %", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
+
+
+def blank_picture(file: Path) -> Any:
+    """A matplotlib figure that can be saved as `file`: ask before what takes long.
+
+    Raises:
+        DataError: a file name that matplotlib has no format for, or a folder that is not there.
+    """
+    with needs_extra("eval"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    if file.suffix[1:] not in figure.canvas.get_supported_filetypes() or not file.parent.is_dir():
+        raise DataError(f"{file}: expected a picture's name, .png, .svg or .pdf, in a folder that exists")
+    return figure

@@ -1,0 +1,129 @@
+"""Checkpoints of the original implementation -> folders that timm reads.
+
+The original saves three `state_dict`s a run, context-encoder_checkpoint.pth, target-encoder_checkpoint.pth and
+predictor_checkpoint.pth, beside the run's config.yaml.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from .. import weights
+from ..errors import WeightsError
+from ..models.scott import MODELS
+from ..pretrain.predictor import Predictor
+from ..weights import local_dir
+from ..weights.authors_keys import convert_reference, convert_reference_predictor, without_shared_prefix
+from ..weights.local_dir import exportable
+
+
+def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = None) -> Path:
+    """Write an encoder for timm's "local-dir:", in fp32, or a predictor for `load_predictor`; returns the folder.
+
+    Width, depth, tokenizer and image size are those of the tensors. How many heads attention has does not show in
+    them: the run's config.yaml says it, from the checkpoint's folder, or `num_heads`.
+
+    Raises:
+        WeightsError: a file that is no such checkpoint, or an unknown number of heads.
+        DataError: an `out` that holds anything but an earlier conversion.
+    """
+    checkpoint, folder = Path(checkpoint), exportable(out)
+    state = _read(checkpoint)
+    heads = _heads(checkpoint.with_name("config.yaml")) if num_heads is None else num_heads
+    if heads < 1:
+        raise WeightsError(f"num_heads: expected at least 1, got {heads}")
+    try:
+        state = without_shared_prefix(state)
+        if any(name.startswith("tokenizer.") for name in state):
+            return weights.export(_encoder(state, heads), folder, dtype=torch.float32)
+        return _save_predictor(state, heads, folder)
+    except WeightsError as error:  # a name or a position that is not the original's
+        raise WeightsError(f"{checkpoint}: {error}") from error
+    except Exception as error:  # missing names, other shapes, other numbers of heads: KeyError, RuntimeError, ...
+        raise WeightsError(f"{checkpoint}: expected an encoder or a predictor of the original ({error})") from error
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """The predictor that `convert` wrote.
+
+    Raises:
+        WeightsError: a folder that it did not write.
+    """
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text())["predictor"]
+        predictor = Predictor(**settings)
+        predictor.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    except Exception as error:  # other files, damaged ones, other names in them
+        raise WeightsError(f"{folder}: expected a predictor that `scott convert` wrote ({error})") from error
+    return predictor
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, in which anything else is refused before it can run."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected a checkpoint of the original, found no file there")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors of many kinds; torch's own words advise to run the code
+        raise WeightsError(
+            f"{path}: expected a whole file of tensors alone, found a damaged one or other objects too, of which "
+            f"nothing was run ({type(error).__name__})"
+        ) from error
+    pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
+        raise WeightsError(f"{path}: expected a state_dict, names and tensors, found {type(state).__name__}")
+    if names := local_dir.infinite(state):
+        raise WeightsError(f"{path}: expected finite numbers, found others in {names[:3]}; the training failed")
+    return dict(state)
+
+
+def _heads(config: Path) -> int:
+    try:
+        return int(yaml.safe_load(config.read_text())["model"]["num_heads"])
+    except Exception as error:  # no file, no YAML, another content
+        raise WeightsError(
+            f"{config}: expected the run's settings with model.num_heads; copy them there or give --num-heads "
+            f"({type(error).__name__})"
+        ) from error
+
+
+def _encoder(state: dict[str, Tensor], heads: int) -> nn.Module:
+    plain = "tokenizer.proj.weight" in state
+    patches = state["transformer.pos_embed"].shape[-2]
+    depth = _depth(state)
+    name = f"scott_{'vit_' if plain else ''}{depth}_16"
+    first = state["tokenizer.proj.weight" if plain else "tokenizer.tokenizer.0.weight"]
+    model = timm.create_model(
+        name if name in MODELS else "scott_vit_12_16" if plain else "scott_12_16",
+        img_size=16 * round(patches**0.5),
+        in_chans=first.shape[1],
+        embed_dim=state["transformer.pos_embed"].shape[-1],
+        depth=depth,
+        num_heads=heads,
+        use_mask_token=True,
+    )
+    model.load_state_dict(convert_reference(state))
+    return model
+
+
+def _save_predictor(state: dict[str, Tensor], heads: int, folder: Path) -> Path:
+    patches, width = state["transformer.pos_embed"].shape[-2:]
+    settings: dict[str, Any] = {"embed_dim": width, "num_patches": patches, "num_heads": heads, "depth": _depth(state)}
+    settings["encoder_depth"] = 1  # which only fresh weights would depend on
+    tensors = convert_reference_predictor(state)
+    Predictor(**settings).load_state_dict(tensors)
+    with local_dir.replaced(folder) as partial:
+        (partial / "model.safetensors").write_bytes(save(tensors))
+        (partial / "config.json").write_text(json.dumps({"predictor": settings}, indent=2) + "\n")
+    return folder
+
+
+def _depth(state: dict[str, Tensor]) -> int:
+    return 1 + max(int(name.split(".")[2]) for name in state if name.startswith("transformer.blocks."))

@@ -1,0 +1,221 @@
+"""What a release says of itself: a manifest entry from a run, and from the entry the model card.
+
+The card is made from the entry alone, so that neither can say what the other does not.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..pretrain.recipe import Recipe
+from ..training.run_folder import exported, minutes_of
+from ..weights import files, local_dir, timm_configs
+from ..weights.entries import RULES, Entry
+from .card import PAPER_PIXELS
+
+MOST_CHANGES = 3  # of a recipe that still goes by its name
+DTYPES = RULES["dtype"]["enum"]
+OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # of weights, which a tag's entry and file tell of
+MONITORED = (
+    "watched while training: frozen average-pooled features of at most {images} of the run's own images, {scored}; "
+    "kNN: majority of 10 by cosine; ridge: standardised features, strength by leave-one-out; top-1 %, last epoch"
+)
+HELD_OUT, ON_TEST = "of each class one of five held out to be scored", "those of the test split scored"
+
+
+def is_pretraining(folder: Path) -> bool:
+    """Whether a folder is a run of `scott pretrain`; one of `scott finetune` is not."""
+    recipe = folder / "recipe.toml"
+    try:
+        return recipe.is_file() and "mask" in tomllib.loads(recipe.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+
+
+def entry_of_run(
+    run: Path,
+    *,
+    license: str,
+    data: str = "",
+    data_terms: str = "their terms are not stated",
+    scores: Path | None = None,
+) -> Entry:
+    """The manifest's entry of a finished run of pretraining, not yet published.
+
+    Args:
+        license: of the weights, an SPDX identifier in lower case.
+        data: what it was trained on, in words; by default how many images of which sources, by their last names.
+        scores: what `scott probe --json` printed of this run; by default what the run's monitor measured.
+
+    Raises:
+        WeightsError: a run without an export, or with one that is not its recipe's; damaged records; `scores` that are
+            not the probe's.
+    """
+    recipe = Recipe.load(run / "recipe.toml")
+    file = run / "export" / "model.safetensors"
+    if not file.is_file():
+        raise WeightsError(f"{run}: expected a run that has ended, found no {file}; go on with it by --resume")
+    with local_dir.reading(run / "environment.json", "what pretraining wrote") as path:
+        start = json.loads(path.read_text())[-1]
+        names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
+        data = data or f"{start['images']:,} images of {', '.join(names)}"
+        export = exported(start)
+        hardware = start["gpu"] or f"{start['cpus']} CPU cores"
+        versions = {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")}
+    with local_dir.reading(run / "metrics.jsonl", "what pretraining wrote") as path:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [line["step"] for line in lines if "loss" in line][-1]
+        minutes = minutes_of(lines, recipe.optim.batch_size)
+        measured, protocol = watched(lines, recipe)
+    if scores:
+        measured, protocol = probed(scores, run, recipe.model.img_size)
+    entry: Entry = {
+        "repository": None,
+        "revision": None,
+        "file": file.name,
+        "sha256": files.sha256(file),
+        "bytes": file.stat().st_size,
+        "dtype": dtype_of(file),
+        "encoder": export,
+        "input_size": [3, recipe.model.img_size, recipe.model.img_size],
+        "data": data,
+        "datasets": sorted({name.lower() for name in names}),
+        "data_terms": data_terms,
+        "license": license,
+        "recipe": name_of(recipe) + (f", from {start_of(recipe)}" if recipe.model.init else ""),
+        "epochs": round(lines[-1]["epoch"], 2) if recipe.optim.finish_updates else recipe.optim.epochs,
+        "images_seen": steps * recipe.optim.batch_size,
+        "seed": recipe.run.seed,
+        "hardware": hardware,
+        "minutes": minutes,
+        "versions": versions,
+        "scores": measured,
+        "protocol": protocol,
+    }
+    if recipe.objective.full_name != "mimjepa":
+        entry["objective"] = recipe.objective.full_name
+    check_told(file.parent, recipe.model.name, entry)
+    return entry
+
+
+def check_told(folder: Path, model: str, entry: Entry) -> None:
+    """What an entry says of a model's weights is so by their configuration, and its name and head alone build it.
+
+    Raises:
+        WeightsError: another architecture, type or size, another head or other classes; settings that no entry holds,
+            such as the number of heads.
+    """
+    with local_dir.reading(folder / "config.json", "the configuration of an export") as path:
+        config = json.loads(path.read_text())
+        found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
+        found |= {"dtype": dtype_of(folder / entry["file"]), "label_names": config.get("label_names", [])}
+        says = {"architecture": model, **{name: entry.get(name, []) for name in ("input_size", "dtype", "label_names")}}
+        if wrong := {name: value for name, value in says.items() if value != found[name]}:
+            raise WeightsError(
+                f"{folder}: expected what its entry says, {wrong}, found { ({n: found[n] for n in wrong}) }"
+            )
+        own = timm_configs.registered_args(model, entry.get("head"))
+        args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_ARGS}
+        if other := {name: value for name, value in args.items() if value != own.get(name)}:
+            raise WeightsError(
+                f"{folder}: expected the settings of {model}, { ({n: own.get(n) for n in other}) }, which a tag means, "
+                f"found {other}; copy this folder elsewhere, add a README.md, and publish that, for hf-hub:"
+            )
+
+
+def source_name(source: str) -> str:
+    """What a source of images is called: never where it is on somebody's disk.
+
+    "/data/photos" and "/data/photos/train" -> "photos"; "flowers102:downloads" -> "flowers102"; "hf:org/name" ->
+    "org/name", or of a saved data set's folder its last name.
+    """
+    kind, colon, rest = source.partition(":")
+    if colon and kind != "hf":
+        return kind
+    if colon and len(rest.split("/")) <= 2 and not Path(rest).exists():
+        return rest
+    parts = [part for part in (rest or source).split("/") if part not in ("", ".", "..")]
+    return next((part for part in reversed(parts) if part not in ("train", "val", "test")), "images")
+
+
+def start_of(recipe: Recipe) -> str:
+    """What a run started from, without where that is; empty for random weights."""
+    return Path(recipe.model.init.removeprefix("local-dir:")).name
+
+
+def name_of(recipe: Recipe) -> str:
+    """The package's own recipe that a run was made with, and up to three changes; "recipe.toml" where it was others."""
+    same_precision = [f"run.precision={recipe.run.precision}"]  # which "auto" chose
+    settings = recipe.flat()
+    changes: dict[str, list[str]] = {}
+    for path in sorted(Recipe.folder.glob("*.toml")):
+        differences = recipe.differences(Recipe.load(path, same_precision))
+        names = (line.split(":")[0] for line in differences)
+        changes[path.stem] = [f"{name}={settings[name]}" for name in names if name != "model.init"]
+    name = min(changes, key=lambda name: len(changes[name]))
+    return " ".join([name, *changes[name]]) if len(changes[name]) <= MOST_CHANGES else "recipe.toml"
+
+
+def watched(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:
+    """Scores and protocol of a run's monitor, its last look beside its first; none without labels."""
+    looks = [line["monitor"] for line in lines if "monitor" in line]
+    scores: dict[str, float] = {}
+    for look, ending in zip(looks[-1:] + looks[:1], ("", "_start" if recipe.model.init else "_random")):
+        scores |= {probe + ending: round(look[probe], 1) for probe in ("knn", "ridge") if look[probe] is not None}
+    scored = ON_TEST if recipe.monitor.test else HELD_OUT
+    return scores, MONITORED.format(images=recipe.monitor.images, scored=scored) if scores else "not measured"
+
+
+def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]:
+    """Scores and protocol of a report that `scott probe --json` printed of a run.
+
+    Raises:
+        WeightsError: another file, or a report of another model or size.
+    """
+    with local_dir.reading(path, "what `scott probe --json` prints"):
+        report = json.loads(path.read_text())
+        rows = report["scores"]
+        model, size, seeds = (rows[0][name] for name in ("model", "img_size", "seeds"))
+        if Path(model.removeprefix("local-dir:")).resolve() not in (run.resolve(), run.resolve() / "export"):
+            raise WeightsError(f"{path}: expected scores of {run}, found those of {model}")
+        if size not in (img_size, PAPER_PIXELS):
+            raise WeightsError(f"{path}: expected scores at {img_size} or {PAPER_PIXELS} px, found {size}")
+        at = "" if size == img_size else f"_{PAPER_PIXELS}"
+        scores = {
+            row["probe"] + at + ("" if row["model"] == model else "_random"): round(row["top1"], 1) for row in rows
+        }
+        counts = f"{report['train']:,} images to train, {report['test']:,} to test"
+        return scores, f"scott probe, protocol {report['protocol']}, {size} px, {counts}, seeds: {seeds}; top-1 %"
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        WeightsError: a file that is none, or has numbers that are none.
+    """
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # safetensors has one class of error, which its stubs do not name
+        raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
+    if names := local_dir.infinite(tensors):
+        raise WeightsError(f"{file}: expected finite numbers, found others in {names[:3]}; the training failed")
+    return tensors
+
+
+def dtype_of(file: Path) -> str:
+    """The type of all tensors of a safetensors file, in torch's words.
+
+    Raises:
+        WeightsError: as `tensors_of`, or several types.
+    """
+    found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors_of(file).values()})
+    if len(found) != 1 or found[0] not in DTYPES:
+        raise WeightsError(f"{file}: expected tensors of one type, of {DTYPES}, found {found}")
+    return found[0]

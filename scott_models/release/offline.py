@@ -1,0 +1,72 @@
+"""Weights fetched ahead, for a machine without a network."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import timm
+from safetensors import safe_open
+
+from .. import weights
+from ..errors import WeightsError
+from ..models.scott import MODELS
+from ..weights import files, hub, local_dir, timm_configs
+from ..weights.entries import Entry, entry_of
+from .card import PICTURE, card
+
+
+def tag_of(name: str) -> str:
+    """A model's default tag; anything else as it is."""
+    return next(iter(timm_configs.tags_of(name)), name)
+
+
+def download(tag: str, folder: str | Path | None = None) -> Path:
+    """The verified weight file of a tag; in a `folder`, as its release: weights, configuration and model card.
+
+    A `folder` is for $SCOTT_MODELS_DIR, here or on another machine. What it holds already is hashed, not loaded again;
+    damaged weights in it are replaced.
+
+    Raises:
+        WeightsError: weights that are unknown or cannot be had, whole.
+    """
+    entry = entry_of(tag)
+    if folder is None:
+        return weights.resolve(tag)
+    if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
+        raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found one of {model}; update scott_models")
+    target = Path(folder).expanduser() / tag / entry["file"]
+    if not files.is_released(target, entry):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
+            _obtain(tag, entry, Path(partial)).replace(target)
+    _write_config(model, entry, target)
+    pictures = [folder / tag / PICTURE for folder in files.folders()]
+    if picture := next((path for path in pictures if os.path.isfile(path)), None):
+        target.with_name(PICTURE).write_bytes(picture.read_bytes())
+    target.with_name("README.md").write_text(card(tag, entry, picture=picture is not None))
+    return target
+
+
+def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
+    """A verified file in the folder `partial`: a copy of one that is here, or else from the Hub."""
+    here = [folder / tag / entry["file"] for folder in files.folders()]
+    here += [path] if (path := hub.cached(entry)) else []
+    for path in here:
+        if files.is_released(path, entry):
+            copy = Path(shutil.copyfile(path, partial / entry["file"]))
+            return files.verified(copy, tag, entry, "try again")
+    if entry["repository"] is None:
+        return weights.resolve(tag)  # which says that it is nowhere
+    return files.from_hub(tag, entry, files.verified, cache_dir=partial).resolve()
+
+
+def _write_config(model: str, entry: Entry, file: Path) -> None:
+    with safe_open(file, framework="pt") as tensors:
+        has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- no dictionary
+    channels, *size = entry["input_size"]
+    args = {"in_chans": channels, "img_size": size, "use_mask_token": has_mask_token, **timm_configs.head_args(entry)}
+    made = timm.create_model(model, device="meta", **args)
+    local_dir.write_config(
+        made, file.with_name("config.json"), local_dir.model_args(made), entry.get("label_names", ())
+    )

@@ -1,0 +1,36 @@
+"""Run a script of timm's with our models registered: train, validate, benchmark, inference, onnx_export.
+
+timm has no way to be told of other packages, so its scripts know our models only where somebody imports us first:
+
+    python -m scott_models.timm_script train.py photos --model scott_3_16 --pretrained --num-classes 10
+    python -m scott_models.timm_script validate.py photos --model local-dir:classifier --num-classes 10 --pretrained
+    python -m scott_models.timm_script onnx_export.py scott_3_16.onnx --model scott_3_16 --dynamo
+
+The scripts are not in timm's wheel but in its repository, https://github.com/huggingface/pytorch-image-models.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import scott_models  # noqa: F401 -- importing registers the models with timm
+
+from .errors import UserError, told_in_a_sentence
+
+
+def main() -> None:
+    """The script is the first argument; all others are its own."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        return
+    script = Path(sys.argv[1])
+    if not script.is_file():
+        with told_in_a_sentence():
+            raise UserError(f"{script}: expected a Python script, e.g. timm's train.py, found nothing there")
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(script.resolve().parent)  # as `python script.py` would have it
+    runpy.run_path(str(script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

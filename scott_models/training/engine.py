@@ -1,0 +1,320 @@
+"""An objective on its devices, and what one update does to it. Devices and processes are Accelerate's."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..data.decoded import Images
+from ..data.loader import Crops, Made, load
+from ..data.order import Order
+from ..data.random_streams import Draws, key
+from ..errors import RecipeError, TrainingError, UserError, needs_extra
+from ..models.fast_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
+from .course import Course
+from .optimizer import apply_gradients, build_optimizer, persistent_buffers, put_back, set_schedules
+from .settings import Settings, require
+
+S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+BAD_UPDATES = 3  # in a row, after which the run stops
+TRIAL = 3  # updates after which torch.compile is trusted
+WARM_UPDATES, TIMED_SECONDS = 3, 15
+DECODING_HOURS = 24  # that other processes wait for the first to decode all images
+
+
+class Engine:
+    """Objective, optimiser and Accelerate, put together as a recipe says.
+
+    Args:
+        build: makes the objective of the recipe.
+
+    Raises:
+        RecipeError: settings that no model, mask or machine can take.
+    """
+
+    def __init__(self, recipe: Settings, out: Path, build: Callable[..., Any]) -> None:
+        with needs_extra("train"):
+            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        recipe = settled(recipe)
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
+        wrapping = DistributedDataParallelKwargs()
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision="no",  # `autocast` is ours: Accelerate keeps the first precision of a process for good
+                gradient_accumulation_steps=recipe.run.accumulate,
+                log_with=list(recipe.run.trackers) or None,
+                project_dir=out,
+                kwargs_handlers=[patience, wrapping],
+            )
+        except ValueError as error:
+            raise RecipeError(f"recipe.run: {error}") from error
+        if len(self.accelerator.log_with) < len(recipe.run.trackers):
+            raise RecipeError(f"recipe.run.trackers: expected installed trackers, got {list(recipe.run.trackers)}")
+        self.device: torch.device = self.accelerator.device
+        bf16 = recipe.run.precision == "bf16"
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        pieces = self.processes * recipe.run.accumulate
+        fits = recipe.optim.batch_size % pieces == 0
+        require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
+        torch.manual_seed(seed_for(recipe, "weights", 0))
+        self.compiled = can_compile(recipe, self.device)
+        self.on_trial, self.gave_up = TRIAL if self.compiled else 0, False  # updates left; whether torch.compile failed
+        objective = build(recipe, compiled=self.compiled)
+        self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(self.objective)
+        self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
+        self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
+        self.statistics = [buffer for name in self.trained for buffer in persistent_buffers(self.parts[name])]
+        # Other buffers are constants, such as positions: they need no exchange.
+        wrapping.broadcast_buffers = any(buffer.is_floating_point() for buffer in self.statistics)
+        if self.processes > 1:
+            for name in self.trained:  # the rest, a teacher, is every process's own
+                setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
+        self.in_a_row = torch.zeros((), device=self.device)  # updates skipped up to now
+        self.longest = torch.zeros((), device=self.device)  # row of skipped updates so far
+        self.skipped = torch.zeros((), device=self.device)
+
+    def order(self, recipe: Settings, images: int) -> Order:
+        """Which images this process sees when."""
+        return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
+
+    def crop(self, images: Images, recipe: Settings) -> Crops:
+        """Return the crops of images that the objective takes.
+
+        Raises:
+            RecipeError: those of a batch do not fit into memory.
+        """
+        views, local = getattr(self.objective, "views_per_image", 1), getattr(self.objective, "local_views", 0)
+        crops = Crops(images.on(self.device), recipe.model.img_size, recipe.run.seed, views, local)
+        run, sharing = recipe.run, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torch's launcher says so
+        crops.check_room(recipe.optim.batch_size // self.processes, run.accumulate, run.workers, sharing)
+        return crops
+
+    def load(
+        self, order: Order, crops: Crops, first: int, last: int, workers: int
+    ) -> Generator[list[tuple[Any, Made]], None, None]:
+        """Yield the batches of updates `first` to `last`, with what this objective draws."""
+        return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
+
+    def update(
+        self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int, course: Course, steps_per_epoch: int
+    ) -> dict[str, Any]:
+        """Make update `step` with this process's parts of a batch, without waiting for the device.
+
+        Args:
+            batch: parts as `load` gives them.
+            course: where `step`, from 1 to its `total`, is along the schedules.
+
+        Returns:
+            lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
+
+        Raises:
+            TrainingError: no memory, or a failure of torch.compile that the run may not go on without.
+        """
+        lr, weight_decay = set_schedules(recipe.optim, self.optimizer, step, course, steps_per_epoch)
+        before = [buffer.clone() for buffer in self.statistics]
+        loss = self.accelerator.reduce(self.try_compiled(recipe, batch, step, before), "mean")
+        grad_norm, skipped = apply_gradients(self.optimizer, loss)
+        put_back(self.statistics, before, skipped)
+        self.objective.after_step(course.place(step), course.planned)
+        self.in_a_row = (self.in_a_row + skipped) * skipped
+        self.longest = torch.maximum(self.longest, self.in_a_row)
+        self.skipped += skipped
+        return {"loss": loss, "grad_norm": grad_norm, "lr": lr, "weight_decay": weight_decay}
+
+    def try_compiled(
+        self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int, before: Sequence[Tensor]
+    ) -> Tensor:
+        """Gather the gradients of a batch, from now on without torch.compile if it fails in the first updates.
+
+        Args:
+            before: what `statistics` were before the update.
+
+        Returns:
+            the loss of this process, a scalar on the device.
+
+        Raises:
+            TrainingError: as `update`.
+        """
+        if self.on_trial:
+            try:
+                loss = self.gather_gradients(recipe, batch, step)
+                self.on_trial -= 1
+                return loss
+            except (UserError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+                self.give_up_compiling(recipe, error)
+            self.optimizer.zero_grad()
+            put_back(self.statistics, before)
+        with torch.compiler.set_stance("force_eager") if self.gave_up else nullcontext():
+            return self.gather_gradients(recipe, batch, step)
+
+    def give_up_compiling(self, recipe: Settings, error: Exception) -> None:
+        """Say that torch.compile failed, and go on without it.
+
+        Raises:
+            TrainingError: the recipe insists on it, or other processes may go on with it.
+        """
+        reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # the first of many
+        if recipe.run.compile == "on" or self.processes > 1:
+            choice = "off" if recipe.run.compile == "auto" else "off or auto"
+            raise TrainingError(
+                f"recipe.run.compile: expected that torch.compile works, found {reason}; set run.compile={choice}"
+            ) from error
+        print(f"torch.compile failed ({reason}): the run goes on without it, and slower", file=sys.stderr)
+        self.on_trial, self.gave_up = 0, True
+
+    def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int) -> Tensor:
+        """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
+        torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
+        losses = []
+        for drawn, crops in batch:
+            plan = drawn
+            if isinstance(drawn, Tensor):  # of an objective that draws for itself
+                epochs, indices = drawn.unbind(1)
+                plan = Draws.keyed(key(recipe.run.seed, "inputs"), epochs, indices, step)
+            inputs = self.objective.inputs(on_device(crops, self.device), plan)
+            trained = (getattr(self.objective, name) for name in self.trained)
+            with out_of_memory_told(), self.accelerator.accumulate(*trained):
+                with self.autocast():
+                    loss = self.objective(*inputs)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def on_host(self, values: dict[str, Any]) -> dict[str, float]:
+        """Return `update`'s values as plain numbers, the updates skipped so far, a GPU's peak memory; wait for them."""
+        numbers = {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
+        if self.device.type == "cuda":
+            numbers["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        return numbers
+
+    def check(self, last_good: Callable[[], str]) -> None:
+        """Wait for the device and look.
+
+        Raises:
+            TrainingError: three updates in a row were skipped because a gradient was not finite.
+        """
+        if self.longest.item() >= BAD_UPDATES:
+            raise TrainingError(
+                f"the loss or a gradient was not finite in {BAD_UPDATES} updates in a row; lower optim.peak_lr or set "
+                f"run.precision=no; {last_good()}"
+            )
+
+    def resize(self, size: int) -> None:
+        """Let the objective take crops of so many pixels from now on; torch.compile is on trial once more."""
+        self.objective.set_input_size(size)
+        self.on_trial = TRIAL if self.compiled and not self.gave_up else 0
+
+    def speed(self, recipe: Settings, order: Order, crops: Crops) -> float:
+        """Images a second, of some updates that leave no trace.
+
+        Every process times as many updates as the first one decides.
+        """
+        course = Course(sys.maxsize)
+        before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
+        batches = self.load(order, crops, 1, sys.maxsize, recipe.run.workers)
+        for step in range(1, WARM_UPDATES + 1):
+            started = time.monotonic()
+            self.update(recipe, next(batches), step, course, order.steps)["loss"].item()
+            seconds = self.agreed(time.monotonic() - started)
+        updates = max(3, round(TIMED_SECONDS / seconds))
+        started = time.monotonic()
+        for step in range(WARM_UPDATES + 1, WARM_UPDATES + 1 + updates):
+            loss = self.update(recipe, next(batches), step, course, order.steps)["loss"]
+        loss.item()
+        speed = updates * order.batch / self.agreed(time.monotonic() - started)
+        batches.close()
+        for name, part in self.parts.items():
+            part.load_state_dict(before[name])
+        self.optimizer.state.clear()
+        for count in (self.in_a_row, self.longest, self.skipped):
+            count.zero_()
+        return speed
+
+    def agreed(self, value: T) -> T:
+        """The first process's value, on all."""
+        if self.processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def on_any(self, flag: bool) -> bool:
+        """Tell whether a flag is True on any process; all must ask."""
+        if self.processes == 1:
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
+
+
+def on_device(crops: Made, device: torch.device) -> Made:
+    """Copy crops, one batch or several, to a device, without waiting for what it is doing."""
+    if isinstance(crops, Tensor):
+        return crops.to(device, non_blocking=True)
+    return [each.to(device, non_blocking=True) for each in crops]
+
+
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory is full; set run.accumulate=2 (or 4, ...) to work through a batch in parts ({error})"
+        ) from error
+
+
+def has_bf16() -> bool:
+    """Tell whether the device that training would take multiplies bfloat16 itself; others are many times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return MULTIPLIES_BFLOAT16
+
+
+def settled(recipe: S) -> S:
+    """Return the same recipe with the precision that "auto" is on this machine."""
+    auto = recipe.run.precision == "auto"
+    return recipe.changed("run", precision="bf16" if has_bf16() else "no") if auto else recipe
+
+
+def can_compile(recipe: Settings, device: torch.device) -> bool:
+    """Tell whether the recipe asks for torch.compile, and it can work.
+
+    Raises:
+        RecipeError: "on", and no compiler that torch.compile could use.
+    """
+    if recipe.run.compile == "off" or (recipe.run.compile == "auto" and device.type != "cuda"):
+        return False
+    # inductor compiles C++ for a CPU; for a GPU triton compiles a little C
+    names = ("CXX", "g++", "clang++") if device.type != "cuda" else ("CC", "gcc", "clang")
+    if any(shutil.which(os.environ.get(name, name)) for name in names):
+        return True
+    if recipe.run.compile == "on":
+        raise RecipeError(
+            f"recipe.run.compile: expected a compiler ({names[1]}), found none; install it or set run.compile=off"
+        )
+    print(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower", file=sys.stderr)
+    return False
+
+
+def seed_for(recipe: Settings, purpose: str, number: int) -> int:
+    """A seed for torch's own generator, which takes 63 bits."""
+    return int(key(recipe.run.seed, purpose, number)) >> 1

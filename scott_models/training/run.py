@@ -1,0 +1,318 @@
+"""The training loop. It wires the data, an objective, the optimiser and the schedules, and knows no method by name.
+
+Every random number comes from the run's seed and a number: an image's from its epoch and index, an update's dropout
+from the update. So a checkpoint holds weights, the optimiser's state and one integer, and a resumed run goes on as if
+never stopped.
+"""
+
+import os
+import signal
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..data.decoded import Images, open_images
+from ..data.loader import Made
+from ..data.sources import Sample
+from ..errors import DataError, Interrupted, RecipeError
+from ..progress import track
+from .budget import Budget
+from .checkpoints import Checkpoints
+from .course import Course
+from .engine import Engine, settled
+from .run_folder import Log, write_environment, write_whole
+from .settings import Settings, require
+
+S = TypeVar("S", bound=Settings)
+
+
+def check_level(out: Path, recipe: Settings, done: int, steps: int) -> None:
+    """Raise RecipeError unless a run is past its warm-up and not over, with `done` updates of `steps` an epoch."""
+    optim = recipe.optim
+    total, warmup = round(optim.epochs * steps), round(optim.warmup_epochs * steps)
+    if done >= total:
+        raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
+    if done < warmup:
+        raise RecipeError(
+            f"{out}: expected a run past its warm-up, found update {done:,} of {warmup:,}; go on with --resume first"
+        )
+
+
+class Run(ABC):
+    """A run under way, from its first update to its export; a subclass says what it trains, and how it is watched."""
+
+    kind_of_health: type  # what the monitor returns
+
+    def __init__(
+        self,
+        recipe: Any,
+        data: Sequence[str | Path],
+        out: Path,
+        resume: bool,
+        budget: Budget | None,
+        skip_bad: bool,
+        export: str,
+        *,
+        ending: Budget | None = None,
+    ) -> None:
+        started = time.monotonic()
+        self.out, self.data, self.skip_bad = out, data, skip_bad
+        self.recipe = recipe = settled(check_run_folder(recipe, out, resume, budget))
+        resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
+        count = lambda: len(self.images)  # noqa: E731 -- which most objectives need not know, so that mistakes show early
+        self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=count))
+        images = self.images
+        if len(images) < recipe.optim.batch_size:
+            raise DataError(
+                f"expected at least one batch of {recipe.optim.batch_size} images, found {len(images)}; "
+                "add images or lower optim.batch_size"
+            )
+        self.order = order = engine.order(recipe, len(images))
+        self.crops = engine.crop(images, recipe)
+        self.encoder = engine.objective.encoders[export]
+        if hasattr(engine.objective, "prepare"):
+            with engine.accelerator.main_process_first():  # the others, of other machines too, find what it wrote
+                engine.objective.prepare(self.crops, out)
+        self.monitor = self.build_monitor(recipe, images)
+        self.album = self.build_album(recipe, images) if engine.is_main and recipe.monitor.every else None
+        before_control = time.monotonic()
+        self.control = self.monitor(self.encoder) if engine.is_main and recipe.monitor.every else None
+        monitoring = time.monotonic() - before_control
+        fitted = ending or (None if resuming else budget)
+        speeds = self.measure_speeds() if fitted and fitted.minutes else {}
+        if budget and not resuming:
+            speed, spent = self.speed_after(0, speeds), time.monotonic() - started
+            self.recipe = recipe = engine.agreed(budget.fit(recipe, order, speed, spent, monitoring))
+        planned = round(recipe.optim.epochs * order.steps)
+        require(planned > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", engine.parts, engine.optimizer, images.digest, recipe.run.keep
+        )
+        self.done = self.checkpoints.load() if resuming else 0
+        if ending:
+            check_level(out, recipe, self.done, order.steps)  # the last checkpoint may have been damaged
+            speed, spent = self.speed_after(self.done, speeds), time.monotonic() - started
+            self.recipe = recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
+        self.course = Course(planned, recipe.optim.finish_after, recipe.optim.finish_updates)
+        self.total = self.course.total
+        if engine.is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "recipe.toml", recipe.to_toml())
+            facts = {"images": len(images), "processes": engine.processes, "after": self.done, "export": export}
+            write_environment(out / "environment.json", data, **facts, skip_bad=skip_bad)
+        engine.accelerator.init_trackers("scott_models", config=recipe.flat())
+        self.log = Log(
+            out / "metrics.jsonl", self.done, order.batch, order.steps, self.kind_of_health, writes=engine.is_main
+        )
+        if self.control:
+            self.log.monitored(0, self.control)
+            if self.album and not self.done:
+                self.album.add(0, self.encoder)
+            self.control = self.log.health[0]  # of a resumed run what was measured at its start
+        if engine.is_main:
+            self.write_readme()
+
+    @cached_property
+    def images(self) -> Images:
+        """Return all images, which the first process of a machine decodes and the others find so."""
+        from accelerate import PartialState
+
+        with PartialState().local_main_process_first():
+            samples = self.samples(self.recipe)
+            return open_images(samples, self.recipe.data.short_side, skip_bad=self.skip_bad)
+
+    @abstractmethod
+    def samples(self, recipe: Any) -> list[Sample]:
+        """List all images the run is given."""
+
+    @abstractmethod
+    def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
+        """Build what the run trains; `images` counts the images of the run."""
+
+    @abstractmethod
+    def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
+        """Build what watches the run: a function of an encoder, whose result may be `better_than` another."""
+
+    @abstractmethod
+    def build_album(self, recipe: Any, images: Images) -> Any:
+        """Build what keeps pictures of the run, with a method `add(step, encoder)`; None for no pictures."""
+
+    @abstractmethod
+    def verdict(self, now: Any, control: Any) -> str:
+        """Say in a line what the monitor found."""
+
+    @abstractmethod
+    def write_readme(self) -> None:
+        """Write README.md of the run folder: what the run is, how it fares, what to do with it."""
+
+    @abstractmethod
+    def write_export(self, folder: Path) -> None:
+        """Save the trained model for timm's "local-dir:", and tell the user."""
+
+    def measure_speeds(self) -> dict[int, float]:
+        """Measure images a second with crops of each size that the run has."""
+        sizes = [size for size in (self.recipe.small_img_size, self.recipe.model.img_size) if size]
+        speeds = {}
+        for size in sizes:
+            if len(sizes) > 1:
+                self.engine.resize(size)
+            speeds[size] = self.engine.speed(self.recipe, self.order, self.crops.at(size))
+        return speeds
+
+    def speed_after(self, done: int, speeds: dict[int, float]) -> float:
+        """Tell images a second, on average over the planned updates after `done`; 0 if nothing was measured."""
+        if not speeds:
+            return 0.0
+        small, whole = self.recipe.small_img_size, speeds[self.recipe.model.img_size]
+        if not small:
+            return whole
+        planned = max(done + 1, round(self.recipe.optim.epochs * self.order.steps))
+        share = max(0, Course(planned).last_small(self.recipe.model.small_share) - done) / (planned - done)
+        return 1 / (share / speeds[small] + (1 - share) / whole)
+
+    def batches(self) -> Generator[list[tuple[Any, Made]], None, None]:
+        """Yield the batches of the updates that are left, each of the size it has."""
+        engine, model, small = self.engine, self.recipe.model, self.recipe.small_img_size
+        share = model.small_share if small else 0
+        for first, last, size in self.course.sizes(self.done + 1, small, share, model.img_size):
+            self.size = size
+            if small:
+                engine.resize(size)
+            with closing(engine.load(self.order, self.crops.at(size), first, last, self.recipe.run.workers)) as batches:
+                yield from batches
+
+    def train(self) -> None:
+        """The updates that are left; logged, watched and saved on the way.
+
+        Raises:
+            as `pretrain`.
+        """
+        try:
+            self._train()
+        except OSError as error:
+            raise DataError(
+                f"{self.out}: cannot be written ({error}); make room; {self.checkpoints.last_good()}"
+            ) from error
+
+    def _train(self) -> None:
+        engine, order, run = self.engine, self.order, self.recipe.run
+        watch_every = max(1, round(self.recipe.monitor.every * order.steps))
+        updates: Iterable[int] = range(self.done + 1, self.total + 1)
+        if engine.is_main:
+            size, total = order.batch, self.total * order.batch
+            updates = track(updates, "training", total=total, size=size, done=self.done * size)
+        batches = self.batches()
+        saved = time.monotonic()
+        with self.log, self.checkpoints, closing(batches), stop_requests() as stop:
+            for step, batch in zip(updates, batches):
+                values = engine.update(self.recipe, batch, step, self.course, order.steps)
+                last = step == self.total
+                logged = last or step % run.log_every == 0
+                looked = logged or engine.device.type == "cpu"  # at a device that would have to wait for it
+                if looked:
+                    engine.check(self.checkpoints.last_good)
+                stopping = engine.on_any(stop()) if looked or engine.processes == 1 else False
+                if logged:
+                    engine.accelerator.log(self.log.write(step, **engine.on_host(values)), step=step)
+                watched = self.control is not None and (last or step % watch_every == 0)
+                best = watched and self.watch(step)
+                due = time.monotonic() - saved > 60 * run.checkpoint_every
+                if engine.is_main and (last or stopping or best or due):
+                    self.checkpoints.save(step, best=best)
+                    saved = time.monotonic()
+                if last or stopping:
+                    self.checkpoints.wait()
+                if watched:
+                    self.write_readme()
+                if stopping and not last:
+                    engine.accelerator.wait_for_everyone()  # a launcher ends all as soon as one has left
+                    raise Interrupted(
+                        f"{self.out}: stopped after update {step} of {self.total} and saved; go on with --resume"
+                    )
+
+    def watch(self, step: int) -> bool:
+        """Measure the encoder and say how it fares; returns whether it is the best so far."""
+        assert self.control is not None
+        whole = self.recipe.model.img_size
+        if self.size != whole:  # looks are at images of one size
+            self.engine.objective.set_input_size(whole)
+        health = self.monitor(self.encoder)
+        best = self.log.monitored(step, health)
+        if self.album:
+            self.album.add(step, self.encoder)
+        if self.size != whole:
+            self.engine.objective.set_input_size(self.size)
+        self.engine.accelerator.log(asdict(health), step=step)
+        print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
+        return best
+
+    def export(self) -> Path:
+        """Export the trained model from the first process, and end the run on all; returns the model's folder."""
+        folder = self.out / "export"
+        if self.engine.is_main:
+            self.write_export(folder)
+        self.engine.accelerator.wait_for_everyone()
+        self.engine.accelerator.end_training()
+        return folder
+
+
+def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) -> S:
+    """Refuse to overwrite a run, or to go on with another recipe.
+
+    Returns:
+        the recipe; of a run that goes on, with the epochs that its budget gave it, the end that it is brought to, and
+        the precision that "auto" was.
+    """
+    stored_path = out / "recipe.toml"
+    checkpoints = list((out / "checkpoints").glob("step_*.pt"))
+    if checkpoints and not resume:
+        raise RecipeError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    if checkpoints and not stored_path.is_file():
+        raise RecipeError(f"{stored_path}: expected the recipe of the run to resume, found none")
+    if not checkpoints:
+        if resume:  # killed early, or a batch system that starts every job so
+            print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
+        return recipe.changed("optim", finish_after=0, finish_updates=0)  # which another run's recipe may have
+    stored = type(recipe).load(stored_path)
+    ending = {name: getattr(stored.optim, name) for name in ("finish_after", "finish_updates")}
+    recipe = recipe.changed("optim", **ending)
+    if budget:
+        chosen = stored.optim
+        recipe = recipe.changed("optim", epochs=chosen.epochs, warmup_epochs=chosen.warmup_epochs)
+    if recipe.run.precision == "auto":
+        recipe = recipe.changed("run", precision=stored.run.precision)
+    if differences := recipe.differences(stored):
+        raise RecipeError(f"{out}: cannot resume with another recipe (asked for and found): {'; '.join(differences)}")
+    return recipe
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """While open, the first Ctrl-C or SIGTERM does not kill but makes the function it yields return True."""
+    requests: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.getsignal(number) for number in signals]
+
+    def restore() -> None:
+        for number, handler in zip(signals, previous):
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        requests.append(number)
+        restore()
+        os.write(2, b"stopping soon, and saving; once more stops at once\n")  # print may be in the middle of a line
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(requests)
+    finally:
+        restore()

@@ -1,0 +1,136 @@
+"""What a run folder holds: recipe.toml, environment.json, metrics.jsonl, checkpoints/, export/, README.md."""
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("scott_models", "torch", "torchvision", "timm", "accelerate", "numpy", "PIL")
+
+
+class Log:
+    """metrics.jsonl: a line now and then, with the speed since the line before, and the monitor's lines."""
+
+    def __init__(
+        self,
+        path: Path,
+        done: int,
+        batch: int,
+        steps_per_epoch: int,
+        kind_of_health: type,
+        *,
+        writes: bool = True,
+    ) -> None:
+        """Go on after update `done`, forgetting what a cut run logged beyond it.
+
+        Args:
+            kind_of_health: what the monitor's lines are read into.
+            writes: False for all processes but the first.
+        """
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
+        if writes:
+            write_whole(path, "".join(line + "\n" for line in kept))
+        self.batch, self.steps_per_epoch = batch, steps_per_epoch
+        lines = [json.loads(line) for line in kept]
+        self.health = {line["step"]: kind_of_health(**line["monitor"]) for line in lines if "monitor" in line}
+        self.file = path.open("a") if writes else None
+        self.step, self.time = done, time.monotonic()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def write(self, step: int, **values: float) -> dict[str, float]:
+        """A line of an update's values; returns it."""
+        now = time.monotonic()
+        speed = (step - self.step) * self.batch / (now - self.time)
+        self.step, self.time = step, now
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **values, "images_per_second": round(speed, 2)}
+        self._append(line)
+        return line
+
+    def monitored(self, step: int, health: Any) -> bool:
+        """Note an encoder's health, at step 0 that of random weights; returns whether it is the best so far."""
+        if step in self.health:  # a resumed run's random weights
+            return False
+        best = step > 0 and all(health.better_than(earlier) for at, earlier in self.health.items() if at > 0)
+        self.health[step] = health
+        self._append({"step": step, "epoch": step / self.steps_per_epoch, "monitor": asdict(health)})
+        return best
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.file:
+            self.file.write(json.dumps(finite(line)) + "\n")
+            self.file.flush()
+
+
+def finite(value: Any) -> Any:
+    """Replace floats that are infinite or NaN by None, at any depth: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short with the power
+        return float("inf")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside and rename, so that a cut leaves what was there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
+    """Add what this start of the run was given and ran on to a list in a JSON file."""
+    starts = json.loads(path.read_text()) if path.exists() else []
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    starts.append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "packages": {name: import_module(name).__version__ for name in PACKAGES},
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "gpu": gpu,
+            "data": [str(source) for source in data],
+            **facts,
+        }
+    )
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
+
+
+def exported(start: dict[str, Any]) -> str:
+    """Tell which encoder a run exports, by one of the starts in its environment.json; older ones had no name for it."""
+    return start.get("export") or ("context" if "context" in str(start["command"]) else "target")
+
+
+def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
+    """Time spent on updates, rounded."""
+    return round(seconds_of(lines, batch) / 60)
+
+
+def seconds_of(lines: Sequence[dict[str, Any]], batch: int) -> float:
+    """The same, from the lines of metrics.jsonl."""
+    lines = [line for line in lines if "loss" in line]
+    spans = zip([0, *(line["step"] for line in lines)], lines)
+    return sum((line["step"] - before) * batch / line["images_per_second"] for before, line in spans)

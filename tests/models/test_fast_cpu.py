@@ -1,0 +1,81 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scott_models.models import fast_cpu
+from scott_models.models.fast_cpu import Linear, piecewise
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 12), (5, 12), (12,), (0, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, monkeypatch):
+    monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", True)
+    layer = Linear(12, 8, bias=bias, dtype=dtype)
+    ours, theirs = (torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    found, expected = layer(ours), F.linear(theirs, layer.weight, layer.bias)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    inputs = [ours, *layer.parameters()], [theirs, *layer.parameters()]
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), inputs[0]),
+        torch.autograd.grad((expected * weights).sum(), inputs[1]),
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_linear_follows_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(12, 8)(torch.randn(3, 12)).dtype == torch.bfloat16
+
+
+FAULTS = """
+import resource
+import torch
+from scott_models.models.fast_cpu import keep_freed_memory
+
+KEEP and keep_freed_memory()
+for _ in range(30):  # aligned buffers only fit into what lies free side by side, which takes some rounds to form
+    torch.zeros(16_000_000)  # 64 MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(16_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_freed_memory_is_used_again():
+    """Without, each of the 15,625 pages is asked for and cleared again."""
+    faults = {}
+    for keep in ("True", "False"):
+        ran = subprocess.run([sys.executable, "-c", FAULTS.replace("KEEP", keep)], capture_output=True, check=True)
+        faults[keep] = int(ran.stdout)
+    if faults["False"] < 1000:
+        pytest.skip(f"pages are large here: {faults['False']} hold 64 MB, too few to tell")
+    assert faults["True"] < faults["False"] / 10
+
+
+def test_pieces_only_where_nobody_looks():
+    sizes = []
+
+    def double(x, other):
+        sizes.append(len(x))
+        return 2 * x + (0 if other is None else other)
+
+    x = torch.arange(7.0)[:, None]
+    assert torch.equal(piecewise(double, 3, x, None), 2 * x)  # gradients are on
+    with torch.no_grad():
+        assert torch.equal(piecewise(double, 3, x, None), 2 * x)
+        assert torch.equal(piecewise(double, 3, x, x), 3 * x)
+        assert torch.equal(piecewise(double, 7, x, None), 2 * x)
+        traced = torch.jit.trace(lambda x: piecewise(double, 3, x, None), x, check_trace=False)
+        assert torch.equal(traced(torch.ones(9, 1)), torch.full((9, 1), 2.0))
+    assert sizes == [7, 3, 3, 1, 3, 3, 1, 7, 7]

@@ -1,0 +1,104 @@
+"""How the package is laid out: imports go one way only, and the public names are where users have them."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scott_models
+
+PACKAGE = Path(scott_models.__file__).parent
+# A floor may import from itself and from those after it; folders that share a floor know nothing of each other.
+FLOORS = [
+    {"cli"},
+    {"report"},
+    {"bench", "release", "finetune"},
+    {"pretrain"},
+    {"pictures"},
+    {"probes"},
+    {"training"},
+    {"models"},
+    {"weights", "data"},
+    {"progress", "errors"},
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FACE = {"__init__", "run", "timm_script"}  # of the package itself: import what they hand out or start
+
+
+def imported(path):
+    """The names below the package that a file imports from, absolute or relative, wherever in the file."""
+    here = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(here[: len(here) - node.level]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            targets = [base] if len(base) > 1 else [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        yield from (target[1] for target in targets if target[0] == "scott_models" and len(target) > 1)
+
+
+def test_imports_go_one_way():
+    upward, seen = [], set()
+    for path in PACKAGE.rglob("*.py"):
+        first = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if first in FACE:
+            continue
+        for name in set(imported(path)) - {first, "__version__"}:
+            seen.add((first, name))
+            if FLOOR[name] <= FLOOR[first]:
+                upward.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not upward
+    assert {("pretrain", "training"), ("models", "weights"), ("cli", "report")} <= seen  # the search finds imports
+
+
+def test_every_folder_has_a_floor_and_says_what_lives_there():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    assert {folder.name for folder in folders} | {"progress", "errors"} == FLOOR.keys()
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_training_names_no_method():
+    from scott_models.pretrain.recipe import OBJECTIVES
+
+    for path in (PACKAGE / "training").glob("*.py"):
+        words = path.read_text().lower()
+        assert not [name for name in OBJECTIVES if name in words], path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "SCOTT Recipe embed load_model pretrain probe weights",
+        "models.SCOTT models.SparseConvTokenizer models.MaxBlurPool models.AttentivePool",
+        "weights.resolve weights.load weights.convert_reference weights.convert_reference_predictor weights.export",
+        "weights.manifest pretrain.Predictor pretrain.MIMJEPA pretrain.masks pretrain.schedules pretrain.Recipe",
+        "pretrain.pretrain",
+    ],
+)
+def test_public_names(names):
+    for name in names.split():
+        owner = scott_models
+        for part in name.split("."):
+            owner = getattr(owner, part)
+        assert owner is not None
+
+
+def test_pretrain_is_a_package_and_its_function():
+    assert inspect.signature(scott_models.pretrain.pretrain).parameters.keys() >= {"recipe", "data", "out"}
+    with pytest.raises(TypeError, match="recipe"):
+        scott_models.pretrain()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        scott_models.nothing  # noqa: B018
+
+
+def test_importing_loads_what_registering_needs_and_no_more():
+    code = "import sys, scott_models; print(*(name for name in sys.modules if name.startswith('scott_models.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name.split(".")[1] for name in loaded} == {"models", "weights", "errors"}
