@@ -22,7 +22,7 @@ FLOORS = [
     {"training"},
     {"models"},
     {"weights", "data"},
-    {"progress", "errors"},
+    {"progress", "writing", "errors"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FACE = {"__init__", "run", "timm_script"}  # of the package itself: import what they hand out or start
@@ -59,7 +59,7 @@ def test_imports_go_one_way():
 
 def test_every_folder_has_a_floor_and_says_what_lives_there():
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
-    assert {folder.name for folder in folders} | {"progress", "errors"} == FLOOR.keys()
+    assert {folder.name for folder in folders} | {"progress", "writing", "errors"} == FLOOR.keys()
     for folder in folders:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
@@ -101,4 +101,4 @@ def test_pretrain_is_a_package_and_its_function():
 def test_importing_loads_what_registering_needs_and_no_more():
     code = "import sys, scott_models; print(*(name for name in sys.modules if name.startswith('scott_models.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {name.split(".")[1] for name in loaded} == {"models", "weights", "errors"}
+    assert {name.split(".")[1] for name in loaded} == {"models", "weights", "writing", "errors"}

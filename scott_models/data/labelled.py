@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from ..errors import DataError
 from .sources import Row, Sample, find_samples
 
+T = TypeVar("T")
 Role = Literal["train", "test"]
 ROLES: dict[Role, tuple[str, ...]] = {"train": ("train", "val"), "test": ("test",)}
 NAMED = 5  # classes that a message lists
+HELD_OUT = 5  # one image of five is scored
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,12 @@ def _of_role(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{list(names[:NAMED])}{more}"
+
+
+def hold_out(members: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Split the images of a class, two or more of them, into four of five to train on and one of five to score.
+
+    The first ones are scored: at least one, and never all.
+    """
+    scored = min(max(1, len(members) // HELD_OUT), len(members) - 1)
+    return members[scored:], members[:scored]

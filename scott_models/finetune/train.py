@@ -20,8 +20,8 @@ from ..probes.classifiers import Accuracy
 from ..probes.features import evaluation_batches
 from ..training.budget import Budget
 from ..training.run import Run
-from ..training.run_folder import write_whole
 from ..weights import local_dir
+from ..writing import write_text_whole
 from .objective import Supervised
 from .recipe import FinetuneRecipe, Model
 
@@ -135,7 +135,7 @@ class FineTuning(Run):
     def write_readme(self) -> None:
         recipe, folder = self.recipe, self.out / "export"
         rows = "".join(f"- update {step}: {accuracy}\n" for step, accuracy in sorted(self.log.health.items()))
-        write_whole(
+        write_text_whole(
             self.out / "README.md",
             f"""# {recipe.model.name}, a classifier of {len(self.trained.names)} classes
 
@@ -156,7 +156,7 @@ model.pretrained_cfg["label_names"]
         )
 
     def write_export(self, folder: Path) -> None:
-        write_whole(self.out / "result.json", json.dumps(asdict(self.log.health[self.total]), indent=2) + "\n")
+        write_text_whole(self.out / "result.json", json.dumps(asdict(self.log.health[self.total]), indent=2) + "\n")
         names = self.trained.names
         if isinstance(self.encoder, SCOTT):
             weights.export(self.encoder, folder, dtype=torch.float32, label_names=names)

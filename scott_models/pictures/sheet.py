@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..progress import track
+from ..writing import written_whole
 
 Look = Literal["smooth", "blocky"]
 GAP, CAPTION = 6, 18  # pixels
@@ -84,12 +85,8 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
             x, y = GAP + j * step_x, GAP + i * step_y
             sheet.paste(picture.convert("RGB").resize(size, how), (x, y))
             draw.text((x, y + cell + 1), _fitting(caption, font, cell), fill=INK, font=font)
-    partial = path.with_name(f".partial{path.suffix}")
-    try:
-        sheet.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as beside:
+        sheet.save(beside)
 
 
 def strip(pictures: Sequence[Image.Image], cell: int) -> Image.Image:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..data.colours import normalize
 from ..data.crops import centre_crops
 from ..data.decoded import Images
+from ..data.labelled import hold_out
 from ..probes.classifiers import Accuracy, knn, ridge
 from ..progress import track
 from ..training.settings import require
@@ -24,7 +26,6 @@ from .recipe import Recipe
 
 T = TypeVar("T")
 BATCH = 64
-HELD_OUT = 5  # one image of five
 DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
 COLLAPSED_SHARE = 0.5  # of the random weights' rank or spread
 SHARE_OF_DEVICE = 0.1  # of a GPU's free memory, for the crops
@@ -191,12 +192,8 @@ def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> 
     chosen = [members[:each] for members in list(classes.values())[: count // 2]]
     if test:
         return [i for members in chosen for i in members], scored_on_test
-    train, held_out = [], []
-    for taken in chosen:
-        scored = max(1, len(taken) // HELD_OUT)
-        held_out += taken[:scored]
-        train += taken[scored:]
-    return train, held_out
+    train, held_out = zip(*map(hold_out, chosen))
+    return list(chain(*train)), list(chain(*held_out))
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:

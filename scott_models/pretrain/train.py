@@ -11,7 +11,7 @@ from ..data.decoded import Images
 from ..data.sources import Sample, find_samples
 from ..training.budget import Budget
 from ..training.run import Run
-from ..training.run_folder import write_whole
+from ..writing import write_text_whole
 from .album import PICTURES, Album
 from .build import build_objective
 from .monitor import Health, Monitor, advise, evenly, verdict
@@ -100,7 +100,7 @@ def write_readme(
     small, size = recipe.small_img_size, recipe.model.img_size
     sizes = f"{small}, then {size}" if small else f"{size}"
     rows = "".join(f"| {step or start} | {' | '.join(_cells(value))} |\n" for step, value in sorted(health.items()))
-    write_whole(
+    write_text_whole(
         path,
         f"""# {recipe.model.name}, pretrained by {recipe.objective.title}
 

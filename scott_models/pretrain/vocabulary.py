@@ -23,6 +23,7 @@ from ..data.random_streams import key
 from ..errors import DataError, needs_extra
 from ..progress import track
 from ..training.plan import Drawing
+from ..writing import written_whole
 from .one_encoder import OneEncoder
 
 Kind = Literal["patches", "kmeans", "projection"]
@@ -83,9 +84,8 @@ class Vocabulary(nn.Module):
                 print(f"{path}: expected the run's words, found none; making them anew", file=sys.stderr)
             words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
             folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(save({"words": words}, metadata={"made": made}))
-            partial.replace(path)
+            with written_whole(path) as beside:
+                beside.write_bytes(save({"words": words}, metadata={"made": made}))
         self.words = words.to(self.words.device)
 
 

@@ -18,6 +18,7 @@ from ..data.parallel import load_batches
 from ..data.sources import Row, find_images, load_image
 from ..errors import DataError, UserError, WeightsError
 from ..progress import track
+from ..writing import written_whole
 
 Features = tuple[Tensor, Tensor | None]  # of a batch: pooled (B, D), and of patches (B, N, D) where there are any
 
@@ -107,13 +108,8 @@ def npz(path: str | Path) -> Path:
 
 def save(path: Path, **arrays: Any) -> None:
     """Write an .npz file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as beside:
+        np.savez(beside, **arrays)
 
 
 def extract(

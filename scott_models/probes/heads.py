@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.device import moved
+from ..data.labelled import hold_out
 from ..data.order import Order
 from ..errors import TrainingError
 from ..models.attentive_pool import AttentivePool
@@ -26,7 +27,6 @@ from .features import Features
 
 WARM_UP, BATCH = 0.2, 64  # a share of the epochs, images
 INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of a logistic regression; at 100 solvers disagree by points
-HELD_OUT = 5  # one image of five, to choose among them
 FEW = 2**23  # numbers: a batch of 64 images of 196 patches of 384 has 5 million
 
 
@@ -198,5 +198,5 @@ def choose_held_out(labels: Tensor, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     for name in labels.unique():
         members = order[labels[order] == name]
-        held_out[members[: min(max(1, len(members) // HELD_OUT), len(members) - 1)]] = True
+        held_out[hold_out(members)[1]] = True
     return held_out

@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from .. import __version__
+from ..writing import write_text_whole
 
 State = Literal["good", "doubtful", "bad", "unknown"]
 
@@ -97,10 +98,5 @@ class Page:
         return environment.get_template("page.html").render(page=self, version=__version__)
 
     def write(self, path: Path) -> None:
-        """Beside the file first, so that it is whole or as it was."""
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(self.html(), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write the page to a file, whole or not at all."""
+        write_text_whole(path, self.html())

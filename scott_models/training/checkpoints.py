@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
+from ..writing import written_whole
 
 
 class Checkpoints:
@@ -88,20 +89,16 @@ class Checkpoints:
 
     def _write(self, path: Path, state: dict[str, Any], best: bool) -> None:
         """Write beside and rename, so that a cut leaves the last whole checkpoint."""
-        partial = self.folder / "partial"
-        try:
-            self.folder.mkdir(exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            if best:
-                _link(path, partial)
-                partial.replace(self.folder / "best.pt")
-        except (OSError, RuntimeError):
-            partial.unlink(missing_ok=True)
-            raise
+        self.folder.mkdir(exist_ok=True)
+        for left in self.folder.glob(".*.pt"):  # by a process that was killed
+            left.unlink()
+        with written_whole(path) as beside, beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if best:
+            with written_whole(self.folder / "best.pt") as beside:
+                _link(path, beside)
         for old in self.files()[self.keep :]:
             old.unlink()
 
@@ -161,7 +158,6 @@ def copy_to_host(state: Any) -> Any:
 
 
 def _link(path: Path, new: Path) -> None:
-    new.unlink(missing_ok=True)
     try:
         new.hardlink_to(path)
     except OSError:  # a disk without links

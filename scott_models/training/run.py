@@ -24,11 +24,12 @@ from ..data.loader import Made
 from ..data.sources import Sample
 from ..errors import DataError, Interrupted, RecipeError
 from ..progress import track
+from ..writing import write_text_whole
 from .budget import Budget
 from .checkpoints import Checkpoints
 from .course import Course
 from .engine import Engine, settled
-from .run_folder import Log, write_environment, write_whole
+from .run_folder import Log, write_environment
 from .settings import Settings, require
 
 S = TypeVar("S", bound=Settings)
@@ -105,7 +106,7 @@ class Run(ABC):
         self.total = self.course.total
         if engine.is_main:
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / "recipe.toml", recipe.to_toml())
+            write_text_whole(out / "recipe.toml", recipe.to_toml())
             facts = {"images": len(images), "processes": engine.processes, "after": self.done, "export": export}
             write_environment(out / "environment.json", data, **facts, skip_bad=skip_bad)
         engine.accelerator.init_trackers("scott_models", config=recipe.flat())

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..writing import write_text_whole
+
 PACKAGES = ("scott_models", "torch", "torchvision", "timm", "accelerate", "numpy", "PIL")
 
 
@@ -38,7 +40,7 @@ class Log:
         """
         kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
         if writes:
-            write_whole(path, "".join(line + "\n" for line in kept))
+            write_text_whole(path, "".join(line + "\n" for line in kept))
         self.batch, self.steps_per_epoch = batch, steps_per_epoch
         lines = [json.loads(line) for line in kept]
         self.health = {line["step"]: kind_of_health(**line["monitor"]) for line in lines if "monitor" in line}
@@ -92,13 +94,6 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write beside and rename, so that a cut leaves what was there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
     """Add what this start of the run was given and ran on to a list in a JSON file."""
     starts = json.loads(path.read_text()) if path.exists() else []
@@ -116,7 +111,7 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
             **facts,
         }
     )
-    write_whole(path, json.dumps(starts, indent=2) + "\n")
+    write_text_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
 def exported(start: dict[str, Any]) -> str:

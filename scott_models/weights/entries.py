@@ -1,7 +1,7 @@
 """weights_manifest.json: of each tag's weights which bytes they are, where, made how, and what they score.
 
-It is the one source of truth: timm's configurations, model cards and tables are made from it. Other programs read the
-same in weights_manifest.schema.json.
+It is the one source of truth: timm's configurations, model cards and tables are made from it. What an entry must look
+like is in weights_manifest.schema.json, for us and for other programs.
 """
 
 import json
@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, NotRequired, TypedDict
-from uuid import uuid4
 
 from ..errors import WeightsError
+from ..writing import write_text_whole
 
 PACKAGE = Path(__file__).parents[1]
 # A checkout has it above the package, where a link leads to it; archives of it may hold that link as text.
@@ -69,102 +69,9 @@ class Entry(TypedDict):
 
 
 TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
-_WORDS = {"type": "string", "minLength": 1}
-_COUNT = {"type": "integer", "minimum": 1}
-_PIXELS = {**_COUNT, "multipleOf": 16}
-LEARNED = ["splitmask", "beit", "visreg", "visreg-sigreg", "visreg-vicreg", "visreg-infonce", "diet"]
-LEARNED += [f"mimjepa-{term}" for term in ("visreg", "sigreg", "vicreg", "infonce")]
-# What an entry may say, whoever wrote it, in the words of JSON Schema: `properties` of weights_manifest.schema.json.
-# An error reads "expected <description>".
-RULES: dict[str, dict[str, Any]] = {
-    "repository": {
-        "description": "organisation/name on the Hugging Face Hub, or null while unpublished",
-        "type": ["string", "null"],
-        "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$",
-    },
-    "revision": {
-        "description": "a commit of 40 hexadecimal digits, or null while unpublished",
-        "type": ["string", "null"],
-        "pattern": "^[0-9a-f]{40}$",
-    },
-    "file": {
-        "description": "the plain name of a .safetensors file, in the tag's own folder",
-        "type": "string",
-        "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*\\.safetensors$",
-    },
-    "sha256": {"description": "64 hexadecimal digits", "type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "bytes": {"description": "the size of the weight file", **_COUNT},
-    "dtype": {
-        "description": "the type of all tensors in the file, bfloat16, float16 or float32",
-        "type": "string",
-        "enum": ["bfloat16", "float16", "float32"],
-    },
-    "encoder": {
-        "description": "which of MIM-JEPA's two is in the file, target or context",
-        "type": "string",
-        "enum": ["target", "context"],
-    },
-    "input_size": {
-        "description": "channels, height and width it was trained at, in multiples of 16 pixels",
-        "type": "array",
-        "prefixItems": [_COUNT, _PIXELS, _PIXELS],
-        "minItems": 3,
-        "maxItems": 3,
-    },
-    "data": {"description": "what it was trained on, in words", **_WORDS},
-    "datasets": {
-        "description": "short names of the data sets, at least one",
-        "type": "array",
-        "items": _WORDS,
-        "minItems": 1,
-    },
-    "data_terms": {"description": "what the data allow, in words", **_WORDS},
-    "license": {
-        "description": "an SPDX identifier in lower case",
-        "type": "string",
-        "pattern": "^[a-z0-9][a-z0-9.-]*$",
-    },
-    "recipe": {
-        "description": "a recipe of the package and what was changed in it, or recipe.toml in the repository",
-        **_WORDS,
-    },
-    "epochs": {"description": "a number above 0", "type": "number", "exclusiveMinimum": 0},
-    "images_seen": {"description": "updates times batch size", **_COUNT},
-    "seed": {"description": "a whole number from 0", "type": "integer", "minimum": 0},
-    "hardware": {"description": "what it was trained on, in words", **_WORDS},
-    "minutes": {"description": "whole minutes of training", "type": "integer", "minimum": 0},
-    "versions": {
-        "description": "the versions of libraries it was trained with, torch, timm and scott_models at least",
-        "type": "object",
-        "required": ["torch", "timm", "scott_models"],
-        "additionalProperties": {"type": "string"},
-    },
-    "scores": {
-        "description": "top-1 % by probe (knn, ridge, linear, attentive); after the name what it is compared with: "
-        "random (weights), 224 (px), start (the weights training started from), context (encoder)",
-        "type": "object",
-        "propertyNames": {"pattern": "^(knn|ridge|linear|attentive)((_224)?(_random)?|_start|_context)$"},
-        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
-    },
-    "protocol": {"description": "how the scores were measured, in words", **_WORDS},
-    "objective": {
-        "description": "what was learned where that is not MIM-JEPA alone; after its name a term on pooled features",
-        "type": "string",
-        "enum": LEARNED,
-    },
-    "head": {
-        "description": "the kind of probe behind the encoder, attentive or linear; none of a backbone",
-        "type": "string",
-        "enum": ["attentive", "linear"],
-    },
-    "label_names": {
-        "description": "the classes in the order of the logits, at least two, each once; none of a backbone",
-        "type": "array",
-        "items": _WORDS,
-        "minItems": 2,
-        "uniqueItems": True,
-    },
-}
+# What an entry may say, by field, in the words of JSON Schema; an error reads "expected <description>".
+SCHEMA = json.loads(PATH.with_name("weights_manifest.schema.json").read_text())["$defs"]["entry"]
+RULES: dict[str, dict[str, Any]] = SCHEMA["properties"]
 KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
 
 
@@ -243,7 +150,7 @@ def checked(tag: str, entry: Entry) -> Entry:
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
         raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102_cpu', found {tag!r}")
-    if missing := sorted(Entry.__required_keys__ - entry.keys()):
+    if missing := sorted(set(SCHEMA["required"]) - entry.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry of all fields, found none of {missing}")
     if unknown := sorted(entry.keys() - RULES.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: unknown {unknown}; known are {list(RULES)}")
@@ -274,15 +181,10 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
     """
     checked(tag, entry)
     path = path.resolve()  # or a link would become a file
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     with alone_in(path.parent):
         entries = {**entries_in(path), tag: entry}
         content = {**(read(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
-        try:
-            partial.write_text(json.dumps(content, indent=2) + "\n")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
