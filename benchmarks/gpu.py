@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scott_models.bench.contenders import Contender
 from scott_models.bench.measure import measure
-from scott_models.data.crops import cut_boxes, largest_box
+from scott_models.data.crops import cut_boxes, find_largest_box
 from scott_models.data.decoded import open_images
 from scott_models.data.loader import Boxes, Crops, Planned
 from scott_models.data.order import Order
@@ -186,7 +186,7 @@ def inputs(setting: Setting) -> dict[str, Any]:
     pieces = order.pieces(1, sys.maxsize)
     boxes, key = Boxes(crops), Planned(crops, None).key
     where, [table] = boxes.__getitems__(next(pieces).places)
-    largest = largest_box(crops.images.sizes)
+    largest = find_largest_box(crops.images.sizes)
 
     def plan() -> Any:
         return objective.drawing(Draws.keyed(key, *where.unbind(1)))

@@ -20,7 +20,7 @@ import numpy as np
 import page
 import torch
 
-from scott_models.data.crops import crop_table
+from scott_models.data.crops import make_crop_table
 from scott_models.data.decoded import Images
 from scott_models.data.loader import Boxes, Crops, Planned, iterate
 from scott_models.data.order import Order
@@ -66,7 +66,7 @@ def drawn(batch: int, rounds: int) -> dict[str, float]:
         return Draws.keyed(KEY, torch.full_like(indices, number), indices)
 
     calls: dict[str, Callable[[int], object]] = {
-        "boxes": lambda number: crop_table(sizes, offsets, draws(number)),
+        "boxes": lambda number: make_crop_table(sizes, offsets, draws(number)),
         "colours of both views": lambda number: TwoViews().draw(draws(number)),
         "masks": lambda number: mask((SIZE // 16,) * 2, batch=batch, generator=draws(number)),
     }

@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scott_models.errors import WeightsError, told_in_a_sentence
+from scott_models.release.make_card import PICTURE, make_card
+
+from scott_models.errors import WeightsError, report_user_errors
 from scott_models.pictures.pca import draw_pca
 from scott_models.pretrain import Recipe
-from scott_models.release.card import PICTURE, card
-from scott_models.release.entry import entry_of_run
+from scott_models.release.entry import make_entry
 from scott_models.weights import entries, files
 from scott_models.weights.entries import Entry, write_entry
 
@@ -76,7 +77,7 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
         raise WeightsError(f"{tag}: expected a tag of {recipe.model.name}, which {run} trained")
     measured = json.loads((results / f"{row}.json").read_text())
     joined(run, measured["sha256"])
-    entry = entry_of_run(run, license="apache-2.0", data=DATA[",".join(recipe.data.splits)], data_terms=TERMS)
+    entry = make_entry(run, license="apache-2.0", data=DATA[",".join(recipe.data.splits)], data_terms=TERMS)
     entry |= {
         "datasets": ["flowers102"],
         "hardware": hardware,
@@ -88,7 +89,7 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(run / "export" / name, folder / name)
     draw_pca(pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
-    (folder / "README.md").write_text(card(tag, entry, picture=True))
+    (folder / "README.md").write_text(make_card(tag, entry, picture=True))
     write_entry(entries.PATH, tag, entry)
     return entry
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--hardware", required=True, help="what it was trained on, in words")
     parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images of the card's picture")
     given = parser.parse_args()
-    with told_in_a_sentence():
+    with report_user_errors():
         entry = release(given.results, given.row, given.tag, given.hardware, given.pictures)
     print(json.dumps(entry["scores"], indent=2))
 

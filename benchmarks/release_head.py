@@ -15,17 +15,17 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file
+from scott_models.release.make_card import make_card
 from torch import nn
 from torchvision.datasets import Flowers102
 
 from scott_models import weights
 from scott_models.data.labelled import Labelled, find_labelled
-from scott_models.errors import WeightsError, told_in_a_sentence
+from scott_models.errors import WeightsError, report_user_errors
 from scott_models.probes.classifiers import Accuracy
 from scott_models.probes.evaluate import probe
-from scott_models.probes.features import evaluation_batches, on_device
-from scott_models.release.card import card
-from scott_models.release.entry import dtype_of
+from scott_models.probes.features import load_evaluation_batches, to_device
+from scott_models.release.entry import find_dtype
 from scott_models.weights import entries, files
 from scott_models.weights.entries import Entry, write_entry
 
@@ -36,8 +36,8 @@ NAMES = tuple(Flowers102.classes)
 @torch.no_grad()
 def accuracy(model: nn.Module, tested: Labelled) -> Accuracy:
     """Measure the accuracy of a classifier on labelled images."""
-    model = on_device(model.eval())
-    batches = evaluation_batches(model, tested.images, None, 64, "test")
+    model = to_device(model.eval())
+    batches = load_evaluation_batches(model, tested.images, None, 64, "test")
     logits = [model(images.to(next(model.parameters()).device)).cpu() for images in batches]
     return Accuracy.of(torch.cat(logits), tested.labels)
 
@@ -52,7 +52,7 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         WeightsError: a tag that is not released, or a classifier of other weights.
         DataError: images that cannot be used.
     """
-    backbone = entries.entry_of(tag)
+    backbone = entries.get_entry(tag)
     folder = CHECKOUT / "weights" / f"{tag}_probe"
     trained, tested = find_labelled([flowers], [flowers])
     assert len(trained.names) == len(names)
@@ -75,14 +75,14 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         "revision": None,
         "sha256": files.sha256(file),
         "bytes": file.stat().st_size,
-        "dtype": dtype_of(file),
+        "dtype": find_dtype(file),
         "head": "attentive",
         "label_names": list(names),
         "scores": {"attentive": round(top1, 1)},
         "protocol": f"the classifier itself, {size} px: its head was trained on the {len(trained):,} images of train "
         f"and val with their labels (scott probe, protocol fast, seed 0, last epoch); {len(tested):,} images of test",
     }
-    (folder / "README.md").write_text(card(folder.name, entry))
+    (folder / "README.md").write_text(make_card(folder.name, entry))
     write_entry(entries.PATH, folder.name, entry)
     return entry
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--flowers", type=Path, required=True)
     parser.add_argument("--classifier", type=Path, help="what `scott probe --export` left")
     given = parser.parse_args()
-    with told_in_a_sentence():
+    with report_user_errors():
         print(json.dumps(release_head(given.tag, given.flowers, classifier=given.classifier)["scores"], indent=2))
 
 

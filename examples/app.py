@@ -18,7 +18,7 @@ import timm
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
 from scott_models.data.sources import SUFFIXES, find_images
-from scott_models.errors import UserError, needs_extra, told_in_a_sentence
+from scott_models.errors import UserError, needs_extra, report_user_errors
 from scott_models.pictures import draw_attention, draw_neighbours, draw_pca
 from scott_models.probes import load_model
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--gallery", action="append", default=[], type=Path, help="images that may be neighbours")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860")
     given = parser.parse_args()
-    with told_in_a_sentence(), tempfile.TemporaryDirectory() as folder:  # nothing dropped outlives the page
+    with report_user_errors(), tempfile.TemporaryDirectory() as folder:  # nothing dropped outlives the page
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
         with needs_extra("app"):

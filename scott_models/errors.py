@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """Around a command: what the user can mend is one sentence and its exit status, mostly 2, a stop 130; no traceback.
 
     SIGTERM stops as Ctrl-C does, so that whatever is half-written is removed.

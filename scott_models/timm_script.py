@@ -15,7 +15,7 @@ from pathlib import Path
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
 
-from .errors import UserError, told_in_a_sentence
+from .errors import UserError, report_user_errors
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         return
     script = Path(sys.argv[1])
     if not script.is_file():
-        with told_in_a_sentence():
+        with report_user_errors():
             raise UserError(f"{script}: expected a Python script, e.g. timm's train.py, found nothing there")
     sys.argv = sys.argv[1:]
     sys.path[0] = str(script.resolve().parent)  # as `python script.py` would have it

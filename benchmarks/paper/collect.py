@@ -20,7 +20,7 @@ from rows import STEPS, Row
 from scott_models.pretrain import Recipe
 from scott_models.probes.classifiers import Accuracy
 from scott_models.probes.evaluate import Score
-from scott_models.training.run_folder import seconds_of
+from scott_models.training.run_folder import count_seconds
 from scott_models.weights.files import sha256
 
 PART = 15 * 2**20  # bytes
@@ -112,7 +112,7 @@ def summarize(row: Row) -> dict[str, Any]:
         "hardware": start["gpu"] or f"{start['cpus']} CPU cores",
         "images_per_second": round(median(line["images_per_second"] for line in timed), 1),
         "peak_gib": max((line["peak_gib"] for line in timed if "peak_gib" in line), default=None),
-        "minutes": round(seconds_of(lines, batch) / 60, 1),
+        "minutes": round(count_seconds(lines, batch) / 60, 1),
         "sha256": digest,
         "join": f"cat {joined}.part* > {joined} && echo '{digest}  {joined}' | sha256sum --check",
         "scores": [score for results in by_step.values() for score in averaged(results)],

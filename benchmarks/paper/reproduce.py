@@ -36,7 +36,7 @@ from score import score
 from session import MARGIN, STOPPED, Clock, Session, run_until
 from trial import as_tried, try_models
 
-from scott_models.errors import DataError, told_in_a_sentence
+from scott_models.errors import DataError, report_user_errors
 from scott_models.probes.evaluate import KINDS
 from scott_models.weights import local_dir
 
@@ -51,7 +51,7 @@ def unpack_images(data: Sequence[Path], work: Path) -> Path:
     """
     root = data[0] if len(data) == 1 and data[0].is_dir() else work / "images"
     if not root.is_dir():
-        with local_dir.replaced(root) as partial:
+        with local_dir.folder_written_whole(root) as partial:
             for path in data:
                 try:
                     with tarfile.open(path) as tar:
@@ -206,7 +206,7 @@ def main() -> None:
     options += ["--seeds", str(given.seeds), "--probes", *given.probes, *(["--pack"] if given.pack else [])]
     for folder in (given.out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    with told_in_a_sentence():
+    with report_user_errors():
         clock = Clock(given.minutes)
         flowers = unpack_images(given.data, work)
         session = Session(rows, flowers, given.out, clock, given.seeds, given.probes, steps, given.pack, options)

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from scott_models.bench.contenders import Contender, gflop
+from scott_models.bench.contenders import Contender, count_gflop
 from scott_models.data.sources import find_samples
 from scott_models.pretrain import Recipe
 
@@ -76,7 +76,7 @@ class Row:
 @cache
 def gflop_of_step(model: str, img_size: int) -> float:
     """Count the operations of one image in an update of MIM-JEPA."""
-    counted = gflop(Contender(model, "step", img_size=img_size))
+    counted = count_gflop(Contender(model, "step", img_size=img_size))
     assert counted is not None
     return counted
 

@@ -29,16 +29,16 @@ import torch
 from PIL import Image, ImageOps
 
 from scott_models.data.sources import Sample, find_samples, load_image
-from scott_models.errors import DataError, told_in_a_sentence
+from scott_models.errors import DataError, report_user_errors
 from scott_models.finetune.recipe import FinetuneRecipe
 from scott_models.finetune.train import finetune
 from scott_models.pretrain import Recipe, pretrain
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probes.evaluate import probe
 from scott_models.progress import track
-from scott_models.training.run_folder import seconds_of
+from scott_models.training.run_folder import count_seconds
 from scott_models.weights import export
-from scott_models.weights.local_dir import replaced
+from scott_models.weights.local_dir import folder_written_whole
 
 PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 PICTURES = PAGE.parent / "pictures"
@@ -96,7 +96,7 @@ def scenes(kind: str, samples: Sequence[Sample], side: int, seed: int, folder: P
     shown = track(samples, kind, total=len(samples))
     parts = [ImageOps.fit(load_image(sample.image), (part, part)) for sample in shown]
     order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
-    with replaced(folder) as partial:
+    with folder_written_whole(folder) as partial:
         for place, i in enumerate(order):
             others = [order[(place + k) % len(order)] for k in range(4)] if kind == "mosaics" else 4 * [i]
             scene = Image.new("RGB", (side, side))
@@ -160,7 +160,7 @@ def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: P
         "images": len(find_samples(sources(method, images))),
         "seed": seed,
         "scale": asdict(scale),
-        "minutes": round(seconds_of(lines, scale.batch_size) / 60, 1),
+        "minutes": round(count_seconds(lines, scale.batch_size) / 60, 1),
         "scores": scores(str(run), flowers),
     }
     file.write_text(json.dumps(result, indent=1) + "\n")
@@ -297,7 +297,7 @@ def main() -> None:
     work = (given.work or given.out.with_name(f"{given.out.name}-work")) / given.scale
     for folder in (out, work):
         os.makedirs(folder, exist_ok=True)
-    with told_in_a_sentence():
+    with report_user_errors():
         for seed in range(given.seeds):
             untrained(seed, given.data, SCALES[given.scale], work, out)
             for kind in SCENES if given.scenes else given.shares[::-1]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from study import SCALES, train
 
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import report_user_errors
 from scott_models.probes.evaluate import probe
 
 SCALE = replace(SCALES["cpu"], images_seen=SCALES["cpu"].images_seen // 2)
@@ -55,7 +55,7 @@ def main() -> None:
     work = given.work or given.out.with_name(f"{given.out.name}-work")
     for folder in (given.out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    with told_in_a_sentence():
+    with report_user_errors():
         rows = {name: row(name, given.data, work, given.out) for name in given.only}
     print("| splitmask | kNN | ridge |\n|---|---|---|")
     for name, scores in rows.items():

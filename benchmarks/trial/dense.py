@@ -17,10 +17,10 @@ from settings import ROWS, name_of
 from torch import Tensor
 
 from scott_models.data.sources import find_images
-from scott_models.errors import told_in_a_sentence
-from scott_models.pictures.patch_maps import look_at, patch_maps
-from scott_models.pictures.pca import components
-from scott_models.pretrain.monitor import evenly
+from scott_models.errors import report_user_errors
+from scott_models.pictures.patch_maps import compute_patch_maps, look_at
+from scott_models.pictures.pca import find_components
+from scott_models.pretrain.monitor import pick_evenly
 from scott_models.probes.classifiers import knn
 from scott_models.probes.features import load_model
 
@@ -31,7 +31,7 @@ TEACHER = "scott_12_16.mimjepa_flowers102_cpu"
 def patches_of(name: str, images: list[Path], pretrained: bool = True) -> Tensor:
     """Compute the features of the patches of images by a model: (I, h, w, D)."""
     model = load_model(name, img_size=SIZE, pretrained=pretrained)
-    return patch_maps(model, look_at(model, images, SIZE).inputs)
+    return compute_patch_maps(model, look_at(model, images, SIZE).inputs)
 
 
 def intersection_over_union(found: Tensor, expected: Tensor) -> float:
@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="runs of trial.py")
     parser.add_argument("--out", type=Path, required=True, help="results of trial.py; dense.json goes there")
     given = parser.parse_args()
-    with told_in_a_sentence():
-        images = [path for split in ("train", "val") for path in evenly(find_images([given.data / split]), IMAGES)]
-        foreground = components(patches_of(TEACHER, images)).foreground
+    with report_user_errors():
+        images = [path for split in ("train", "val") for path in pick_evenly(find_images([given.data / split]), IMAGES)]
+        foreground = find_components(patches_of(TEACHER, images)).foreground
         torch.manual_seed(0)
         scores = {"random weights": score(patches_of("scott_3_16", images, pretrained=False), foreground)}
         for row in ROWS:

@@ -24,9 +24,9 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from scott_models.data.labelled import find_labelled
 from scott_models.data.sources import find_images, load_image
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import report_user_errors
 from scott_models.pretrain import Recipe
-from scott_models.pretrain.monitor import evenly
+from scott_models.pretrain.monitor import pick_evenly
 from scott_models.pretrain.train import Pretraining
 from scott_models.probes.classifiers import knn, ridge
 from scott_models.probes.features import extract, load_model
@@ -76,7 +76,7 @@ def score_lesions(name: str, pretrained: bool, data: Path) -> dict[str, float]:
 def score_nuclei(name: str, pretrained: bool, data: Path) -> dict[str, float]:
     """Score a frozen model's patches by the nuclei that people have drawn; a patch of half nucleus is one."""
     folders = [data / "nuclei" / split / "images" for split in ("train", "test")]
-    images = [path for folder in folders for path in evenly(find_images([folder]), LOOKED_AT)]
+    images = [path for folder in folders for path in pick_evenly(find_images([folder]), LOOKED_AT)]
     masks = [pil_to_tensor(load_image(path.parents[1] / "masks" / f"{path.stem}.png"))[:1].float() for path in images]
     squares = torch.stack([resize(center_crop(mask, [min(mask.shape[1:])] * 2), [SIZE, SIZE]) for mask in masks])
     nucleus = F.avg_pool2d(squares, PATCH)[:, 0] >= 0.5
@@ -94,7 +94,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     file = given.out / "other_images.json"
     found = json.loads(file.read_text()) if file.exists() else {}
-    with told_in_a_sentence():
+    with report_user_errors():
         for kind, sources in SOURCES.items():
             of_kind = score_lesions if kind == LESIONS else score_nuclei
             for method in (RANDOM, *METHODS):

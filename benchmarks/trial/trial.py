@@ -27,7 +27,7 @@ from settings import AFTER, COMMON, RAW, ROWS, name_of
 from torch import nn
 
 from scott_models.data.sources import find_samples
-from scott_models.errors import told_in_a_sentence
+from scott_models.errors import report_user_errors
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.train import Pretraining
@@ -163,7 +163,7 @@ def main() -> None:
     work = given.work or given.out.with_name(f"{given.out.name}-work")
     for folder in (given.out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    with told_in_a_sentence():
+    with report_user_errors():
         if given.speed:
             for row in given.only:
                 if row != RANDOM and row not in AFTER:

@@ -142,7 +142,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
     from ..data.decoded import Images
     from ..data.loader import Crops, load
     from ..data.order import Order
-    from ..training.engine import on_device
+    from ..training.engine import copy_crops
 
     _, objective, _ = _objective(contender)
     size, count = STORED[0] * STORED[1] * 3, max(STORED_COUNT, contender.batch)
@@ -156,7 +156,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
 
     def call() -> object:
         [(plan, made)] = next(batches)
-        return objective.inputs(on_device(made, torch.device(contender.device)), plan)
+        return objective.inputs(copy_crops(made, torch.device(contender.device)), plan)
 
     return call
 
@@ -210,7 +210,7 @@ def _original_step(contender: Contender, visible: Tensor) -> Callable[[], object
     return call
 
 
-def gflop(contender: Contender) -> float | None:
+def count_gflop(contender: Contender) -> float | None:
     """Operations of one image, counted by torch on tensors without data; the original's are our model's."""
     if contender.task not in ("inference", "step"):
         return None

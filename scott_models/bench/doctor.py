@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 
 from .. import __version__
-from ..data.decoded import cache_folder
+from ..data.decoded import find_cache_folder
 from ..errors import WeightsError
 from ..progress import track
 from ..training.engine import has_bf16
 from ..weights.entries import manifest
-from ..weights.files import find, resolve
-from ..weights.timm_configs import place
+from ..weights.files import find_file, resolve
+from ..weights.timm_configs import describe_location
 from .contenders import Contender, Task, build
 
 State = Literal["ok", "note", "wrong"]
@@ -81,7 +81,7 @@ def _device() -> list[Finding]:
 def _caches() -> list[Finding]:
     from huggingface_hub import constants
 
-    images = cache_folder()
+    images = find_cache_folder()
     size = sum(file.stat().st_size for file in images.rglob("*") if file.is_file()) / 2**30
     hub = "offline (HF_HUB_OFFLINE), " if constants.HF_HUB_OFFLINE else ""
     token = "a token is set" if os.environ.get("HF_TOKEN") or Path(constants.HF_TOKEN_PATH).is_file() else "no token"
@@ -101,10 +101,12 @@ def _weights() -> list[Finding]:
     found = []
     for tag, entry in manifest().items():
         try:
-            if find(tag):
+            if find_file(tag):
                 found.append(Finding(tag, "ok", f"verified, {resolve(tag)}"))
             elif entry["repository"]:
-                found.append(Finding(tag, "note", f"{entry['bytes'] / 1e6:.0f} MB would come from {place(tag)}"))
+                found.append(
+                    Finding(tag, "note", f"{entry['bytes'] / 1e6:.0f} MB would come from {describe_location(tag)}")
+                )
             else:
                 found.append(Finding(tag, "wrong", "neither here nor published"))
         except WeightsError as error:

@@ -20,7 +20,7 @@ import torch
 from ..errors import UserError
 from ..models.scott import MODELS
 from ..progress import track
-from .contenders import ORIGINAL, Contender, Task, build, gflop
+from .contenders import ORIGINAL, Contender, Task, build, count_gflop
 
 WARM_UP, ROUND = 3, 1.0  # calls; seconds at least that a round measures
 
@@ -74,7 +74,7 @@ class Result:
         }
 
 
-def everything(
+def compare(
     models: Sequence[str],
     tasks: Sequence[Task],
     precisions: Sequence[str],
@@ -146,7 +146,7 @@ def measure(contenders: Sequence[Contender], rounds: int = 5, threads: int | Non
     speeds = [values[1:] for values in speeds]  # the first turn showed how many calls fill one
     peaks = dict(zip(products, speeds[len(contenders) :]))
     return [
-        Result(contender, own, peak, gflop(contender), peaks[contender.matrix_product])
+        Result(contender, own, peak, count_gflop(contender), peaks[contender.matrix_product])
         for contender, own, peak in zip(contenders, speeds, memory)
     ]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import subcommand
 
-from ..errors import told_in_a_sentence
+from ..errors import report_user_errors
 from .evaluation import embed, probe, report
 from .machine import bench, doctor
 from .pictures import attention, neighbours, pca
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, command in COMMANDS.items()
         ),
     )
-    with told_in_a_sentence():
+    with report_user_errors():
         tyro.cli(commands, prog="scott", description=DESCRIPTION, args=words)
 
 

@@ -108,10 +108,12 @@ def probe(
     of_curve = {"--shots": shots != SHOTS, "--beside": beside}
     if curve:
         _refuse("--curve", of_scores, of_files, {"--seeds": seeds != 1, "--zero-shot-neighbours": zero_shot_neighbours})
-        from ..probes.label_efficiency import blank_picture, draw_curve, label_efficiency
+        from ..probes.label_efficiency import check_picture, draw_curve, measure_label_efficiency
 
-        blank_picture(curve)
-        points = label_efficiency([model, *beside], train, test, shots=shots, img_size=img_size, control=control)
+        check_picture(curve)
+        points = measure_label_efficiency(
+            [model, *beside], train, test, shots=shots, img_size=img_size, control=control
+        )
         draw_curve(points, curve)
         show_table([asdict(point) for point in points], json)
         return

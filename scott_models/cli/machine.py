@@ -46,10 +46,10 @@ def bench(
         rounds: turns of every contender; the median counts.
         json: print JSON instead of a table.
     """
-    from ..bench.measure import everything
+    from ..bench.measure import compare
 
     device = device if device != "auto" else "cuda" if _has_cuda() else "cpu"
-    results = everything(models, task, precision, batch_size, img_size, compiled, device, reference, rounds)
+    results = compare(models, task, precision, batch_size, img_size, compiled, device, reference, rounds)
     show_table([result.row() for result in results], json)
 
 

@@ -19,9 +19,9 @@ def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
     Args:
         json: print JSON instead of a table.
     """
-    from ..weights.timm_configs import zoo
+    from ..weights.timm_configs import list_zoo
 
-    show_table(zoo(), json)
+    show_table(list_zoo(), json)
 
 
 def download(
@@ -44,12 +44,12 @@ def download(
         json: print JSON instead of a sentence.
     """
     from ..release import offline as downloading
-    from ..weights.entries import entry_of, manifest
+    from ..weights.entries import get_entry, manifest
 
     found = []
-    for tag in dict.fromkeys(downloading.tag_of(name) for name in names or manifest()):
+    for tag in dict.fromkeys(downloading.find_tag(name) for name in names or manifest()):
         file = downloading.download(tag, dir)
-        found.append({"tag": tag, "file": file, "sha256": entry_of(tag)["sha256"]})
+        found.append({"tag": tag, "file": file, "sha256": get_entry(tag)["sha256"]})
         if not json:
             print_text(f"{tag}: verified, {file}")
     if json:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from .device import compile_once, move_together, moved
+from .device import compile_once, copy_to_device, copy_together
 from .random_streams import Draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,7 +30,7 @@ RGB = tuple[float, float, float]
 Operation = Callable[[Tensor, np.ndarray], Tensor]  # images[i], i -> images
 
 
-def coloured(
+def change_colours(
     crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
 ) -> Tensor:
     """Crops uint8 (B, 3, H, W) -> images with other colours, normalised; on a CPU in pieces that its caches hold."""
@@ -104,13 +104,13 @@ class Colours:
         (gray_first, blur_first), (gray_last, blur_last) = self.sides
         rows = np.concatenate([[self.chosen[0], gray_first, gray_last], self.jitter_order, self.factors])
         indices = [np.flatnonzero(blurred) for blurred in (blur_first, blur_last)]
-        kernels = [blur_kernels(self.sigma[index]).float() for index in indices]
+        kernels = [make_blur_kernels(self.sigma[index]).float() for index in indices]
         numbers = torch.from_numpy(rows).float()
-        together = move_together([numbers, *map(torch.from_numpy, indices), *kernels], crops.device)
+        together = copy_together([numbers, *map(torch.from_numpy, indices), *kernels], crops.device)
         numbers, index_first, index_last, kernels_first, kernels_last = together
         images = crops.float() / 255
         blur_some_(images, index_first, kernels_first)
-        images = compile_once(recolour_everyone)(images, numbers[:, :, None, None, None])
+        images = compile_once(recolour_batch)(images, numbers[:, :, None, None, None])
         blur_some_(images, index_last, kernels_last)
         return images
 
@@ -121,40 +121,40 @@ class Colours:
         return self.chosen[1:] & first, self.chosen[1:] & ~first
 
     def gray_and_blur_(self, images: Tensor, gray_now: np.ndarray, blur_now: np.ndarray) -> None:
-        on_some_(images, gray_now, lambda x, i: gray(x).expand_as(x))
-        on_some_(images, blur_now, lambda x, i: gaussian_blur(x, self.sigma[i]))
+        change_some_(images, gray_now, lambda x, i: to_gray(x).expand_as(x))
+        change_some_(images, blur_now, lambda x, i: gaussian_blur(x, self.sigma[i]))
 
     def jitter_(self, images: Tensor) -> None:
         def factor(row: int, chosen: np.ndarray) -> Tensor:
             values = torch.from_numpy(self.factors[row, chosen]).to(images.dtype)
-            return moved(values, images.device).view(-1, 1, 1, 1)
+            return copy_to_device(values, images.device).view(-1, 1, 1, 1)
 
         operations: tuple[Operation, ...] = (
             lambda x, i: (x * factor(0, i)).clamp(0, 1),
-            lambda x, i: blend(x, gray(x).mean(dim=(-2, -1), keepdim=True), factor(1, i)),
-            lambda x, i: blend(x, gray(x), factor(2, i)),
+            lambda x, i: blend(x, to_gray(x).mean(dim=(-2, -1), keepdim=True), factor(1, i)),
+            lambda x, i: blend(x, to_gray(x), factor(2, i)),
             lambda x, i: shift_hue(x, factor(3, i)),
         )
         for place in range(len(operations)):
             for operation, its_place in zip(operations, self.jitter_order):
-                on_some_(images, self.chosen[0] & (its_place == place), operation)
+                change_some_(images, self.chosen[0] & (its_place == place), operation)
 
 
-def on_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> None:
+def change_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> None:
     """Put `operation(images[i], i)` in place of the images chosen, bool (B,)."""
     index = np.flatnonzero(chosen)
     if len(index):
-        on_device = moved(torch.from_numpy(index), images.device)
+        on_device = copy_to_device(torch.from_numpy(index), images.device)
         images[on_device] = operation(images[on_device], index)
 
 
 def blur_some_(images: Tensor, index: Tensor, kernels: Tensor) -> None:
     """Blur some images in place: index int64 (K,), kernels (K, 9), on the images' device."""
     if len(index):
-        images[index] = filter_with(images[index], kernels)
+        images[index] = apply_kernels(images[index], kernels)
 
 
-def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
+def recolour_batch(images: Tensor, packed: Tensor) -> Tensor:
     """Jitter and grey a whole batch without branches: at every place by all operations, of which one counts.
 
     Args:
@@ -163,10 +163,10 @@ def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
     """
     jittered, gray_first, gray_last = packed[:3]
     order, (brightness, contrast, saturation, hue) = packed[3:7], packed[7:]
-    images = torch.where(gray_first > 0, gray(images), images)
+    images = torch.where(gray_first > 0, to_gray(images), images)
     before = images
     for place in range(4):
-        now, grey = order == place, gray(images)
+        now, grey = order == place, to_gray(images)
         images = torch.where(
             now[0],
             (images * brightness).clamp(0, 1),
@@ -177,22 +177,22 @@ def recolour_everyone(images: Tensor, packed: Tensor) -> Tensor:
             ),
         )
     images = torch.where(jittered > 0, images, before)
-    return torch.where(gray_last > 0, gray(images), images)
+    return torch.where(gray_last > 0, to_gray(images), images)
 
 
 def gaussian_blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     """A 9x9 Gaussian with reflected borders: images (B, C, H, W), sigma (B,) in pixels -> (B, C, H, W)."""
-    return filter_with(images, moved(blur_kernels(sigma).to(images.dtype), images.device))
+    return apply_kernels(images, copy_to_device(make_blur_kernels(sigma).to(images.dtype), images.device))
 
 
-def blur_kernels(sigma: np.ndarray) -> Tensor:
+def make_blur_kernels(sigma: np.ndarray) -> Tensor:
     """Compute Gaussians along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
     kernels = torch.exp(-0.5 * (offsets / torch.from_numpy(sigma)[:, None]) ** 2)
     return kernels / kernels.sum(dim=1, keepdim=True)
 
 
-def filter_with(images: Tensor, kernels: Tensor) -> Tensor:
+def apply_kernels(images: Tensor, kernels: Tensor) -> Tensor:
     """Filter images (B, C, H, W) down and across by kernels (B, 9), with reflected borders."""
     count, channels, height, width = images.shape
     kernels = kernels.repeat_interleave(channels, dim=0)
@@ -203,7 +203,7 @@ def filter_with(images: Tensor, kernels: Tensor) -> Tensor:
     return x.view(count, channels, height, width)
 
 
-def gray(images: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """Luma (ITU-R 601) of RGB images: (B, 3, H, W) -> (B, 1, H, W)."""
     return TF.rgb_to_grayscale(images, num_output_channels=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from .decoded import Images
-from .device import compile_once, moved
+from .device import compile_once, copy_to_device
 from .random_streams import Draws
 
 Area = tuple[float, float]  # of a crop: the least and the largest share of its image's
@@ -24,15 +24,17 @@ AT_ONCE = 128  # images
 GREY = 128  # of 255
 
 
-def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator | Draws, area: Area = AREA) -> Tensor:
+def make_random_crops(
+    images: Sequence[Tensor], size: int, generator: torch.Generator | Draws, area: Area = AREA
+) -> Tensor:
     """A random crop of each image, resized and perhaps flipped: uint8 (3, H, W) each -> uint8 (B, 3, size, size)."""
     draws = Draws.of(generator, len(images))
-    boxes = crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws, area)
-    crops = resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
+    boxes = draw_crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws, area)
+    crops = make_resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
     return torch.where(draws.uniform(1)[0].view(-1, 1, 1, 1) < 0.5, crops.flip(-1), crops)
 
 
-def random_crops_on_device(
+def make_random_crops_on_device(
     images: Images, indices: Sequence[int], size: int, draws: Draws, area: Area = AREA
 ) -> Tensor:
     """`random_crops` of images whose pixels are on a device, and there: uint8 (B, 3, size, size).
@@ -41,10 +43,10 @@ def random_crops_on_device(
     """
     assert images.pixels is not None
     sizes, offsets = images.sizes[indices], images.offsets[indices]
-    return cut_boxes(images.pixels, crop_table(sizes, offsets, draws, area), largest_box(sizes), size)
+    return cut_boxes(images.pixels, make_crop_table(sizes, offsets, draws, area), find_largest_box(sizes), size)
 
 
-def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: Area = AREA) -> np.ndarray:
+def make_crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: Area = AREA) -> np.ndarray:
     """Draw what `cut_boxes` needs to know of random crops of images: int64 (B, 7).
 
     Top, left, height and width of the box, the image's width, where the image begins, in pixels, and 1 if flipped.
@@ -52,12 +54,12 @@ def crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: Area 
     Args:
         sizes, offsets: of each image, as `Images` has them.
     """
-    boxes = crop_boxes(torch.from_numpy(sizes), draws, area).numpy()
+    boxes = draw_crop_boxes(torch.from_numpy(sizes), draws, area).numpy()
     flipped = draws.uniform(1).numpy() < 0.5
     return np.concatenate([boxes, sizes[:, 1:], offsets[:, None] // 3, flipped.T], axis=1)
 
 
-def largest_box(sizes: np.ndarray) -> tuple[int, int]:
+def find_largest_box(sizes: np.ndarray) -> tuple[int, int]:
     """Return the height and width that no box of images of these sizes (N, 2) exceeds, as multiples of 8.
 
     Boxes are cut as large as that. Of a whole data set it is the same in every batch, so that one compiled function
@@ -86,7 +88,7 @@ def cut_boxes(
     """
     dtype = dtype or (torch.float16 if pixels.device.type == "cuda" else torch.float32)
     resize = compile_once(cut_and_resize) if compiled else cut_and_resize
-    parts = moved(torch.from_numpy(table), pixels.device).split(AT_ONCE)
+    parts = copy_to_device(torch.from_numpy(table), pixels.device).split(AT_ONCE)
     crops = [resize(pixels.view(-1, 3), part, largest, size, dtype) for part in parts]
     return crops[0] if len(crops) == 1 else torch.cat(crops)
 
@@ -102,14 +104,14 @@ def cut_and_resize(pixels: Tensor, table: Tensor, largest: tuple[int, int], size
     x = torch.arange(widest, device=pixels.device).minimum(width - 1)
     cut = pixels[(start + (top + y) * row)[:, :, None] + (left + x)[:, None]].transpose(2, 3)
     cut = cut.to(dtype, memory_format=torch.contiguous_format) - GREY  # small numbers, which fp16 rounds less
-    down = resampling(height, highest, size).to(dtype)
-    across = resampling(width, widest, size, flipped > 0).to(dtype)
+    down = make_resampling(height, highest, size).to(dtype)
+    across = make_resampling(width, widest, size, flipped > 0).to(dtype)
     halfway = (cut.flatten(1, 2) @ across.transpose(1, 2)).view(-1, highest, 3 * size)
     resized = (down @ halfway).view(-1, size, 3, size).transpose(1, 2)
     return (resized.round() + GREY).clamp(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | None = None) -> Tensor:
+def make_resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | None = None) -> Tensor:
     """Compute matrices of antialiased bicubic resampling from the first `length` (B, 1) of `longest` samples to `size`.
 
     Args:
@@ -130,14 +132,18 @@ def resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | None 
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
+def make_centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
     """The evaluation's crop: the central square of 0.875 of the short side, bilinear; shapes as in `random_crops`."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
     side = (CROP_SHARE * sizes.amin(dim=1, keepdim=True)).round().long().expand(-1, 2)
-    return resized_crops(images, torch.cat([(sizes - side) // 2, side], dim=1), size, TF.InterpolationMode.BILINEAR)
+    return make_resized_crops(
+        images, torch.cat([(sizes - side) // 2, side], dim=1), size, TF.InterpolationMode.BILINEAR
+    )
 
 
-def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int, interpolation: TF.InterpolationMode) -> Tensor:
+def make_resized_crops(
+    images: Sequence[Tensor], boxes: Tensor, size: int, interpolation: TF.InterpolationMode
+) -> Tensor:
     """Each image's box (top, left, height, width), resized with antialiasing: uint8 (B, 3, size, size)."""
     return torch.stack(
         [
@@ -147,7 +153,7 @@ def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int, interpolat
     )
 
 
-def crop_boxes(sizes: Tensor, draws: Draws, area: Area = AREA) -> Tensor:
+def draw_crop_boxes(sizes: Tensor, draws: Draws, area: Area = AREA) -> Tensor:
     """RandomResizedCrop's boxes for images of height and width `sizes` (B, 2): (B, 4), top, left, height, width.
 
     Of ten draws the first that fits counts; if none does, the largest centred box of an allowed aspect.

@@ -60,7 +60,7 @@ class Images:
     def __getitem__(self, index: int) -> Tensor:
         """Image `index`, uint8 (3, H, W); a view of the buffer if there is one."""
         if self.pixels is None:
-            return torch.from_numpy(reduced(self.samples[index].image, self.short_side)).permute(2, 0, 1)
+            return torch.from_numpy(downsample(self.samples[index].image, self.short_side)).permute(2, 0, 1)
         height, width = self.sizes[index].tolist()
         start = int(self.offsets[index])
         return self.pixels[start : start + height * width * 3].view(height, width, 3).permute(2, 0, 1)
@@ -83,12 +83,12 @@ def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = 
     Raises:
         DataError: bad images, with their reasons, or none that is good.
     """
-    folder = cache_folder() / fingerprint(samples, short_side)
+    folder = find_cache_folder() / make_fingerprint(samples, short_side)
     index = read_index(folder)
     if index is None or any(not isinstance(_try(samples[i], short_side), DataError) for i in index["bad"]):
         index = decode(samples, short_side, folder)  # anew, too, if what was bad no longer is: a disk may recover
     if index["bad"]:
-        message = _listed(index["bad"], len(samples), folder)
+        message = _list_bad(index["bad"], len(samples), folder)
         if not skip_bad or len(index["bad"]) == len(samples):
             raise DataError(f"{message}\nremove them, or leave them out with --bad-images skip")
         print(f"{message}\nthey are left out", file=sys.stderr)
@@ -105,7 +105,7 @@ def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = 
     )
 
 
-def _listed(bad: dict[int, str], count: int, folder: Path) -> str:
+def _list_bad(bad: dict[int, str], count: int, folder: Path) -> str:
     """Bad images with their reasons; of very many some, and a file that has them all."""
     lines = [f"{len(bad)} of {count} images cannot be used:", *bad.values()]
     if len(bad) > LISTED:
@@ -114,14 +114,14 @@ def _listed(bad: dict[int, str], count: int, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Where decoded images are kept: $SCOTT_MODELS_CACHE, or scott_models in the user's cache folder."""
     if folder := os.environ.get("SCOTT_MODELS_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott_models"
 
 
-def fingerprint(samples: Sequence[Sample], short_side: int) -> str:
+def make_fingerprint(samples: Sequence[Sample], short_side: int) -> str:
     """A name for these files as they are now, in this order, at this size."""
     digest = hashlib.sha256(f"{FORMAT} {short_side}".encode())
     for sample in samples:
@@ -178,7 +178,7 @@ def _write(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
     seen: set[bytes] = set()
     limit, written = min(LARGEST, shutil.disk_usage(folder).free / 2), 0
     with without_warnings(), (folder / "pixels").open("wb") as file:
-        results = _reduced_in_parallel(samples, short_side)
+        results = _downsample_in_parallel(samples, short_side)
         for i, result in enumerate(track(results, "decoding", total=len(samples))):
             if isinstance(result, DataError):
                 bad[i] = str(result)
@@ -210,9 +210,9 @@ def _write(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
     return index
 
 
-def _reduced_in_parallel(samples: Sequence[Sample], short_side: int) -> Iterator[np.ndarray | DataError]:
+def _downsample_in_parallel(samples: Sequence[Sample], short_side: int) -> Iterator[np.ndarray | DataError]:
     """Pixels, or what is wrong with the file, in order; no more than a few images ahead of their use."""
-    workers = cores()
+    workers = count_cores()
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(samples)
         ahead = [pool.submit(_try, sample, short_side) for sample in islice(remaining, 2 * workers)]
@@ -221,19 +221,19 @@ def _reduced_in_parallel(samples: Sequence[Sample], short_side: int) -> Iterator
             ahead += [pool.submit(_try, sample, short_side) for sample in islice(remaining, 1)]
 
 
-def cores() -> int:
+def count_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _try(sample: Sample, short_side: int) -> np.ndarray | DataError:
     try:
-        return reduced(sample.image, short_side)
+        return downsample(sample.image, short_side)
     except DataError as error:
         return error
 
 
-def reduced(image: Path | Row, short_side: int) -> np.ndarray:
+def downsample(image: Path | Row, short_side: int) -> np.ndarray:
     """One image, at most `short_side` pixels on its short side: uint8 (H, W, 3).
 
     Raises:

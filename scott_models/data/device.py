@@ -12,12 +12,12 @@ from torch import Tensor
 ALIGNED = 16  # bytes, a multiple of every dtype's size
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the CPU on a device, without waiting for what the device is doing."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def move_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Copy small tensors of the CPU to a device at once, without waiting for what the device is doing."""
     sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")

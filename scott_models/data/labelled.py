@@ -58,16 +58,17 @@ def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tu
     if missing := sorted(names["test"] - names["train"]):
         raise DataError(
             "classes: expected each test class among the training classes, "
-            f"found no training images of {_listed(missing)}"
+            f"found no training images of {_list_names(missing)}"
         )
     if len(names["train"]) < 2:
         raise DataError(f"classes: expected at least two, found {sorted(names['train'])}")
     if missing := sorted(names["train"] - names["test"]):
-        print(f"note: no test images of {_listed(missing)}", file=sys.stderr)
+        print(f"note: no test images of {_list_names(missing)}", file=sys.stderr)
     counts = Counter(str(sample.label) for sample in samples["train"])
     if single := sorted(name for name, count in counts.items() if count == 1):
         print(
-            f"note: a single training image of {_listed(single)}; none is held out to choose settings", file=sys.stderr
+            f"note: a single training image of {_list_names(single)}; none is held out to choose settings",
+            file=sys.stderr,
         )
     ordered = sorted(names["train"])
     return Labelled.of(samples["train"], ordered), Labelled.of(samples["test"], ordered)
@@ -83,7 +84,7 @@ def find_labelled_unsplit(sources: Sequence[str | Path]) -> Labelled:
     counts = Counter(str(sample.label) for sample in samples)
     names = sorted(counts)
     if len(names) < 2 or max(counts.values()) < 2:
-        raise DataError(f"classes: expected at least two, one of them of two images, found {_listed(names)}")
+        raise DataError(f"classes: expected at least two, one of them of two images, found {_list_names(names)}")
     return Labelled.of(samples, names)
 
 
@@ -105,7 +106,7 @@ def _of_role(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
     return samples
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{list(names[:NAMED])}{more}"
 

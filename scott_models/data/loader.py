@@ -15,11 +15,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, RecipeError
-from .crops import AREA, LOCAL_AREA, Area, crop_table, cut_boxes, largest_box, random_crops, random_crops_on_device
-from .decoded import Images, cores
-from .memory import available_ram
+from .crops import (
+    AREA,
+    LOCAL_AREA,
+    Area,
+    cut_boxes,
+    find_largest_box,
+    make_crop_table,
+    make_random_crops,
+    make_random_crops_on_device,
+)
+from .decoded import Images, count_cores
+from .memory import find_available_ram
 from .order import Order, Piece, Place
-from .random_streams import Draws, key
+from .random_streams import Draws, make_key
 
 Made: TypeAlias = Tensor | list[Tensor]  # of a batch its crops, uint8 (B, 3, H, W), or those of each view
 PATCH = 16  # pixels
@@ -46,7 +55,7 @@ class Crops(Dataset):
     """
 
     def __init__(self, images: Images, size: int, seed: int, views: int = 1, local_views: int = 0) -> None:
-        self.images, self.size, self.seed, self.key = images, size, seed, key(seed, "crop")
+        self.images, self.size, self.seed, self.key = images, size, seed, make_key(seed, "crop")
         self.global_views, self.local_views = views, local_views
         small = max(1, size // (2 * PATCH)) * PATCH
         kinds = views * [(size, AREA)] + local_views * [(small, LOCAL_AREA)]
@@ -59,7 +68,7 @@ class Crops(Dataset):
     def ahead(self, workers: int) -> int:
         """Tell how many processes make batches ahead: none for a CPU that has the decoded images."""
         needed = torch.cuda.is_available() or self.images.pixels is None or self.on_device
-        return min(workers, cores()) if needed else 0
+        return min(workers, count_cores()) if needed else 0
 
     def check_room(self, batch: int, parts: int, workers: int, sharing: int = 1) -> None:
         """Make sure that the crops of a process's batch fit into RAM, with those that its workers hold ready.
@@ -76,7 +85,7 @@ class Crops(Dataset):
         if self.on_device:  # whose memory tells by itself
             return
         pixels = batch * sum(3 * view.size**2 for view in self.views)
-        needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, available_ram() // sharing
+        needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, find_available_ram() // sharing
         if needed > free:
             several = "objective.views_per_image, objective.local_views, " if len(self.views) > 1 else ""
             raise RecipeError(
@@ -100,9 +109,9 @@ class Crops(Dataset):
         for view in self.views:
             draws = Draws.keyed(self.key, epochs, numbers, view=view.number)
             if self.on_device:
-                made.append(random_crops_on_device(self.images, indices, view.size, draws, view.area))
+                made.append(make_random_crops_on_device(self.images, indices, view.size, draws, view.area))
             else:
-                made.append(random_crops(images, view.size, draws, view.area))
+                made.append(make_random_crops(images, view.size, draws, view.area))
         return where, made if len(made) > 1 else made[0]
 
 
@@ -121,7 +130,7 @@ class Boxes(Dataset):
         tables = []
         for view in self.views:
             draws = Draws.keyed(self.key, epochs, indices, view=view.number)
-            tables.append(crop_table(sizes, offsets, draws, view.area))
+            tables.append(make_crop_table(sizes, offsets, draws, view.area))
         return where, tables
 
 
@@ -133,7 +142,7 @@ class Planned(Dataset):
 
     def __init__(self, crops: Crops, drawing: Callable[[Draws], Any] | None) -> None:
         self.source = Boxes(crops) if crops.on_device else crops
-        self.key, self.drawing = key(crops.seed, "inputs"), drawing
+        self.key, self.drawing = make_key(crops.seed, "inputs"), drawing
 
     def __getitems__(self, piece: Piece) -> tuple[Any, Made | list[np.ndarray]]:
         where, made = self.source.__getitems__(piece.places)
@@ -168,7 +177,7 @@ def load(
     """
     pixels, pinned = crops.images.pixels, torch.cuda.is_available() and not crops.on_device
     pieces = iterate(Planned(crops, drawing), order.pieces(first, last), crops.ahead(workers), pinned)
-    largest = largest_box(crops.images.sizes)
+    largest = find_largest_box(crops.images.sizes)
 
     def cut(plan: Any, made: Any) -> tuple[Any, Made]:
         if not crops.on_device:

@@ -12,10 +12,10 @@ UNKNOWN_RAM = 2**32  # bytes of a machine that does not say how much it has
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def room(device: torch.device) -> int:
+def find_room(device: torch.device) -> int:
     """Return the bytes that one thing kept may take: 0.3 of a GPU's free memory, or 0.25 of the RAM available."""
     if device.type != "cuda":
-        return int(SHARE_OF_RAM * available_ram())
+        return int(SHARE_OF_RAM * find_available_ram())
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for nothing now
     return int(SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] + held))
 
@@ -23,10 +23,10 @@ def room(device: torch.device) -> int:
 def choose_place(size: int, device: torch.device) -> torch.device | None:
     """Choose where `size` bytes may be kept: on the device, or else in RAM; None: in neither."""
     places = dict.fromkeys([device, torch.device("cpu")])
-    return next((place for place in places if size <= room(place)), None)
+    return next((place for place in places if size <= find_room(place)), None)
 
 
-def available_ram() -> int:
+def find_available_ram() -> int:
     """Return the bytes that this process can still take, within its container's limit, before others are swapped out.
 
     A system that does not say has half of its memory available.

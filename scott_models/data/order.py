@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .random_streams import key
+from .random_streams import make_key
 
 Place = tuple[int, int]  # epoch, index
 
@@ -59,5 +59,5 @@ class Order:
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(int(key(seed, "order", epoch) >> np.uint64(1)))
+    generator = torch.Generator().manual_seed(int(make_key(seed, "order", epoch) >> np.uint64(1)))
     return torch.randperm(count, generator=generator)

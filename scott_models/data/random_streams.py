@@ -75,7 +75,7 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def key(seed: int, purpose: str, number: int = 0) -> np.uint64:
+def make_key(seed: int, purpose: str, number: int = 0) -> np.uint64:
     """64 bits for each purpose and number of a run, unlike its neighbours'."""
     entropy = (seed, int.from_bytes(purpose.encode()), number)
     return np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]

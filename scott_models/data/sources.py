@@ -62,7 +62,7 @@ def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> l
     samples = []
     for source in sources:
         kind, _, place = str(source).partition(":")
-        found = READERS[kind](place) if kind in READERS and place else folder_samples(source)
+        found = READERS[kind](place) if kind in READERS and place else find_folder_samples(source)
         if splits:
             known = {sample.split for sample in found if sample.split}
             if missing := set(splits) - known:
@@ -75,7 +75,7 @@ def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> l
     return samples
 
 
-def folder_samples(folder: str | Path) -> list[Sample]:
+def find_folder_samples(folder: str | Path) -> list[Sample]:
     """The images of a folder; a class is the folder an image lies in, unless that is `folder` or a split's folder."""
     root = Path(folder)
     samples = []
@@ -89,14 +89,14 @@ def folder_samples(folder: str | Path) -> list[Sample]:
 
 
 def _imagenet100(root: str) -> list[Sample]:
-    found = [sample for sample in folder_samples(root) if sample.label in imagenet100_classes()]
+    found = [sample for sample in find_folder_samples(root) if sample.label in read_imagenet100_classes()]
     if not found:
         raise DataError(f"{root}: expected an ImageNet folder with classes like n01440764, found none of the 100")
     return found
 
 
 @cache
-def imagenet100_classes() -> frozenset[str]:
+def read_imagenet100_classes() -> frozenset[str]:
     """The WordNet ids of the original's ImageNet-100."""
     return frozenset((Path(__file__).parents[1] / "imagenet100_wnids.txt").read_text().split())
 

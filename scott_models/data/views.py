@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .colours import Colours, coloured, normalize
+from .colours import Colours, change_colours, normalize
 from .random_streams import Draws
 
 VIEWS = {"different": 2, "same": 1, "none": 0}  # how often colours are drawn
@@ -42,7 +42,7 @@ class TwoViews:
             drawn: the colours, as `draw` gives them, or what draws them.
         """
         colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(crops)))
-        images = [coloured(crops, each, self.compiled) for each in colours] or [normalize(crops.float() / 255)]
+        images = [change_colours(crops, each, self.compiled) for each in colours] or [normalize(crops.float() / 255)]
         return images[0], images[-1]
 
 
@@ -82,7 +82,7 @@ class EachView:
         if not colours:
             return [normalize(each.float() / 255) for each in crops]
         each_its_own = colours if len(colours) == len(crops) else len(crops) * colours
-        return [coloured(some, change, self.compiled) for some, change in zip(crops, each_its_own)]
+        return [change_colours(some, change, self.compiled) for some, change in zip(crops, each_its_own)]
 
 
 @dataclass(frozen=True)

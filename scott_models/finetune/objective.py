@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from ..data.colours import Colours, coloured, normalize
-from ..data.device import move_together
+from ..data.colours import Colours, change_colours, normalize
+from ..data.device import copy_together
 from ..data.random_streams import Draws
-from ..probes.features import transform_config
+from ..probes.features import resolve_transform_config
 from ..training.processes import unwrap
 from .recipe import FinetuneRecipe
 
@@ -61,7 +61,7 @@ class Supervised(nn.Module):
         self.compiled = compiled
         self.model = model
         self.classes, self.optim, self.colours = model.num_classes, recipe.optim, recipe.data.colours
-        config = transform_config(model, recipe.model.img_size)
+        config = resolve_transform_config(model, recipe.model.img_size)
         self.mean, self.std = config["mean"], config["std"]
 
     @property
@@ -77,10 +77,10 @@ class Supervised(nn.Module):
         """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W) and the shares of the classes in each (B, classes)."""
         plan = draws if isinstance(draws, SupervisedPlan) else self.drawing(draws)
         if plan.colours:
-            images = coloured(crops, plan.colours, self.compiled, self.mean, self.std)
+            images = change_colours(crops, plan.colours, self.compiled, self.mean, self.std)
         else:
             images = normalize(crops.float() / 255, self.mean, self.std)
-        labels, share = move_together([self.labels[plan.images], torch.from_numpy(plan.shares).float()], crops.device)
+        labels, share = copy_together([self.labels[plan.images], torch.from_numpy(plan.shares).float()], crops.device)
         targets = F.one_hot(labels, self.classes).to(images.dtype)
         if len(share):
             images = torch.lerp(images.flip(0), images, share.view(-1, 1, 1, 1))

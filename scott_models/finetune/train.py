@@ -17,7 +17,7 @@ from ..data.sources import Sample
 from ..errors import RecipeError, UserError
 from ..models.scott import SCOTT
 from ..probes.classifiers import Accuracy
-from ..probes.features import evaluation_batches
+from ..probes.features import load_evaluation_batches
 from ..training.budget import Budget
 from ..training.run import Run
 from ..weights import local_dir
@@ -80,7 +80,7 @@ class Tested:
         was_training = model.training
         model.eval()
         logits = []
-        for batch in evaluation_batches(model, self.tested.images, self.size, BATCH, "testing"):
+        for batch in load_evaluation_batches(model, self.tested.images, self.size, BATCH, "testing"):
             with self.autocast():
                 logits.append(model(batch.to(self.device, memory_format=torch.channels_last)).float().cpu())
         model.train(was_training)

@@ -214,7 +214,7 @@ class SCOTT(VisionTransformer):
             counts = visible.sum(dim=1)
             if (counts != counts[0]).any():
                 raise ValueError(f"visible: expected equally many visible patches in each image, got {counts.tolist()}")
-            places = places_of(visible)
+            places = find_places(visible)
         return self._forward_blocks(x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])))
 
     def _forward_blocks(self, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class SCOTT(VisionTransformer):
         return [maps[i] for i in wanted]
 
 
-def places_of(patches: Tensor) -> Tensor:
+def find_places(patches: Tensor) -> Tensor:
     """Where they are, row by row: bool (B, N) with K in each row -> int64 (B, K)."""
     return patches.nonzero()[:, 1].view(len(patches), -1)
 
@@ -290,7 +290,7 @@ def _default_cfgs() -> dict[str, DefaultCfg]:
 
     A model's name alone means a backbone: its first with weights, or the architecture where there are none yet.
     """
-    tags = {tag: _cfg(tag, **cfg) for tag, cfg in timm_configs.pretrained_cfgs().items()}
+    tags = {tag: _cfg(tag, **cfg) for tag, cfg in timm_configs.make_pretrained_cfgs().items()}
     backbones = {tag: cfg for tag, cfg in tags.items() if not cfg["num_classes"]}
     bare = {name: _cfg(name) for name in MODELS if not any(tag.startswith(f"{name}.") for tag in backbones)}
     cfgs = generate_default_cfgs({**bare, **backbones})
@@ -310,12 +310,12 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
         tag = pretrained_cfg or default_cfgs[variant].tags[0]
         name: str | None = f"{variant}.{tag}".rstrip(".")
     else:  # a whole config, one of ours or the caller's own
-        name = timm_configs.tag_in(pretrained_cfg, variant)
-    if entry := timm_configs.usable().get(name or ""):
+        name = timm_configs.find_tag(pretrained_cfg, variant)
+    if entry := timm_configs.valid_entries().get(name or ""):
         kwargs = {**timm_configs.POOL_ARGS[entry.get("head")], **kwargs}
     filter_fn = checkpoint_filter_fn
     if pretrained and name:
-        kwargs["pretrained_cfg_overlay"], tensors = timm_configs.pretrained_cfg_overlay(
+        kwargs["pretrained_cfg_overlay"], tensors = timm_configs.make_overlay(
             name, kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
         )
         if tensors is not None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..data.sources import find_images
 from ..errors import DataError
-from ..probes.features import load_model, on_device
+from ..probes.features import load_model, to_device
 from ..progress import track
-from .patch_maps import grid_of, look_at
-from .sheet import Look, draw_sheet, drawable, from_map
+from .patch_maps import get_grid, look_at
+from .sheet import Look, check_drawable, draw_map, draw_sheet
 
 
 def draw_attention(
@@ -34,22 +34,22 @@ def draw_attention(
         WeightsError: a model or an image size that cannot be had.
     """
     paths = find_images(images)
-    out = drawable(out, len(paths))
-    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
+    out = check_drawable(out, len(paths))
+    model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
-    maps = attention_maps(model, seen.inputs, block)
+    maps = draw_maps(model, seen.inputs, block)
     side = (seen.inputs.shape[-2], seen.inputs.shape[-1])
     rows = []
     for picture, path, heads in zip(seen.pictures, paths, maps):
         bright = heads / heads.amax(dim=(-2, -1), keepdim=True)
-        drawn = [(from_map(each, side, look), f"head {i}") for i, each in enumerate(bright, start=1)]
+        drawn = [(draw_map(each, side, look), f"head {i}") for i, each in enumerate(bright, start=1)]
         rows.append([(picture, path.name), *drawn])
     draw_sheet(rows, out)
     return maps
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
+def draw_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
     """How much attention each patch gets, averaged over those that attend: (I, 3, H, W) -> (I, heads, h, w).
 
     Raises:
@@ -62,7 +62,7 @@ def attention_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
     depth = len(model.blocks)
     if not -depth <= block < depth:
         raise DataError(f"block: expected {-depth} to {depth - 1}, got {block}")
-    rows, columns = grid_of(model, inputs)
+    rows, columns = get_grid(model, inputs)
     device = next(model.parameters()).device
     maps = []
     for image in track(inputs.split(1), "attention", total=len(inputs)):  # N x N of each head is large

@@ -10,9 +10,9 @@ from torch import nn
 
 from ..data.sources import find_images, load_image
 from ..errors import DataError
-from ..probes.features import extract, load_model, on_device
+from ..probes.features import extract, load_model, to_device
 from ..progress import track
-from .sheet import draw_sheet, drawable
+from .sheet import check_drawable, draw_sheet
 
 CELL = 160  # pixels
 
@@ -52,8 +52,8 @@ def draw_neighbours(
         raise DataError(f"count: expected at least 1 neighbour, got {count}")
     asked = find_images(queries)
     held = [*{path.resolve(): path for path in find_images(gallery)}.values()]  # folders may overlap
-    out = drawable(out, len(asked), CELL) if out else None
-    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
+    out = check_drawable(out, len(asked), CELL) if out else None
+    model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     features = [
         torch.nn.functional.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)
         for paths, what in ((asked, "queries"), (held, "gallery"))
@@ -67,15 +67,15 @@ def draw_neighbours(
         found.append([Neighbour(str(path), str(held[i]), row[i].item()) for i in order[:count]])
     if out:
         shown = track(zip(asked, found), "reading", total=len(asked), unit="rows")
-        rows = [[(_thumbnail(path), path.name), *map(_captioned, near)] for path, near in shown]
+        rows = [[(_make_thumbnail(path), path.name), *map(_add_caption, near)] for path, near in shown]
         draw_sheet(rows, out, cell=CELL)
     return found
 
 
-def _captioned(near: Neighbour) -> tuple[Image.Image, str]:
+def _add_caption(near: Neighbour) -> tuple[Image.Image, str]:
     path = Path(near.image)
-    return _thumbnail(path), f"{path.parent.name}/{path.name} {near.cosine:.2f}"
+    return _make_thumbnail(path), f"{path.parent.name}/{path.name} {near.cosine:.2f}"
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def _make_thumbnail(path: Path) -> Image.Image:
     return ImageOps.fit(load_image(path), (CELL, CELL), Image.Resampling.LANCZOS)

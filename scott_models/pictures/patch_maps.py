@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.sources import load_image
 from ..errors import DataError
-from ..probes.features import forward, transform_config
+from ..probes.features import forward_features, resolve_transform_config
 from ..progress import track
 
 PATCHES_AT_ONCE = 12_544  # 64 images of 14 x 14 patches
@@ -42,7 +42,7 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
     """
     if len(images) > SHOWN:
         raise DataError(f"expected at most {SHOWN} images to draw, found {len(images)}; name some of them")
-    config = {**transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
+    config = {**resolve_transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
     transform = create_transform(**config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
@@ -50,24 +50,24 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
     return Seen([Image.fromarray(each.numpy()) for each in pixels], inputs)
 
 
-def patch_maps(model: nn.Module, inputs: Tensor, what: str = "features") -> Tensor:
+def compute_patch_maps(model: nn.Module, inputs: Tensor, what: str = "features") -> Tensor:
     """Features of the patches of images (I, 3, H, W) -> (I, h, w, D), fp32.
 
     Raises:
         DataError: a model without patch tokens.
     """
-    grid = grid_of(model, inputs)
+    grid = get_grid(model, inputs)
     at_once = max(1, PATCHES_AT_ONCE // (grid[0] * grid[1]))
     maps = []
     for batch in track(inputs.split(at_once), what, total=len(inputs), size=at_once):
-        _, tokens = forward(model, batch)
+        _, tokens = forward_features(model, batch)
         if tokens is None or tokens.shape[1] != grid[0] * grid[1]:
             raise DataError(f"expected a model of {grid[0]} x {grid[1]} patch tokens, found {type(model).__name__}")
         maps.append(tokens.cpu().view(len(tokens), *grid, -1))
     return torch.cat(maps)
 
 
-def grid_of(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+def get_grid(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
     """Rows and columns of patches.
 
     Raises:

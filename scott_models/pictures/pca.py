@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..data.sources import find_images
 from ..errors import DataError
-from ..probes.features import load_model, npz, on_device, save
-from .patch_maps import look_at, patch_maps
-from .sheet import Look, draw_sheet, drawable, from_map
+from ..probes.features import check_npz_path, load_model, save_npz, to_device
+from .patch_maps import compute_patch_maps, look_at
+from .sheet import Look, check_drawable, draw_map, draw_sheet
 
 CLIPPED = 0.01  # share of the foreground at either end of a component that the colours do not resolve
 
@@ -59,17 +59,17 @@ def draw_pca(
         DataError: files that cannot be used or written, or a model without patch tokens.
         WeightsError: a model or an image size that cannot be had.
     """
-    paths, kept = find_images(images), npz(token_map) if token_map else None
-    out = drawable(out, len(paths))
-    model = on_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
+    paths, kept = find_images(images), check_npz_path(token_map) if token_map else None
+    out = check_drawable(out, len(paths))
+    model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
-    tokens = patch_maps(model, seen.inputs)
+    tokens = compute_patch_maps(model, seen.inputs)
     if tokens[..., 0].numel() < 2:
         raise DataError("expected more than one patch to compare, found one; give more images or a larger img_size")
-    found = components(tokens)
+    found = find_components(tokens)
     if kept:
         arrays = {"first": found.first, "foreground": found.foreground, "colours": found.colours, "features": tokens}
-        save(kept, names=[str(path) for path in paths], **{key: value.numpy() for key, value in arrays.items()})
+        save_npz(kept, names=[str(path) for path in paths], **{key: value.numpy() for key, value in arrays.items()})
     low, high = found.first.min(), found.first.max()
     side = (seen.inputs.shape[-2], seen.inputs.shape[-1])
     rows = []
@@ -77,7 +77,7 @@ def draw_pca(
         first = (found.first[i] - low) / (high - low).clamp(min=1e-12)
         maps = {"first component": first, "foreground": found.foreground[i], "components of it": found.colours[i]}
         pictures = [
-            (from_map(values, side, "blocky" if values.dtype == torch.bool else look), words)
+            (draw_map(values, side, "blocky" if values.dtype == torch.bool else look), words)
             for words, values in maps.items()
         ]
         rows.append([(seen.pictures[i], path.name), *pictures])
@@ -85,7 +85,7 @@ def draw_pca(
     return found
 
 
-def components(tokens: Tensor) -> Components:
+def find_components(tokens: Tensor) -> Components:
     """Principal components of the patch features (I, h, w, D) of a set of images.
 
     The foreground is the side of Otsu's threshold on the first component that patches at the images' borders are less
@@ -94,8 +94,8 @@ def components(tokens: Tensor) -> Components:
     """
     maps = tokens.double()
     first = project(maps.flatten(0, 2), 1)[:, 0].view(maps.shape[:3])
-    foreground = first > otsu(first)
-    if on_border(foreground) > inside(foreground):
+    foreground = first > find_threshold(first)
+    if touches_border(foreground) > select_inside(foreground):
         first, foreground = -first, ~foreground
     colours = torch.zeros(*maps.shape[:3], 3, dtype=maps.dtype)
     if foreground.sum() > 3:
@@ -114,7 +114,7 @@ def project(features: Tensor, count: int) -> Tensor:
     return centred @ (directions * directions.gather(0, heaviest[None]).sign())
 
 
-def otsu(values: Tensor) -> float:
+def find_threshold(values: Tensor) -> float:
     """The threshold that leaves the least variance within both sides (Otsu, 1979)."""
     ordered = values.flatten().sort().values
     n = torch.arange(1, len(ordered), dtype=ordered.dtype)
@@ -124,13 +124,13 @@ def otsu(values: Tensor) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
-def on_border(foreground: Tensor) -> float:
+def touches_border(foreground: Tensor) -> float:
     """The share of foreground among the outermost patches of masks (I, h, w)."""
     edge = torch.ones_like(foreground)
     edge[:, 1:-1, 1:-1] = False
     return foreground[edge].double().mean().item()
 
 
-def inside(foreground: Tensor) -> float:
+def select_inside(foreground: Tensor) -> float:
     """The share of foreground among the others."""
     return foreground[:, 1:-1, 1:-1].double().mean().item()

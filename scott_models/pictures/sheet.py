@@ -34,7 +34,7 @@ GLOW = np.array(
 )
 
 
-def drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
+def check_drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
     """The path of a sheet of so many rows that can be written: ask before what takes long.
 
     Raises:
@@ -49,7 +49,7 @@ def drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
     return path
 
 
-def from_map(values: Tensor, side: tuple[int, int], look: Look) -> Image.Image:
+def draw_map(values: Tensor, side: tuple[int, int], look: Look) -> Image.Image:
     """A map of h x w values as a picture: a glow (0 ... 1), red, green and blue (three each), or white for True.
 
     Args:
@@ -89,7 +89,7 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
         sheet.save(beside)
 
 
-def strip(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
+def join_pictures(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
     """PixelCache side by side, each in a square of `cell` pixels."""
     row = Image.new("RGB", (len(pictures) * (cell + GAP) - GAP, cell), PAPER)
     for i, picture in enumerate(pictures):

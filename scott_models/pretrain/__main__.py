@@ -7,7 +7,7 @@ import argparse
 from json import dumps
 from pathlib import Path
 
-from ..errors import told_in_a_sentence
+from ..errors import report_user_errors
 from . import Budget, Recipe, check_finish, choose_recipe, finish, pretrain
 from .recipe import OBJECTIVES
 
@@ -49,7 +49,7 @@ def main() -> None:
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
     changes += [f"model.init={dumps(given.init)}"] if given.init else []
     skip = given.bad_images == "skip"
-    with told_in_a_sentence():
+    with report_user_errors():
         budget = Budget.of(given.minutes, given.images_seen, given.epochs)
         if given.finish:
             left = check_finish(given.recipe, changes, budget, given.export)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.colours import normalize
-from ..data.crops import centre_crops
-from ..pictures.pca import components
-from ..pictures.sheet import from_map, strip
+from ..data.crops import make_centre_crops
+from ..pictures.pca import find_components
+from ..pictures.sheet import draw_map, join_pictures
 
 PICTURES = 6
 FINER = 2  # times the run's image size, for maps of more patches
@@ -45,7 +45,7 @@ class Album:
         self.encoder = deepcopy(encoder).eval()  # at another size
         side = max(size, min(FINER * size, LARGEST) // 16 * 16)
         self.encoder.set_input_size((side, side))
-        self.crops = centre_crops(images[:PICTURES], side)
+        self.crops = make_centre_crops(images[:PICTURES], side)
 
     @torch.no_grad()
     def add(self, step: int, encoder: Any) -> None:
@@ -56,9 +56,9 @@ class Album:
             tokens = self.encoder.forward_features(inputs).float().cpu()
         if not tokens.isfinite().all():
             return
-        colours = components(tokens.view(len(tokens), *self.encoder.patch_embed.grid_size, -1)).colours
+        colours = find_components(tokens.view(len(tokens), *self.encoder.patch_embed.grid_size, -1)).colours
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = [Image.fromarray(crop.permute(1, 2, 0).numpy()) for crop in self.crops]
-        strip(pictures, CELL).save(self.folder / "images.webp")
-        drawn = [from_map(map_, (CELL, CELL), "smooth") for map_ in colours]
-        strip(drawn, CELL).save(self.folder / f"step_{step:09d}.webp")
+        join_pictures(pictures, CELL).save(self.folder / "images.webp")
+        drawn = [draw_map(map_, (CELL, CELL), "smooth") for map_ in colours]
+        join_pictures(drawn, CELL).save(self.folder / f"step_{step:09d}.webp")

@@ -35,7 +35,7 @@ from .pooled import Pooled
 from .predictor import Predictor
 from .recipe import Mask, Recipe
 from .splitmask import Decoder, SplitMask
-from .start import start_from
+from .start import load_start
 from .visreg import Comparison, VISReg
 from .vocabulary import Vocabulary
 
@@ -99,7 +99,7 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
     except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
-        start_from(encoder, model.init, model.name, grow=model.grow)
+        load_start(encoder, model.init, model.name, grow=model.grow)
     objective = BUILDERS[name](recipe, encoder, Given(mask, images, compiled))
     if compiled:
         objective.compile()

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..training.budget import Budget
 from ..training.run import check_level
-from ..training.run_folder import exported
+from ..training.run_folder import find_exported_encoder
 from .recipe import Recipe
 from .train import Pretraining
 
@@ -31,7 +31,7 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
         as `pretrain`.
     """
     out = Path(out)
-    start, done = last_start(out)
+    start, done = read_last_start(out)
     recipe = Recipe.load(out / "recipe.toml")
     optim = recipe.optim
     if optim.finish_updates and done < optim.finish_after + optim.finish_updates:
@@ -40,12 +40,14 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
         raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
     check_level(out, recipe, done, start["images"] // recipe.optim.batch_size)
     skip_bad = skip_bad or start.get("skip_bad", False)
-    run = Pretraining(recipe, data or start["data"], out, True, None, skip_bad, exported(start), ending=budget)
+    run = Pretraining(
+        recipe, data or start["data"], out, True, None, skip_bad, find_exported_encoder(start), ending=budget
+    )
     run.train()
     return run.export()
 
 
-def last_start(out: Path) -> tuple[dict[str, Any], int]:
+def read_last_start(out: Path) -> tuple[dict[str, Any], int]:
     """Read how a run was started the last time, as environment.json has it, and its last checkpoint's update.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.random_streams import Draws
 from ..data.views import TwoCrops, TwoViews
 from ..models.scott import SCOTT
-from ..training.plan import Drawing, Plan, nothing
+from ..training.plan import Drawing, Plan, draw_nothing
 from ..training.processes import unwrap
 from ..training.schedules import linear
 from . import masks
@@ -104,7 +104,7 @@ class MIMJEPA(nn.Module):
 
     @property
     def _drawing(self) -> Drawing:
-        more = nothing if self.pooled is None else unwrap(self.pooled).drawing
+        more = draw_nothing if self.pooled is None else unwrap(self.pooled).drawing
         grid, alone = self.target_encoder.patch_embed.grid_size, self.predictor.mask_token is not None
         return Drawing(self.views, self.mask, grid, places=alone, more=more)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.colours import normalize
-from ..data.crops import centre_crops
+from ..data.crops import make_centre_crops
 from ..data.decoded import Images
 from ..data.labelled import hold_out
 from ..probes.classifiers import Accuracy, knn, ridge
@@ -78,7 +78,7 @@ class Health:
 BROKEN = Health(rankme=0.0, spread=0.0, cosine=1.0)  # features that are no numbers; any other RankMe is 1 or more
 
 
-def verdict(now: Health, control: Health, start: str = "random weights") -> str:
+def judge(now: Health, control: Health, start: str = "random weights") -> str:
     """One line: healthy, partial collapse or dead, with the figures it rests on beside those of the `start`."""
     figures = f"RankMe {now.rankme:.1f} ({control.rankme:.1f}), spread {now.spread:.2f} ({control.spread:.2f})"
     figures += f", mean cosine {now.cosine:.2f} ({control.cosine:.2f})"
@@ -97,7 +97,7 @@ def verdict(now: Health, control: Health, start: str = "random weights") -> str:
     return f"healthy: {figures}"
 
 
-def advise(health: dict[int, Health]) -> str:
+def give_advice(health: dict[int, Health]) -> str:
     """Say so, and what to do, if kNN has risen above its start and not at all in the last looks; else nothing."""
     found = [look.knn for _, look in sorted(health.items())]
     scores = [score for score in found if score is not None]
@@ -131,12 +131,12 @@ class Monitor:
     ) -> None:
         self.device, self.autocast = device, autocast
         rng = np.random.default_rng(recipe.run.seed)
-        self.train, self.held_out = choose(images, recipe.monitor.images, recipe.monitor.test, rng)
+        self.train, self.held_out = choose_images(images, recipe.monitor.images, recipe.monitor.test, rng)
         names, numbers = np.unique([str(sample.label) for sample in images.samples], return_inverse=True)
         self.classes, labels = len(names), torch.from_numpy(numbers)
         self.train_labels, self.held_out_labels = labels[self.train], labels[self.held_out]
         if watches and recipe.monitor.every:
-            crops = crops_of(images, [*self.train, *self.held_out], recipe.model.img_size)
+            crops = make_crops(images, [*self.train, *self.held_out], recipe.model.img_size)
             fits = device.type == "cuda" and crops.nbytes <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
             self.crops = crops.to(device) if fits else crops
 
@@ -161,17 +161,17 @@ class Monitor:
         return Health(health.rankme, health.spread, health.cosine, *accuracies)
 
 
-def crops_of(images: Images, chosen: Sequence[int], size: int) -> Tensor:
+def make_crops(images: Images, chosen: Sequence[int], size: int) -> Tensor:
     """Cut the central squares of the chosen images: uint8 (n, 3, size, size)."""
     crops = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     starts = range(0, len(chosen), BATCH)
     for start in track(starts, "cropping", total=len(chosen), size=BATCH):
         some = chosen[start : start + BATCH]
-        crops[start : start + len(some)] = centre_crops([images[i] for i in some], size)
+        crops[start : start + len(some)] = make_centre_crops([images[i] for i in some], size)
     return crops
 
 
-def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def choose_images(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Which images train the probes and which score them; without usable labels all are in the first.
 
     Raises:
@@ -196,6 +196,6 @@ def choose(images: Images, count: int, test: bool, rng: np.random.Generator) -> 
     return list(chain(*train)), list(chain(*held_out))
 
 
-def evenly(items: Sequence[T], count: int) -> list[T]:
+def pick_evenly(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, from all over."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

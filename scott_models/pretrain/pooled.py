@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.random_streams import Draws
-from ..training.plan import nothing
+from ..training.plan import draw_nothing
 from ..training.processes import gather
 from .recipe import Term
 
@@ -53,7 +53,7 @@ class Pooled(nn.Module):
     @property
     def drawing(self) -> Callable[[Draws], tuple[np.ndarray, ...]]:
         """Return what draws for an update, directions or nothing; can be pickled."""
-        return draw_for(self.term, self.width)
+        return choose_draw(self.term, self.width)
 
     def forward(self, context: Tensor, target: Tensor, *drawn: Tensor) -> Tensor:
         """Pooled features of context and target, (B, D) each, and what was drawn -> the weighted term, a scalar."""
@@ -78,9 +78,9 @@ def build_projector(dim: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(dim, widths[-1]))
 
 
-def draw_for(term: Term, width: int) -> Callable[[Draws], tuple[np.ndarray, ...]]:
+def choose_draw(term: Term, width: int) -> Callable[[Draws], tuple[np.ndarray, ...]]:
     """Return what draws for a term: of those that look along directions these, the same for all images of an update."""
-    return partial(draw_directions, width=width, count=SLICES) if term in SLICED else nothing
+    return partial(draw_directions, width=width, count=SLICES) if term in SLICED else draw_nothing
 
 
 def draw_directions(draws: Draws, width: int, count: int) -> tuple[np.ndarray]:
@@ -106,11 +106,11 @@ def visreg(features: Tensor, directions: Tensor) -> Tensor:
     centre = features.mean(dim=0)
     deviation = (features.var(dim=0, correction=0) + TINY).sqrt()
     projected = ((features - centre) / deviation.detach()) @ directions
-    shape = (projected.sort(dim=0).values - normal_quantiles(len(features), features.device)[:, None]).square()
+    shape = (projected.sort(dim=0).values - compute_normal_quantiles(len(features), features.device)[:, None]).square()
     return centre.square().mean() + (1 - deviation).square().mean() + shape.mean()
 
 
-def normal_quantiles(count: int, device: torch.device) -> Tensor:
+def compute_normal_quantiles(count: int, device: torch.device) -> Tensor:
     """List what `count` sorted samples of a standard normal distribution should be: (count,)."""
     return torch.special.ndtri((torch.arange(count, device=device) + 0.5) / count)
 

@@ -16,7 +16,7 @@ from ..data.random_streams import Draws
 from ..data.views import TwoViews
 from ..models.fast_cpu import Linear
 from ..models.layers import Block, PlainLayerNorm, draw_normal, sincos_2d
-from ..models.scott import SCOTT, places_of
+from ..models.scott import SCOTT, find_places
 from ..training.plan import Plan
 from ..training.processes import gather
 from . import masks
@@ -84,8 +84,8 @@ class SplitStudent(nn.Module):
         Args:
             ours, theirs: places of the first half and of the second, as `SCOTT.forward_visible` takes them.
         """
-        ours = places_of(first) if ours is None else ours
-        theirs = places_of(~first) if theirs is None else theirs
+        ours = find_places(first) if ours is None else ours
+        theirs = find_places(~first) if theirs is None else theirs
         of_first, of_second = (
             self.decoder(self.encoder.forward_visible(images, half, places), places)
             for half, places in ((first, ours), (~first, theirs))

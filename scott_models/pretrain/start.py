@@ -15,7 +15,7 @@ from ..training.settings import require
 from ..weights import local_dir, timm_configs
 
 
-def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
+def load_start(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
     """Replace an encoder's fresh weights by trained ones; the mask token stays fresh where those have none.
 
     Args:
@@ -31,14 +31,14 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         model = init.split(".", maxsplit=1)[0]
         require(grow or model == name, "model.name", f"{model}, whose weights {init} are, or model.grow=true", name)
         path, released = weights.load(init)
-        heads = timm_configs.registered_args(model)["num_heads"]  # or it would not be a tag's
+        heads = timm_configs.get_registered_args(model)["num_heads"]  # or it would not be a tag's
     else:
         released, folder = None, Path(init.removeprefix("local-dir:"))
         path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
         if not path.is_file():
             tags = sorted(weights.manifest())
             raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}")
-        heads = heads_of(path)
+        heads = find_num_heads(path)
     if heads != (own := encoder.blocks[0].attn.num_heads) and not grow:  # which no shape tells
         raise WeightsError(
             f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
@@ -48,7 +48,7 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         if encoder.mask_token is not None:
             state.setdefault("mask_token", encoder.mask_token)
         if grow:
-            state |= further_blocks(encoder, state)
+            state |= check_further_blocks(encoder, state)
         state = checkpoint_filter_fn(state, encoder)
         encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
     except (RuntimeError, SafetensorError) as error:  # other shapes; a damaged file
@@ -56,22 +56,22 @@ def start_from(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
 
 
-def further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def check_further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's own weights of the blocks that come after those of a shallower model's `state`."""
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     own = encoder.state_dict().items()
     return {name: tensor for name, tensor in own if name.startswith("blocks.") and int(name.split(".")[1]) >= depth}
 
 
-def heads_of(path: Path) -> int:
+def find_num_heads(path: Path) -> int:
     """How many heads the attention of exported weights has, by the configuration beside them.
 
     Raises:
         WeightsError: there is none, or not one of a model of this package.
     """
     expected = f"beside the weights the configuration of one of {MODELS}, for the number of heads"
-    with local_dir.reading(path.with_name("config.json"), expected) as config:
+    with local_dir.read_record(path.with_name("config.json"), expected) as config:
         content = json.loads(config.read_text())
         if (model := content["architecture"]) not in MODELS:
             raise LookupError(f"architecture {model!r}")
-        return content.get("model_args", {}).get("num_heads") or timm_configs.registered_args(model)["num_heads"]
+        return content.get("model_args", {}).get("num_heads") or timm_configs.get_registered_args(model)["num_heads"]

@@ -14,7 +14,7 @@ from ..training.run import Run
 from ..writing import write_text_whole
 from .album import PICTURES, Album
 from .build import build_objective
-from .monitor import Health, Monitor, advise, evenly, verdict
+from .monitor import Health, Monitor, give_advice, judge, pick_evenly
 from .recipe import Recipe
 
 
@@ -68,13 +68,13 @@ class Pretraining(Run):
     def build_album(self, recipe: Any, images: Images) -> Album:
         """Build an album of images that the monitor chose, of many classes."""
         assert isinstance(self.monitor, Monitor)
-        chosen = [images[i] for i in evenly(self.monitor.held_out or self.monitor.train, PICTURES)]
+        chosen = [images[i] for i in pick_evenly(self.monitor.held_out or self.monitor.train, PICTURES)]
         return Album(self.out / "looks", chosen, recipe.model.img_size, self.encoder, self.engine.autocast)
 
     def verdict(self, now: Any, control: Any) -> str:
-        found, step, optim = verdict(now, control, self.recipe.model.start), max(self.log.health), self.recipe.optim
+        found, step, optim = judge(now, control, self.recipe.model.start), max(self.log.health), self.recipe.optim
         may_finish = optim.warmup_epochs * self.order.steps <= step < self.total and not optim.finish_updates
-        return found + advise(self.log.health) if may_finish else found
+        return found + give_advice(self.log.health) if may_finish else found
 
     def write_readme(self) -> None:
         write_readme(self.out / "README.md", self.recipe, self.data, self.order.count, self.log.health)
@@ -90,7 +90,7 @@ def write_readme(
     """Say what the run is, how it fares and what to do with it."""
     done = max(health, default=0)
     start = recipe.model.start
-    state = f"After update {done:,}: {verdict(health[done], health[0], start)}." if done else "Not yet watched."
+    state = f"After update {done:,}: {judge(health[done], health[0], start)}." if done else "Not yet watched."
     if recipe.optim.finish_updates:
         planned = round(recipe.optim.epochs * (images // recipe.optim.batch_size))
         state += (

@@ -16,7 +16,7 @@ from ..models.scott import SCOTT
 from ..training.plan import Drawing, Plan
 from ..training.processes import gather
 from .one_encoder import OneEncoder
-from .pooled import build_projector, draw_for, infonce, regularise
+from .pooled import build_projector, choose_draw, infonce, regularise
 from .recipe import Term
 
 
@@ -97,7 +97,7 @@ class VISReg(OneEncoder):
         super().__init__(PooledEncoder(encoder))
         self.comparison: Any = comparison  # several processes wrap it
         self.views_per_image, self.local_views = views_per_image, local_views
-        more = draw_for(comparison.term, comparison.projector[-1].out_features)
+        more = choose_draw(comparison.term, comparison.projector[-1].out_features)
         self.drawing = Drawing(EachView(views_per_image + local_views, colours, compiled), more=more)
 
     def inputs(self, crops: Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:

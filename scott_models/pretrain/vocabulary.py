@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.colours import normalize
 from ..data.loader import Crops
-from ..data.random_streams import key
+from ..data.random_streams import make_key
 from ..errors import DataError, needs_extra
 from ..progress import track
 from ..training.plan import Drawing
@@ -59,7 +59,7 @@ class Vocabulary(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not len(self.words):
             raise RuntimeError("vocabulary: expected words, found none; fill it first")
-        patches = patches_of(images, self.patch_size)
+        patches = cut_patches(images, self.patch_size)
         size = max(1, PIECE // len(self.words)) if images.device.type == "cpu" else patches.shape[0] * patches.shape[1]
         # In fp32 on a GPU too: the best words are near ties, and TF32 gave 2.6 % of real patches another, bf16 10 %.
         nearest = [(some @ self.words.T).argmax(dim=1) for some in patches.flatten(0, 1).split(size)]
@@ -76,7 +76,7 @@ class Vocabulary(nn.Module):
         """
         path, began = folder / FILE, any(folder.glob("checkpoints/step_*.pt"))
         made = f"{self.kind} {self.size} {self.seed} {self.patch_size} {crops.size} {crops.images.digest}"
-        words, theirs = read(path) if path.is_file() else (None, "")
+        words, theirs = read_words(path) if path.is_file() else (None, "")
         if words is not None and theirs != made and began:
             raise DataError(f"{path}: expected this run's words ({made}), found others ({theirs}); {ANEW}")
         if words is None or theirs != made:
@@ -89,7 +89,7 @@ class Vocabulary(nn.Module):
         self.words = words.to(self.words.device)
 
 
-def read(path: Path) -> tuple[Tensor, str]:
+def read_words(path: Path) -> tuple[Tensor, str]:
     """Words, and of what they were made."""
     try:
         with safe_open(path, "pt") as file:
@@ -98,7 +98,7 @@ def read(path: Path) -> tuple[Tensor, str]:
         raise DataError(f"{path}: expected this run's words, found a damaged file ({error}); {ANEW}") from error
 
 
-def patches_of(images: Tensor, patch_size: int) -> Tensor:
+def cut_patches(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, 3, H, W) -> their patches' pixels as vectors of length 1, row by row: (B, N, 3 p p)."""
     columns = F.unfold(images.float(), patch_size, stride=patch_size)
     return F.normalize(columns, dim=1).transpose(1, 2)
@@ -111,16 +111,16 @@ def make_words(crops: Crops, patch_size: int, kind: Kind, size: int, seed: int) 
     - kmeans: centres of such patches, by scikit-learn;
     - projection: random directions, so that a token is the largest of V random projections of a patch.
     """
-    generator = torch.Generator().manual_seed(int(key(seed, "words", 0)) >> 1)
+    generator = torch.Generator().manual_seed(int(make_key(seed, "words", 0)) >> 1)
     size = min(size, len(crops.images) * (crops.size // patch_size) ** 2)
     if kind == "projection":
         return F.normalize(torch.randn(size, 3 * patch_size**2, generator=generator), dim=1)
     wanted = size if kind == "patches" else PER_WORD * size
-    found = sampled(crops, patch_size, wanted, seed, generator)
-    return found if kind == "patches" else centres(found, size, seed)
+    found = sample_patches(crops, patch_size, wanted, seed, generator)
+    return found if kind == "patches" else find_centres(found, size, seed)
 
 
-def sampled(crops: Crops, patch_size: int, wanted: int, seed: int, generator: torch.Generator) -> Tensor:
+def sample_patches(crops: Crops, patch_size: int, wanted: int, seed: int, generator: torch.Generator) -> Tensor:
     """So many patches of random crops, no more of a crop than a few: (wanted, 3 p p)."""
     grid = (crops.size // patch_size) ** 2
     per_crop = min(PER_CROP, grid)
@@ -132,13 +132,13 @@ def sampled(crops: Crops, patch_size: int, wanted: int, seed: int, generator: to
     for batch in track(batches, "vocabulary", total=count, size=AT_ONCE):
         _, pixels = crops.__getitems__(batch)
         assert isinstance(pixels, Tensor)  # the objectives with words take one crop
-        patches = patches_of(normalize(pixels.float() / 255), patch_size).cpu()
+        patches = cut_patches(normalize(pixels.float() / 255), patch_size).cpu()
         which = torch.rand(len(batch), grid, generator=generator).argsort(dim=1)[:, :per_crop]
         found.append(patches.gather(1, which[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))
     return torch.cat(found)[:wanted]
 
 
-def centres(patches: Tensor, size: int, seed: int) -> Tensor:
+def find_centres(patches: Tensor, size: int, seed: int) -> Tensor:
     """Of `size` clusters of patches (n, P), as vectors of length 1."""
     print(f"k-means: {size} words of {len(patches):,} patches", file=sys.stderr)
     means = kmeans()(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)

@@ -46,7 +46,7 @@ class Accuracy:
         return cls(100 * right.double().mean().item(), top5, 100 * shares.mean().item())
 
 
-def confusion(scores: Tensor, labels: Tensor) -> Tensor:
+def count_confusions(scores: Tensor, labels: Tensor) -> Tensor:
     """How often each class is taken for which: scores (n, classes), labels int64 (n,) -> int64 (classes, classes).
 
     Rows are the true classes, columns the likeliest ones.
@@ -125,7 +125,7 @@ def logistic(
     return weight, bias - weight @ centre.double()
 
 
-def retrieval(features: Tensor, labels: Tensor) -> float:
+def score_retrieval(features: Tensor, labels: Tensor) -> float:
     """Mean average precision, in percent, of finding each image's class among all other images by cosine.
 
     Images whose class has no other are not asked for, but may be found.

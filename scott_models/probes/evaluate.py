@@ -22,12 +22,12 @@ from ..data.duplicates import Duplicates, find_duplicates
 from ..data.labelled import Labelled, find_labelled, find_labelled_unsplit
 from ..errors import DataError
 from ..models.scott import SCOTT
-from ..weights.local_dir import exportable
-from .classifiers import Accuracy, confusion, knn, retrieval, ridge
+from ..weights.local_dir import check_export_folder
+from .classifiers import Accuracy, count_confusions, knn, ridge, score_retrieval
 from .export import export_classifier
-from .features import load_model, npz, save
+from .features import check_npz_path, load_model, save_npz
 from .frozen import Cache, Frozen
-from .heads import AttentiveHead, Head, LinearHead, solve, taken
+from .heads import AttentiveHead, Head, LinearHead, select_features, solve_linear
 from .heads import train as train_heads
 from .pixel_cache import PixelCache
 
@@ -169,25 +169,25 @@ def probe(
             take, or a model without patches where an attentive probe is all that is asked for.
         WeightsError: a model that cannot be had.
     """
-    chosen = _seeds(seeds)
+    chosen = _check_seeds(seeds)
     if not kinds:
         raise DataError(f"probes: expected at least one of {[*KINDS]}, got none")
-    export = exportable(export) if export else None
+    export = check_export_folder(export) if export else None
     if export and not {*HEADS} & {*kinds}:
         raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
-    features = npz(features) if features else None
+    features = check_npz_path(features) if features else None
     trained, tested = find_labelled(train, test)
     copies = find_duplicates(trained.images, tested.images) if duplicates else None
     if copies is not None:
         print(f"duplicates: {copies}", file=sys.stderr)
     trained, tested = (replace(part, images=PixelCache(part.images)) for part in (trained, tested))
     scores, confusions = [], []
-    for label, models in _with_control(name, img_size, chosen, control):
+    for label, models in _list_models(name, img_size, chosen, control):
         results: dict[Kind, list[Accuracy]] = {}
         for model, its_seeds in models:
             frozen = Frozen(model, label, img_size)
             takes_any_head = isinstance(model, SCOTT)
-            possible = _possible(kinds, frozen)
+            possible = _select_kinds(kinds, frozen)
             if export and not takes_any_head and "linear" not in possible:
                 raise DataError(f"export: expected the linear probe too, the one head that {name} has a place for")
             setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
@@ -200,7 +200,7 @@ def probe(
             if label == name:
                 confusions += [Confusions.of(kind, matrix) for kind, matrix in outcome.confusions.items()]
             if features and label == name:
-                save(features, **setup.arrays(pooled, outcome.features))
+                save_npz(features, **setup.arrays(pooled, outcome.features))
             if export and label == name:
                 best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
                 size = frozen.config["input_size"]
@@ -234,17 +234,17 @@ def retrieve(
     labelled = find_labelled_unsplit(sources)
     images = PixelCache(labelled.images)
     rows = []
-    for label, models in _with_control(name, img_size, _seeds(seeds), control):
+    for label, models in _list_models(name, img_size, _check_seeds(seeds), control):
         found = []
         for model, _ in models:
             frozen = Frozen(model, label, img_size)
-            found.append(retrieval(frozen.pooled(images, "images"), labelled.labels))
+            found.append(score_retrieval(frozen.pooled(images, "images"), labelled.labels))
         spread = stdev(found) if len(found) > 1 else None
         rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(labelled.names)))
     return rows
 
 
-def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+def _check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     """List the seeds: those given, or as many from 0 on."""
     chosen = range(seeds) if isinstance(seeds, int) else [*seeds]
     if not chosen:
@@ -252,22 +252,22 @@ def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return chosen
 
 
-def _with_control(
+def _list_models(
     name: str, img_size: int | None, seeds: Sequence[int], control: bool
 ) -> Iterator[tuple[str, Iterable[tuple[nn.Module, Sequence[int]]]]]:
     """The model, then its control: each as its label, and models with the seeds they are probed with."""
     yield name, [(load_model(name, img_size=img_size), seeds)]
     if control:
-        yield f"{name} (random weights)", ((random_weights(name, img_size, seed), [seed]) for seed in seeds)
+        yield f"{name} (random weights)", ((make_random_weights(name, img_size, seed), [seed]) for seed in seeds)
 
 
-def random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:
+def make_random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:
     """The control: the same model as it is before any training."""
     torch.manual_seed(seed)
     return load_model(name, pretrained=False, img_size=img_size)
 
 
-def _possible(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
+def _select_kinds(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
     """Those for which the model has what they look at."""
     if frozen.has_patches or "attentive" not in kinds:
         return list(kinds)
@@ -326,7 +326,7 @@ class Setup:
                 torch.manual_seed(seed)
                 made = {kind: self._fresh(kind, frozen) for kind in kinds}
                 if cache and "linear" in made:
-                    solve(made["linear"], cache.pooled, labels, seed, f"{frozen.label}, linear")
+                    solve_linear(made["linear"], cache.pooled, labels, seed, f"{frozen.label}, linear")
                 by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
                 if by_gradient:
                     views = cache.views if cache else partial(frozen.views, images, seed=seed)
@@ -356,7 +356,7 @@ class Setup:
         for features in frozen.evaluated(self.tested.images, "test"):
             pooled.append(features[0])
             for place, head in heads.items():
-                logits[place].append(head(taken(head, *features)))
+                logits[place].append(head(select_features(head, *features)))
         test, labels = torch.cat(pooled).cpu(), self.tested.labels
         scores = {place: torch.cat(batches).cpu() for place, batches in logits.items()}
         for kind in self.kinds:
@@ -365,7 +365,7 @@ class Setup:
                 scores |= {(kind, seed): solved for seed in seeds}
         return Outcome(
             {kind: [Accuracy.of(scores[kind, seed], labels) for seed in seeds] for kind in self.kinds},
-            {kind: confusion(scores[kind, seeds[0]], labels) for kind in self.kinds},
+            {kind: count_confusions(scores[kind, seeds[0]], labels) for kind in self.kinds},
             test,
         )
 

@@ -84,17 +84,17 @@ def embed(
     """
     if batch_size < 1:
         raise DataError(f"batch_size: expected at least 1, got {batch_size}")
-    out = npz(out)
+    out = check_npz_path(out)
     paths = find_images(images)
-    features, patches = extract(on_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
+    features, patches = extract(to_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
     arrays: dict[str, Any] = {"names": np.array([str(path) for path in paths]), "features": features}
     if tokens:
         arrays["tokens"] = patches
-    save(out, **arrays)
+    save_npz(out, **arrays)
     return features.shape
 
 
-def npz(path: str | Path) -> Path:
+def check_npz_path(path: str | Path) -> Path:
     """The path of a file of arrays that can be written: ask before what takes long.
 
     Raises:
@@ -106,7 +106,7 @@ def npz(path: str | Path) -> Path:
     return path
 
 
-def save(path: Path, **arrays: Any) -> None:
+def save_npz(path: Path, **arrays: Any) -> None:
     """Write an .npz file, whole or not at all."""
     with written_whole(path) as beside:
         np.savez(beside, **arrays)
@@ -135,7 +135,7 @@ def extract(
         DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
     """
     pooled, patches = [], []
-    for features, of_patches in evaluated(model, images, img_size, batch_size, what):
+    for features, of_patches in compute_features(model, images, img_size, batch_size, what):
         pooled.append(features.cpu())
         if tokens:
             if of_patches is None:
@@ -144,25 +144,25 @@ def extract(
     return torch.cat(pooled).numpy(), torch.cat(patches).numpy() if tokens else None
 
 
-def evaluated(
+def compute_features(
     model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
 ) -> Iterator[Features]:
     """`forward` of images in their order, through the evaluation transform, batch by batch."""
-    for batch in evaluation_batches(model, images, img_size, batch_size, what):
-        yield forward(model, batch)
+    for batch in load_evaluation_batches(model, images, img_size, batch_size, what):
+        yield forward_features(model, batch)
 
 
-def evaluation_batches(
+def load_evaluation_batches(
     model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
 ) -> Iterator[Tensor]:
     """Images (B, 3, H, W) in their order, through the model's evaluation transform."""
-    transform = create_transform(**transform_config(model, img_size))
+    transform = create_transform(**resolve_transform_config(model, img_size))
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     batches = load_batches(chunks, lambda image: transform(load_image(image)), torch.stack)
     return track(batches, what, total=len(images), size=batch_size)
 
 
-def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
+def make_evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
     """Return a model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
 
     timm resizes and cuts images of bytes, then divides by 255 and normalises, so bytes that are kept lose nothing.
@@ -177,13 +177,13 @@ def evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] |
     return lambda image: pil_to_tensor(cut(image))
 
 
-def scaled(crops: Tensor) -> Tensor:
+def scale(crops: Tensor) -> Tensor:
     """Scale bytes (B, 3, H, W) to [0, 1] in fp32: divide by 255, not multiply by a GPU's rounded 1 / 255."""
     return crops.float() / torch.full((), 255.0, device=crops.device)
 
 
 @torch.no_grad()
-def forward(model: nn.Module, images: Tensor) -> Features:
+def forward_features(model: nn.Module, images: Tensor) -> Features:
     """Images (B, 3, H, W) -> what the model pools them to (B, D), and its patch tokens (B, N, D) or None; fp32."""
     images = images.to(next(model.parameters()).device, memory_format=torch.channels_last)
     maps = model.forward_features(images)
@@ -191,7 +191,7 @@ def forward(model: nn.Module, images: Tensor) -> Features:
     return pooled, maps[:, getattr(model, "num_prefix_tokens", 0) :].float() if maps.ndim == 3 else None
 
 
-def transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
+def resolve_transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
     """timm's description of how images become a model's input: size, mean, std, interpolation, crop."""
     config = resolve_model_data_config(model, {"img_size": img_size} if img_size else {})
     if (channels := config["input_size"][0]) != 3:
@@ -200,6 +200,6 @@ def transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
-def on_device(model: nn.Module) -> nn.Module:
+def to_device(model: nn.Module) -> nn.Module:
     """The model on the GPU, if there is one, its maps channels last."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.colours import Colours, coloured, normalize
-from ..data.crops import random_crops, random_crops_on_device
+from ..data.colours import Colours, change_colours, normalize
+from ..data.crops import make_random_crops, make_random_crops_on_device
 from ..data.memory import choose_place
 from ..data.parallel import load_batches
-from ..data.random_streams import Draws, key
+from ..data.random_streams import Draws, make_key
 from ..data.sources import Row
 from ..errors import DataError
 from ..progress import track
-from .features import Features, evaluation_batches, forward, on_device, scaled, transform_config
+from .features import Features, forward_features, load_evaluation_batches, resolve_transform_config, scale, to_device
 from .pixel_cache import PixelCache
 
 BATCH = 64
@@ -36,11 +36,11 @@ class Frozen:
     """
 
     def __init__(self, model: nn.Module, label: str, img_size: int | None = None) -> None:
-        self.model, self.label, self.img_size = on_device(model), label, img_size
-        self.config = transform_config(model, img_size)
+        self.model, self.label, self.img_size = to_device(model), label, img_size
+        self.config = resolve_transform_config(model, img_size)
         self.size: int = self.config["input_size"][-1]
         try:
-            pooled, patches = forward(self.model, torch.zeros(1, *self.config["input_size"]))
+            pooled, patches = forward_features(self.model, torch.zeros(1, *self.config["input_size"]))
         except (AssertionError, RuntimeError, ValueError) as error:  # timm's, torch's and our ways to refuse a shape
             raise DataError(f"{label}: cannot take images of {self.size} x {self.size} pixels ({error})") from error
         if not pooled.isfinite().all():
@@ -67,10 +67,10 @@ class Frozen:
         what = f"{self.label}, {what}"
         crops = images.crops(self.config, BATCH, self.device, what) if isinstance(images, PixelCache) else None
         if crops is None:  # nobody else to keep them for, or of a kind that bytes cannot hold
-            yield from evaluation_batches(self.model, images, self.img_size, BATCH, what)
+            yield from load_evaluation_batches(self.model, images, self.img_size, BATCH, what)
             return
         for some in crops:
-            yield normalize(scaled(some.to(self.device)), self.config["mean"], self.config["std"])
+            yield normalize(scale(some.to(self.device)), self.config["mean"], self.config["std"])
 
     def require_squares(self) -> None:
         """Ask before what takes long.
@@ -96,21 +96,21 @@ class Frozen:
     def _views(self, images: PixelCache, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         mean, std = self.config["mean"], self.config["std"]
         for places, draws, crops in self._crops(images, pieces, seed):
-            yield places[:, 1], coloured(crops.to(self.device), Colours.draw(draws), mean=mean, std=std)
+            yield places[:, 1], change_colours(crops.to(self.device), Colours.draw(draws), mean=mean, std=std)
 
     def _crops(self, images: PixelCache, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Draws, Tensor]]:
         """Yield random crops, uint8 (B, 3, size, size), of batches of places, and the draws left for colours."""
-        on_device = images.on(self.device, BATCH, f"{self.label}, decoding")
-        if on_device is not None:
+        on_gpu = images.on(self.device, BATCH, f"{self.label}, decoding")
+        if on_gpu is not None:
             for places in pieces:
-                draws = _draws(places, seed)
-                yield places, draws, random_crops_on_device(on_device, places[:, 1].tolist(), self.size, draws)
+                draws = _make_draws(places, seed)
+                yield places, draws, make_random_crops_on_device(on_gpu, places[:, 1].tolist(), self.size, draws)
             return
 
         def cut(loaded: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Draws, Tensor]:
             places = torch.stack([place for place, _ in loaded])
-            draws = _draws(places, seed)
-            return places, draws, random_crops([image for _, image in loaded], self.size, draws)
+            draws = _make_draws(places, seed)
+            return places, draws, make_random_crops([image for _, image in loaded], self.size, draws)
 
         chunks = (list(places) for places in pieces)
         yield from load_batches(chunks, lambda place: (place, images.decoded(int(place[1]))), cut)
@@ -132,9 +132,9 @@ class Frozen:
             finite.clear()
 
         for which, batch in batches:
-            features = forward(self.model, batch)
+            features = forward_features(self.model, batch)
             indices.append(which)
-            finite.append(torch.stack([_finite(part) for part in features if part is not None]).all(dim=0))
+            finite.append(torch.stack([_check_finite(part) for part in features if part is not None]).all(dim=0))
             yield features
             if sum(map(len, indices)) >= len(images):
                 look()
@@ -177,11 +177,11 @@ class Cache:
         if patches:
             assert frozen.patch_shape is not None
             shape = (views + 1, len(images), *frozen.patch_shape)
-            self.patches = empty_fp16(shape, frozen.device, Path(folder) / "patches.npy")
+            self.patches = make_fp16_buffer(shape, frozen.device, Path(folder) / "patches.npy")
             self.device = self.patches.device
         self.pooled = torch.empty(views + 1, len(images), frozen.dim, device=self.device)
         self._overflown = torch.zeros(len(images), dtype=torch.bool, device=frozen.device)
-        chunks = [places for view in range(views + 1) for places in _places(view, len(images)).split(BATCH)]
+        chunks = [places for view in range(views + 1) for places in _stack_places(view, len(images)).split(BATCH)]
         firsts = len(chunks) // (views + 1)
         shown = track(chunks[firsts:], f"{frozen.label}, views", total=views * len(images), size=BATCH)
         features = chain(frozen.evaluated(images, "train"), frozen.views(images, shown, seed=0))
@@ -210,7 +210,7 @@ class Cache:
             yield pooled.index_select(0, rows), None if patches is None else patches.index_select(0, rows)
 
 
-def empty_fp16(shape: tuple[int, ...], device: torch.device, file: Path) -> Tensor:
+def make_fp16_buffer(shape: tuple[int, ...], device: torch.device, file: Path) -> Tensor:
     """Allocate a tensor on the device if it fits into its share of free memory, else in RAM, else in a mapped file."""
     place = choose_place(2 * math.prod(shape), device)
     if place is not None:
@@ -218,15 +218,15 @@ def empty_fp16(shape: tuple[int, ...], device: torch.device, file: Path) -> Tens
     return torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.float16, shape))
 
 
-def _places(epoch: int, count: int) -> Tensor:
+def _stack_places(epoch: int, count: int) -> Tensor:
     """List the places of all images in an epoch: int64 (count, 2)."""
     return torch.stack([torch.full((count,), epoch), torch.arange(count)], dim=1)
 
 
-def _draws(places: Tensor, seed: int) -> Draws:
-    return Draws.keyed(key(seed, "probe"), *places.unbind(1))
+def _make_draws(places: Tensor, seed: int) -> Draws:
+    return Draws.keyed(make_key(seed, "probe"), *places.unbind(1))
 
 
-def _finite(features: Tensor) -> Tensor:
+def _check_finite(features: Tensor) -> Tensor:
     """Tell of each image whether all its numbers are finite: (B, ...) -> bool (B,)."""
     return features.isfinite().flatten(1).all(dim=1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.device import moved
+from ..data.device import copy_to_device
 from ..data.labelled import hold_out
 from ..data.order import Order
 from ..errors import TrainingError
@@ -36,7 +36,7 @@ class LinearHead(nn.Sequential):
     takes_patches = False
 
     def __init__(self, dim: int, classes: int, *, norm: bool = True) -> None:
-        super().__init__(nn.LayerNorm(dim) if norm else nn.Identity(), classifier(dim, classes))
+        super().__init__(nn.LayerNorm(dim) if norm else nn.Identity(), make_classifier(dim, classes))
 
 
 class AttentiveHead(nn.Sequential):
@@ -45,13 +45,13 @@ class AttentiveHead(nn.Sequential):
     takes_patches = True
 
     def __init__(self, dim: int, classes: int) -> None:
-        super().__init__(AttentivePool(dim), classifier(dim, classes))
+        super().__init__(AttentivePool(dim), make_classifier(dim, classes))
 
 
 Head = LinearHead | AttentiveHead
 
 
-def classifier(dim: int, classes: int) -> nn.Linear:
+def make_classifier(dim: int, classes: int) -> nn.Linear:
     """The last layer of a head: truncated-normal weights of spread 0.02, no bias yet."""
     linear = nn.Linear(dim, classes)
     draw_normal(linear.weight, 0.02)
@@ -90,11 +90,11 @@ def train(
     for step, (pooled, patches) in enumerate(batches, 1):
         epoch, place = divmod(step - 1, order.steps)
         if place == 0:
-            wanted = on(device, labels[list_epoch_places(order, epoch, labels.device)[..., 1]])
+            wanted = to_device(device, labels[list_epoch_places(order, epoch, labels.device)[..., 1]])
         for i, (head, optimizer) in enumerate(zip(heads, optimizers)):
             set_schedules(optim, optimizer, step, Course(total), order.steps)
-            seen = taken(head, pooled, patches)
-            with few_threads(seen):
+            seen = select_features(head, pooled, patches)
+            with limit_threads(seen):
                 loss = F.cross_entropy(head(seen), wanted[place])
                 loss.backward()
                 skipped[i] += apply_gradients(optimizer, loss)[1]
@@ -116,7 +116,7 @@ def train(
 
 
 @contextmanager
-def few_threads(features: Tensor) -> Iterator[None]:
+def limit_threads(features: Tensor) -> Iterator[None]:
     """Let torch use one thread inside, for features of a CPU, unless they are more than FEW numbers.
 
     Threads wait for each other at each of a step's hundred small operations. Beside other work on the same two cores
@@ -136,22 +136,22 @@ def few_threads(features: Tensor) -> Iterator[None]:
 def list_epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
     """List all places of an epoch, moved at once: int64 (steps, B, 2)."""
     steps = range(epoch * order.steps + 1, (epoch + 1) * order.steps + 1)
-    return on(device, torch.tensor([order.of_update(step) for step in steps]))
+    return to_device(device, torch.tensor([order.of_update(step) for step in steps]))
 
 
-def taken(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
+def select_features(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
     """Select the features of a batch that a head looks at, in fp32 on its device."""
     features = patches if head.takes_patches else pooled
     assert features is not None
-    return on(head[1].weight.device, features).float()
+    return to_device(head[1].weight.device, features).float()
 
 
-def on(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """Move a tensor to a device; from a CPU without waiting for what the device is doing."""
-    return tensor if tensor.device == device else moved(tensor, device)
+    return tensor if tensor.device == device else copy_to_device(tensor, device)
 
 
-def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: str = "") -> float:
+def solve_linear(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: str = "") -> float:
     """Fill a head with the logistic regression of some views of every image: features (views, M, D), labels (M,).
 
     Its strength is the one of INVERSE_STRENGTHS that is best on the first view of a fifth of the images, of each class
@@ -182,7 +182,7 @@ def solve(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: s
     strengths: Iterable[float] = INVERSE_STRENGTHS
     if what:
         strengths = track(strengths, what, total=len(INVERSE_STRENGTHS), unit="fits")
-    with few_threads(features):
+    with limit_threads(features):
         best = max(strengths, key=top1) if held_out.any() else 1.0
         weight, bias = fit(torch.ones_like(held_out), best)
     with torch.no_grad():

@@ -13,10 +13,10 @@ from ..data.labelled import Labelled, find_labelled
 from ..errors import DataError, needs_extra
 from ..progress import track
 from .classifiers import NEIGHBOURS, Accuracy, knn
-from .evaluate import random_weights
+from .evaluate import make_random_weights
 from .features import load_model
 from .frozen import Frozen
-from .heads import LinearHead, solve
+from .heads import LinearHead, solve_linear
 from .pixel_cache import PixelCache
 
 
@@ -36,7 +36,7 @@ class Point:
     draws: int
 
 
-def label_efficiency(
+def measure_label_efficiency(
     names: Sequence[str],
     train: Sequence[str | Path],
     test: Sequence[str | Path],
@@ -65,7 +65,7 @@ def label_efficiency(
     trained, tested = find_labelled(train, test)
     models = {name: load_model(name, img_size=img_size) for name in names}
     if control:
-        models[f"{names[0]} (random weights)"] = random_weights(names[0], img_size, 0)
+        models[f"{names[0]} (random weights)"] = make_random_weights(names[0], img_size, 0)
     kept = PixelCache(trained.images), PixelCache(tested.images)
     features = {}
     for label, model in models.items():
@@ -77,10 +77,10 @@ def label_efficiency(
     wanted.append((int(counts.max()), 0))
     found: dict[tuple[str, str, float], list[float]] = {}
     for count, draw in track(wanted, "curve", total=len(wanted), unit="draws"):
-        chosen = drawn(trained.labels, count, draw)
+        chosen = sample_few(trained.labels, count, draw)
         images = len(chosen) / len(trained.names)
         for label, (of_train, of_test) in features.items():
-            each = accuracies(of_train[chosen], trained.only(chosen), of_test, tested, count, draw)
+            each = compute_accuracies(of_train[chosen], trained.only(chosen), of_test, tested, count, draw)
             for probe, top1 in each.items():
                 found.setdefault((label, probe, images), []).append(top1)
     return [
@@ -89,21 +89,21 @@ def label_efficiency(
     ]
 
 
-def drawn(labels: Tensor, count: int, seed: int) -> Tensor:
+def sample_few(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices of `count` images of every class, or all of one that has fewer: labels (M,) -> int64 (k,), sorted."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = [order[labels[order] == name][:count] for name in labels.unique()]
     return torch.cat(chosen).sort().values
 
 
-def accuracies(
+def compute_accuracies(
     features: Tensor, trained: Labelled, test: Tensor, tested: Labelled, count: int, seed: int
 ) -> dict[str, float]:
     """Top-1 % of the two probes."""
     classes = len(trained.names)
     votes = knn(features, trained.labels, test, classes, min(NEIGHBOURS, count))
     head = LinearHead(features.shape[1], classes)
-    solve(head, features[None], trained.labels, seed)
+    solve_linear(head, features[None], trained.labels, seed)
     with torch.no_grad():
         logits = head(test)
     return {name: Accuracy.of(scores, tested.labels).top1 for name, scores in (("knn", votes), ("linear", logits))}
@@ -115,7 +115,7 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     Raises:
         DataError: as `blank_picture`.
     """
-    figure = blank_picture(file)
+    figure = check_picture(file)
     axes = figure.subplots()
     models = list(dict.fromkeys(point.model for point in points))
     for model in models:
@@ -141,7 +141,7 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def blank_picture(file: Path) -> Any:
+def check_picture(file: Path) -> Any:
     """A matplotlib figure that can be saved as `file`: ask before what takes long.
 
     Raises:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data.decoded import Images
-from ..data.memory import choose_place, room
+from ..data.memory import choose_place, find_room
 from ..data.parallel import load_batches
 from ..data.sources import Row, Sample, load_image
 from ..progress import track
-from .features import evaluation_crop
+from .features import make_evaluation_crop
 
 
 class PixelCache(Sequence[Path | Row]):
@@ -59,7 +59,7 @@ class PixelCache(Sequence[Path | Row]):
         Returns:
             None, if the transform is of a kind whose crops are no bytes.
         """
-        cut = evaluation_crop(config)
+        cut = make_evaluation_crop(config)
         if cut is None:
             return None
         by_mean = ("mean", "std") if config.get("crop_mode") != "border" else ()  # timm fills borders with the mean
@@ -92,7 +92,7 @@ class PixelCache(Sequence[Path | Row]):
         pixels = pil_to_tensor(load_image(self.images[index]))
         with self._lock:
             if self._room is None:
-                self._room = room(torch.device("cpu"))
+                self._room = find_room(torch.device("cpu"))
             if pixels.nbytes <= self._room and index not in self._decoded:
                 self._room -= pixels.nbytes
                 self._decoded[index] = pixels
@@ -112,7 +112,7 @@ class PixelCache(Sequence[Path | Row]):
         return self._on_device[device]
 
     def _moved(self, device: torch.device, batch: int, what: str) -> Images | None:
-        limit, total = room(device), 0
+        limit, total = find_room(device), 0
         chunks = [range(start, min(start + batch, len(self))) for start in range(0, len(self), batch)]
         sizes = np.zeros((len(self), 2), dtype=np.int64)
         decoded = track(load_batches(chunks, self.decoded, list), what, total=len(self), size=batch)

@@ -4,9 +4,9 @@ Nothing here is needed to use or to train a model.
 """
 
 from .authors_checkpoints import convert, load_predictor
-from .card import card
-from .entry import entry_of_run
+from .card import make_card
+from .entry import make_entry
 from .offline import download
 from .upload import publish
 
-__all__ = ["card", "convert", "download", "entry_of_run", "load_predictor", "publish"]
+__all__ = ["convert", "download", "load_predictor", "make_card", "make_entry", "publish"]

@@ -20,8 +20,8 @@ from ..errors import WeightsError
 from ..models.scott import MODELS
 from ..pretrain.predictor import Predictor
 from ..weights import local_dir
-from ..weights.authors_keys import convert_reference, convert_reference_predictor, without_shared_prefix
-from ..weights.local_dir import exportable
+from ..weights.authors_keys import convert_reference, convert_reference_predictor, drop_shared_prefix
+from ..weights.local_dir import check_export_folder
 
 
 def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = None) -> Path:
@@ -34,13 +34,13 @@ def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = 
         WeightsError: a file that is no such checkpoint, or an unknown number of heads.
         DataError: an `out` that holds anything but an earlier conversion.
     """
-    checkpoint, folder = Path(checkpoint), exportable(out)
+    checkpoint, folder = Path(checkpoint), check_export_folder(out)
     state = _read(checkpoint)
     heads = _heads(checkpoint.with_name("config.yaml")) if num_heads is None else num_heads
     if heads < 1:
         raise WeightsError(f"num_heads: expected at least 1, got {heads}")
     try:
-        state = without_shared_prefix(state)
+        state = drop_shared_prefix(state)
         if any(name.startswith("tokenizer.") for name in state):
             return weights.export(_encoder(state, heads), folder, dtype=torch.float32)
         return _save_predictor(state, heads, folder)
@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise WeightsError(f"{path}: expected a state_dict, names and tensors, found {type(state).__name__}")
-    if names := local_dir.infinite(state):
+    if names := local_dir.find_non_finite(state):
         raise WeightsError(f"{path}: expected finite numbers, found others in {names[:3]}; the training failed")
     return dict(state)
 
@@ -119,7 +119,7 @@ def _save_predictor(state: dict[str, Tensor], heads: int, folder: Path) -> Path:
     settings["encoder_depth"] = 1  # which only fresh weights would depend on
     tensors = convert_reference_predictor(state)
     Predictor(**settings).load_state_dict(tensors)
-    with local_dir.replaced(folder) as partial:
+    with local_dir.folder_written_whole(folder) as partial:
         (partial / "model.safetensors").write_bytes(save(tensors))
         (partial / "config.json").write_text(json.dumps({"predictor": settings}, indent=2) + "\n")
     return folder

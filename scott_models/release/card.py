@@ -36,7 +36,7 @@ SCORED = {
 PROBES = {"knn": "kNN", "ridge": "ridge", "linear": "linear", "attentive": "attentive"}
 
 
-def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = False) -> str:
+def make_card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = False) -> str:
     """The model card, README.md of the release, with the metadata the Hub reads.
 
     Args:
@@ -53,7 +53,7 @@ def card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = Fal
     made = f" An {entry['head']} probe on top names {len(classes)} classes." if classes else ""
     gives = f"logits (B, {len(classes)}), of model.pretrained_cfg['label_names']" if classes else "(B, 384)"
     return f"""---
-{metadata(tag, entry)}
+{make_metadata(tag, entry)}
 ---
 
 # {tag}
@@ -68,7 +68,7 @@ model = timm.create_model("{name or tag}", pretrained=True)
 model.eval()(images)  # (B, {channels}, {size}, {size}) -> {gives}
 ```
 
-{SHOWN if picture else ""}{table(entry)}
+{SHOWN if picture else ""}{make_table(entry)}
 
 - **Data:** {entry["data"]}; {entry["data_terms"]}.{seen}
 - **Training:** recipe `{entry["recipe"]}`, {epochs}, {entry["images_seen"]:,} images, seed
@@ -80,7 +80,7 @@ model.eval()(images)  # (B, {channels}, {size}, {size}) -> {gives}
 """
 
 
-def table(entry: Entry) -> str:
+def make_table(entry: Entry) -> str:
     """The scores, a row for each thing that was scored, and how."""
     scores = entry["scores"]
     probes = [probe for probe in PROBES if any(name.split("_")[0] == probe for name in scores)]
@@ -97,7 +97,7 @@ def table(entry: Entry) -> str:
     return "\n".join(lines).replace(" --- ", "---") + f"\n\nProtocol: {entry['protocol']}."
 
 
-def metadata(tag: str, entry: Entry) -> str:
+def make_metadata(tag: str, entry: Entry) -> str:
     """The card's YAML, with the scores as the Hub's `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..pretrain.recipe import Recipe
-from ..training.run_folder import exported, minutes_of
+from ..training.run_folder import count_minutes, find_exported_encoder
 from ..weights import files, local_dir, timm_configs
 from ..weights.entries import RULES, Entry
 from .card import PAPER_PIXELS
@@ -38,7 +38,7 @@ def is_pretraining(folder: Path) -> bool:
         return False
 
 
-def entry_of_run(
+def make_entry(
     run: Path,
     *,
     license: str,
@@ -61,34 +61,34 @@ def entry_of_run(
     file = run / "export" / "model.safetensors"
     if not file.is_file():
         raise WeightsError(f"{run}: expected a run that has ended, found no {file}; go on with it by --resume")
-    with local_dir.reading(run / "environment.json", "what pretraining wrote") as path:
+    with local_dir.read_record(run / "environment.json", "what pretraining wrote") as path:
         start = json.loads(path.read_text())[-1]
-        names = list(dict.fromkeys(source_name(str(source)) for source in start["data"]))
+        names = list(dict.fromkeys(name_source(str(source)) for source in start["data"]))
         data = data or f"{start['images']:,} images of {', '.join(names)}"
-        export = exported(start)
+        export = find_exported_encoder(start)
         hardware = start["gpu"] or f"{start['cpus']} CPU cores"
         versions = {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")}
-    with local_dir.reading(run / "metrics.jsonl", "what pretraining wrote") as path:
+    with local_dir.read_record(run / "metrics.jsonl", "what pretraining wrote") as path:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         steps = [line["step"] for line in lines if "loss" in line][-1]
-        minutes = minutes_of(lines, recipe.optim.batch_size)
-        measured, protocol = watched(lines, recipe)
+        minutes = count_minutes(lines, recipe.optim.batch_size)
+        measured, protocol = read_monitor_scores(lines, recipe)
     if scores:
-        measured, protocol = probed(scores, run, recipe.model.img_size)
+        measured, protocol = read_probe_scores(scores, run, recipe.model.img_size)
     entry: Entry = {
         "repository": None,
         "revision": None,
         "file": file.name,
         "sha256": files.sha256(file),
         "bytes": file.stat().st_size,
-        "dtype": dtype_of(file),
+        "dtype": find_dtype(file),
         "encoder": export,
         "input_size": [3, recipe.model.img_size, recipe.model.img_size],
         "data": data,
         "datasets": sorted({name.lower() for name in names}),
         "data_terms": data_terms,
         "license": license,
-        "recipe": name_of(recipe) + (f", from {start_of(recipe)}" if recipe.model.init else ""),
+        "recipe": name_recipe(recipe) + (f", from {name_start(recipe)}" if recipe.model.init else ""),
         "epochs": round(lines[-1]["epoch"], 2) if recipe.optim.finish_updates else recipe.optim.epochs,
         "images_seen": steps * recipe.optim.batch_size,
         "seed": recipe.run.seed,
@@ -100,27 +100,27 @@ def entry_of_run(
     }
     if recipe.objective.full_name != "mimjepa":
         entry["objective"] = recipe.objective.full_name
-    check_told(file.parent, recipe.model.name, entry)
+    check_entry(file.parent, recipe.model.name, entry)
     return entry
 
 
-def check_told(folder: Path, model: str, entry: Entry) -> None:
+def check_entry(folder: Path, model: str, entry: Entry) -> None:
     """What an entry says of a model's weights is so by their configuration, and its name and head alone build it.
 
     Raises:
         WeightsError: another architecture, type or size, another head or other classes; settings that no entry holds,
             such as the number of heads.
     """
-    with local_dir.reading(folder / "config.json", "the configuration of an export") as path:
+    with local_dir.read_record(folder / "config.json", "the configuration of an export") as path:
         config = json.loads(path.read_text())
         found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
-        found |= {"dtype": dtype_of(folder / entry["file"]), "label_names": config.get("label_names", [])}
+        found |= {"dtype": find_dtype(folder / entry["file"]), "label_names": config.get("label_names", [])}
         says = {"architecture": model, **{name: entry.get(name, []) for name in ("input_size", "dtype", "label_names")}}
         if wrong := {name: value for name, value in says.items() if value != found[name]}:
             raise WeightsError(
                 f"{folder}: expected what its entry says, {wrong}, found { ({n: found[n] for n in wrong}) }"
             )
-        own = timm_configs.registered_args(model, entry.get("head"))
+        own = timm_configs.get_registered_args(model, entry.get("head"))
         args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_ARGS}
         if other := {name: value for name, value in args.items() if value != own.get(name)}:
             raise WeightsError(
@@ -129,7 +129,7 @@ def check_told(folder: Path, model: str, entry: Entry) -> None:
             )
 
 
-def source_name(source: str) -> str:
+def name_source(source: str) -> str:
     """What a source of images is called: never where it is on somebody's disk.
 
     "/data/photos" and "/data/photos/train" -> "photos"; "flowers102:downloads" -> "flowers102"; "hf:org/name" ->
@@ -144,12 +144,12 @@ def source_name(source: str) -> str:
     return next((part for part in reversed(parts) if part not in ("train", "val", "test")), "images")
 
 
-def start_of(recipe: Recipe) -> str:
+def name_start(recipe: Recipe) -> str:
     """What a run started from, without where that is; empty for random weights."""
     return Path(recipe.model.init.removeprefix("local-dir:")).name
 
 
-def name_of(recipe: Recipe) -> str:
+def name_recipe(recipe: Recipe) -> str:
     """The package's own recipe that a run was made with, and up to three changes; "recipe.toml" where it was others."""
     same_precision = [f"run.precision={recipe.run.precision}"]  # which "auto" chose
     settings = recipe.flat()
@@ -162,7 +162,7 @@ def name_of(recipe: Recipe) -> str:
     return " ".join([name, *changes[name]]) if len(changes[name]) <= MOST_CHANGES else "recipe.toml"
 
 
-def watched(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:
+def read_monitor_scores(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:
     """Scores and protocol of a run's monitor, its last look beside its first; none without labels."""
     looks = [line["monitor"] for line in lines if "monitor" in line]
     scores: dict[str, float] = {}
@@ -172,13 +172,13 @@ def watched(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, 
     return scores, MONITORED.format(images=recipe.monitor.images, scored=scored) if scores else "not measured"
 
 
-def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]:
+def read_probe_scores(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]:
     """Scores and protocol of a report that `scott probe --json` printed of a run.
 
     Raises:
         WeightsError: another file, or a report of another model or size.
     """
-    with local_dir.reading(path, "what `scott probe --json` prints"):
+    with local_dir.read_record(path, "what `scott probe --json` prints"):
         report = json.loads(path.read_text())
         rows = report["scores"]
         model, size, seeds = (rows[0][name] for name in ("model", "img_size", "seeds"))
@@ -194,7 +194,7 @@ def probed(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]
         return scores, f"scott probe, protocol {report['protocol']}, {size} px, {counts}, seeds: {seeds}; top-1 %"
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
     """What a safetensors file holds.
 
     Raises:
@@ -204,18 +204,18 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except Exception as error:  # safetensors has one class of error, which its stubs do not name
         raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
-    if names := local_dir.infinite(tensors):
+    if names := local_dir.find_non_finite(tensors):
         raise WeightsError(f"{file}: expected finite numbers, found others in {names[:3]}; the training failed")
     return tensors
 
 
-def dtype_of(file: Path) -> str:
+def find_dtype(file: Path) -> str:
     """The type of all tensors of a safetensors file, in torch's words.
 
     Raises:
         WeightsError: as `tensors_of`, or several types.
     """
-    found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors_of(file).values()})
+    found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in load_tensors(file).values()})
     if len(found) != 1 or found[0] not in DTYPES:
         raise WeightsError(f"{file}: expected tensors of one type, of {DTYPES}, found {found}")
     return found[0]

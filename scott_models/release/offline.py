@@ -12,13 +12,13 @@ from .. import weights
 from ..errors import WeightsError
 from ..models.scott import MODELS
 from ..weights import files, hub, local_dir, timm_configs
-from ..weights.entries import Entry, entry_of
-from .card import PICTURE, card
+from ..weights.entries import Entry, get_entry
+from .card import PICTURE, make_card
 
 
-def tag_of(name: str) -> str:
+def find_tag(name: str) -> str:
     """A model's default tag; anything else as it is."""
-    return next(iter(timm_configs.tags_of(name)), name)
+    return next(iter(timm_configs.list_tags(name)), name)
 
 
 def download(tag: str, folder: str | Path | None = None) -> Path:
@@ -30,7 +30,7 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
     Raises:
         WeightsError: weights that are unknown or cannot be had, whole.
     """
-    entry = entry_of(tag)
+    entry = get_entry(tag)
     if folder is None:
         return weights.resolve(tag)
     if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
@@ -41,32 +41,37 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
             _obtain(tag, entry, Path(partial)).replace(target)
     _write_config(model, entry, target)
-    pictures = [folder / tag / PICTURE for folder in files.folders()]
+    pictures = [folder / tag / PICTURE for folder in files.list_folders()]
     if picture := next((path for path in pictures if os.path.isfile(path)), None):
         target.with_name(PICTURE).write_bytes(picture.read_bytes())
-    target.with_name("README.md").write_text(card(tag, entry, picture=picture is not None))
+    target.with_name("README.md").write_text(make_card(tag, entry, picture=picture is not None))
     return target
 
 
 def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
     """A verified file in the folder `partial`: a copy of one that is here, or else from the Hub."""
-    here = [folder / tag / entry["file"] for folder in files.folders()]
-    here += [path] if (path := hub.cached(entry)) else []
+    here = [folder / tag / entry["file"] for folder in files.list_folders()]
+    here += [path] if (path := hub.find_cached(entry)) else []
     for path in here:
         if files.is_released(path, entry):
             copy = Path(shutil.copyfile(path, partial / entry["file"]))
-            return files.verified(copy, tag, entry, "try again")
+            return files.verify(copy, tag, entry, "try again")
     if entry["repository"] is None:
         return weights.resolve(tag)  # which says that it is nowhere
-    return files.from_hub(tag, entry, files.verified, cache_dir=partial).resolve()
+    return files.fetch_checked(tag, entry, files.verify, cache_dir=partial).resolve()
 
 
 def _write_config(model: str, entry: Entry, file: Path) -> None:
     with safe_open(file, framework="pt") as tensors:
         has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- no dictionary
     channels, *size = entry["input_size"]
-    args = {"in_chans": channels, "img_size": size, "use_mask_token": has_mask_token, **timm_configs.head_args(entry)}
+    args = {
+        "in_chans": channels,
+        "img_size": size,
+        "use_mask_token": has_mask_token,
+        **timm_configs.get_head_args(entry),
+    }
     made = timm.create_model(model, device="meta", **args)
     local_dir.write_config(
-        made, file.with_name("config.json"), local_dir.model_args(made), entry.get("label_names", ())
+        made, file.with_name("config.json"), local_dir.get_model_args(made), entry.get("label_names", ())
     )

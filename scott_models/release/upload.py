@@ -13,10 +13,21 @@ from ..data.sources import load_image
 from ..errors import UserError, WeightsError
 from ..pretrain.recipe import Recipe
 from ..weights import hub
-from ..weights.entries import PACKAGE, PATH, RULES, TAG, Entry, checked, entries_in, entry_of, manifest, write_entry
-from ..weights.files import verified
-from .card import PICTURE, card
-from .entry import check_told, entry_of_run, is_pretraining, start_of, tensors_of
+from ..weights.entries import (
+    PACKAGE,
+    PATH,
+    RULES,
+    TAG,
+    Entry,
+    get_entry,
+    manifest,
+    read_entries,
+    validate_entry,
+    write_entry,
+)
+from ..weights.files import verify
+from .card import PICTURE, make_card
+from .entry import check_entry, is_pretraining, load_tensors, make_entry, name_start
 
 LAYOUT = ("config.json", "model.safetensors")  # what timm and transformers read
 CHECKOUTS = PATH if PATH.parent != PACKAGE else None  # the manifest of an installed package is nobody's to change
@@ -65,25 +76,25 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
     entry: Entry | None = None
     if is_pretraining(run):
         recipe = Recipe.load(run / "recipe.toml")
-        tag = tag or tag_for(recipe.model.name, repository)
+        tag = tag or choose_tag(recipe.model.name, repository)
         if tag.split(".")[0] != recipe.model.name:
             raise WeightsError(f"tag: expected one of {recipe.model.name}, whose weights these are, got {tag}")
         if not facts.get("license"):
             raise WeightsError(f"{source}: expected the license of the weights, e.g. --license apache-2.0, got none")
         if picture := facts.pop("picture", None):
-            files[PICTURE] = as_webp(Path(picture))
-        entry = checked(tag, entry_of_run(run, **{name: value for name, value in facts.items() if value}))
-        files["recipe.toml"] = recipe.changed("model", init=start_of(recipe)).to_toml().encode()
-        files["README.md"] = card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files).encode()
+            files[PICTURE] = encode_webp(Path(picture))
+        entry = validate_entry(tag, make_entry(run, **{name: value for name, value in facts.items() if value}))
+        files["recipe.toml"] = recipe.changed("model", init=name_start(recipe)).to_toml().encode()
+        files["README.md"] = make_card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files).encode()
     elif folder.resolve().name in manifest():
-        tag = _only(tag, folder.resolve().name)
+        tag = _find_only(tag, folder.resolve().name)
         _refuse(facts, "a released tag, whose entry has them")
-        entry = entry_of(tag)
-        verified(folder / entry["file"], tag, entry, "a release is published as it was measured")
-        check_told(folder, tag.split(".")[0], entry)
+        entry = get_entry(tag)
+        verify(folder / entry["file"], tag, entry, "a release is published as it was measured")
+        check_entry(folder, tag.split(".")[0], entry)
         if (folder / PICTURE).is_file():
             files[PICTURE] = folder / PICTURE
-        files["README.md"] = card(tag, entry, picture=PICTURE in files).encode()
+        files["README.md"] = make_card(tag, entry, picture=PICTURE in files).encode()
     if entry:
         return Release(files, tag, entry)
     _refuse({**facts, "tag": tag}, "a folder that is no run of pretraining; say it in its README.md")
@@ -159,8 +170,8 @@ def publish(
     release = prepare(source, repository, tag=tag, **facts)
     file = Path(manifest_file) if manifest_file else CHECKOUTS
     if release.entry and release.tag and file:
-        known = entries_in(file).get(release.tag)
-        if known is not None and checked(release.tag, known)["sha256"] != release.entry["sha256"]:
+        known = read_entries(file).get(release.tag)
+        if known is not None and validate_entry(release.tag, known)["sha256"] != release.entry["sha256"]:
             raise WeightsError(
                 f"{file}: has other weights of the name {release.tag} already; choose another --tag, or take them out"
             )
@@ -191,7 +202,7 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(token=hub.usable_token(token), library_name="scott_models")
+    api = HfApi(token=hub.check_token(token), library_name="scott_models")
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file) if isinstance(file, Path) else file)
         for name, file in release.files.items()
@@ -214,11 +225,11 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
     except UserError:
         raise
     except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
-        raise WeightsError(f"{repository}: cannot be published: {_why(error)}") from error
+        raise WeightsError(f"{repository}: cannot be published: {_explain(error)}") from error
     return revision, existed
 
 
-def as_webp(picture: Path) -> bytes:
+def encode_webp(picture: Path) -> bytes:
     """The same picture in the format that a card shows.
 
     Raises:
@@ -229,7 +240,7 @@ def as_webp(picture: Path) -> bytes:
     return buffer.getvalue()
 
 
-def tag_for(architecture: str, repository: str) -> str:
+def choose_tag(architecture: str, repository: str) -> str:
     """("scott_3_16", "me/My-Birds") -> "scott_3_16.my_birds"; a name that is a tag of the model already stays."""
     name = repository.rsplit("/", maxsplit=1)[-1]
     if name.startswith(architecture + ".") and re.fullmatch(TAG, name):
@@ -241,14 +252,14 @@ def _check_loads(folder: Path) -> None:
     """timm finds every weight it needs in the folder, and nothing else."""
     import timm
 
-    tensors_of(folder / "model.safetensors")
+    load_tensors(folder / "model.safetensors")
     try:
         timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
         raise WeightsError(f"{folder}: cannot be loaded by timm: {error}") from error
 
 
-def _only(given: str | None, tag: str) -> str:
+def _find_only(given: str | None, tag: str) -> str:
     if given not in (None, tag):
         raise WeightsError(f"tag: expected {tag}, the folder's, got {given}")
     return tag
@@ -259,12 +270,12 @@ def _refuse(facts: dict[str, Any], of: str) -> None:
         raise WeightsError(f"{', '.join(given)}: of no use for {of}; leave that out")
 
 
-def _why(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    for cause in hub.causes_of(error):
+    for cause in hub.iterate_causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE forbids it; unset that"
-        if code := hub.status(cause):
+        if code := hub.get_status(cause):
             return f"the Hub answered {code}; {hub.LOG_IN}, with a token that may write there"
-    return hub.reason(error)
+    return hub.shorten(error)

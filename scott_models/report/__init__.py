@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import DataError
 from .page import Page
-from .run_page import is_run, page_of_run
-from .scores import judged, read, sections_of, title_of
+from .run_page import is_run, make_page
+from .scores import judge_scores, make_sections, make_title, read_result
 
 
 def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *, neighbours: bool = True) -> Path:
@@ -34,8 +34,8 @@ def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *
     out = Path(out) if out else (runs[0] if runs else paths[0].parent) / "report.html"
     if out.suffix != ".html" or not out.parent.is_dir():
         raise DataError(f"{out}: expected the name of an .html file in a folder that exists")
-    results = [read(path) for path in paths if path not in runs]
-    page = page_of_run(runs[0], neighbours=neighbours) if runs else Page(title_of(results), *judged(results))
-    page.sections[:0] = [section for result in results for section in sections_of(result)]
+    results = [read_result(path) for path in paths if path not in runs]
+    page = make_page(runs[0], neighbours=neighbours) if runs else Page(make_title(results), *judge_scores(results))
+    page.sections[:0] = [section for result in results for section in make_sections(result)]
     page.write(out)
     return out

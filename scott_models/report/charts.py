@@ -17,7 +17,9 @@ POINTS = 600  # of a line, about: more are not seen
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
-def curves(lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | None = None, log: bool = False) -> str:
+def draw_curves(
+    lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | None = None, log: bool = False
+) -> str:
     """Lines by name as SVG.
 
     Args:
@@ -27,7 +29,7 @@ def curves(lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | N
     """
     figure, axes = _figure(5.2, 2.9)
     for (name, line), colour in zip(lines.items(), cycle(COLOURS)):
-        at, values = thinned(line)
+        at, values = thin_out(line)
         shown = CONTROL if "random weights" in name else colour
         axes.plot(at, values, color=shown, label=_plain(name), marker="." if len(at) < 40 else None)
     for name, level in (levels or {}).items():
@@ -40,7 +42,7 @@ def curves(lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | N
     return _svg(figure)
 
 
-def thinned(line: Line) -> Line:
+def thin_out(line: Line) -> Line:
     """The first and the last point of a long line, and of each stretch between them the lowest and the highest."""
     at, values = line
     if len(at) <= POINTS:
@@ -51,7 +53,7 @@ def thinned(line: Line) -> Line:
     return [at[i] for i in kept], [values[i] for i in kept]
 
 
-def bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
+def draw_bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
     """A bar for each name, in percent, from left to right, with another one `beside` it in grey where there is one."""
     figure, axes = _figure(5.2, 0.5 + 0.24 * len(values))
     names = list(values)
@@ -68,7 +70,7 @@ def bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None)
     return _svg(figure)
 
 
-def matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+def draw_matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     """A square of colours for each pair of classes, 0 ... 1; few classes are named and have figures."""
     few = len(names) <= 15
     figure, axes = _figure(5.2, 4.6)

@@ -12,14 +12,14 @@ from ..data.sources import find_samples
 from ..errors import DataError, UserError
 from ..finetune.recipe import FinetuneRecipe
 from ..pictures.neighbours import draw_neighbours
-from ..pretrain.monitor import Health, evenly, verdict
+from ..pretrain.monitor import Health, judge, pick_evenly
 from ..pretrain.recipe import Recipe
-from ..release.entry import is_pretraining, source_name, start_of
+from ..release.entry import is_pretraining, name_source, name_start
 from ..training.course import Course
-from ..training.run_folder import seconds_of
+from ..training.run_folder import count_seconds
 from ..training.schedules import linear
 from ..training.settings import Settings
-from .charts import Line, curves
+from .charts import Line, draw_curves
 from .page import Chart, Page, Picture, Section, State, Table, Tile
 
 LOOKS = 8  # of the album, at most
@@ -96,7 +96,7 @@ class Records:
     @property
     def start(self) -> str:
         """What pretraining started from, without where that is."""
-        return start_of(self.recipe) or "random weights"
+        return name_start(self.recipe) or "random weights"
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
+def make_page(folder: Path, *, neighbours: bool = True) -> Page:
     """Everything that a run's folder tells.
 
     Raises:
@@ -125,23 +125,23 @@ def page_of_run(folder: Path, *, neighbours: bool = True) -> Page:
         WeightsError: weights that are damaged, where neighbours are asked for.
     """
     run = Records.read(folder)
-    state, words, notes = judged(run)
-    sections = [progress(run), curves_of(run)]
-    if album := seen(run):
+    state, words, notes = judge_run(run)
+    sections = [describe_progress(run), make_curves(run)]
+    if album := show_looks(run):
         sections.append(album)
     if neighbours and run.pretraining:
-        sections.append(neighbours_of(run))
-    sections += [settings(run), hardware(run)]
+        sections.append(show_neighbours(run))
+    sections += [list_settings(run), list_hardware(run)]
     if run.pretraining and (folder / "export").is_dir():
         usage = (
             f"import scott_models, timm\n\nmodel = timm.create_model({f'local-dir:{folder}/export'!r}, pretrained=True)"
         )
         sections.append(Section("Use it", code=f"{usage}  # num_classes=10 adds a classifier"))
     title = f"{run.name}, {f'pretrained by {run.recipe.objective.title}' if run.pretraining else 'fine-tuned'}"
-    return Page(f"{title}: {folder.resolve().name}", state, words, notes, tiles(run), [s for s in sections if s])
+    return Page(f"{title}: {folder.resolve().name}", state, words, notes, make_tiles(run), [s for s in sections if s])
 
 
-def judged(run: Records) -> tuple[State, str, list[str]]:
+def judge_run(run: Records) -> tuple[State, str, list[str]]:
     """The verdict, and what else must be known to believe it."""
     done, total = (run.updates[-1]["step"] if run.updates else 0), run.course.total if run.course else None
     ended = done == total
@@ -151,11 +151,11 @@ def judged(run: Records) -> tuple[State, str, list[str]]:
     now, control = run.looks[-1]["monitor"], run.looks[0]["monitor"]
     if not run.pretraining:
         return "unknown", f"top-1 {now['top1']:.1f} % of the test images", notes
-    words, _, figures = verdict(Health(**now), Health(**control), run.start).partition(": ")
+    words, _, figures = judge(Health(**now), Health(**control), run.start).partition(": ")
     return STATES[words.split(",")[0]], words, [figures.replace("; in brackets", ". In brackets") + ".", *notes]
 
 
-def tiles(run: Records) -> list[Tile]:
+def make_tiles(run: Records) -> list[Tile]:
     """The figures at a glance."""
     found = []
     if run.looks:
@@ -170,7 +170,7 @@ def tiles(run: Records) -> list[Tile]:
     if run.course:
         batch, last = run.recipe.optim.batch_size, run.updates[-1]
         epochs = run.recipe.optim.epochs * run.course.total / run.course.planned
-        seconds = seconds_of(run.updates, batch)
+        seconds = count_seconds(run.updates, batch)
         speed = last["step"] * batch / seconds
         found += [
             Tile("images seen", f"{last['step'] * batch:,}", f"{last['epoch']:.3g} of {epochs:.3g} epochs"),
@@ -180,7 +180,7 @@ def tiles(run: Records) -> list[Tile]:
     return found
 
 
-def progress(run: Records) -> Section | None:
+def describe_progress(run: Records) -> Section | None:
     """What the monitor found, look by look."""
     looks = run.looks
     if len(looks) < 2:
@@ -191,21 +191,21 @@ def progress(run: Records) -> Section | None:
     if probes:
         control = {f"{words}, {start}": line[1][0] for words, line in probes.items()} if start else {}
         words = "Accuracy of probes on frozen features, %" if start else "Accuracy on the test images, %"
-        charts.append(Chart(curves(probes, x="epoch", levels=control), words))
+        charts.append(Chart(draw_curves(probes, x="epoch", levels=control), words))
     for name, words in WATCHED.items():
         if looks[0]["monitor"].get(name) is not None:
             line = _line(looks, name)
-            charts.append(Chart(curves({"this run": line}, x="epoch", levels={start: line[1][0]}), words))
+            charts.append(Chart(draw_curves({"this run": line}, x="epoch", levels={start: line[1][0]}), words))
     return Section("Is it alive?" if start else "How it fares", charts=charts)
 
 
-def curves_of(run: Records) -> Section | None:
+def make_curves(run: Records) -> Section | None:
     """The curves of the updates."""
     if not run.updates:
         return None
     epochs = [line["epoch"] for line in run.updates]
     charts = [
-        Chart(curves({name: (epochs, [_number(line[name]) for line in run.updates])}, x="epoch"), words)
+        Chart(draw_curves({name: (epochs, [_number(line[name]) for line in run.updates])}, x="epoch"), words)
         for name, words in CURVES.items()
         if any(line.get(name) is not None for line in run.updates)
     ]
@@ -216,19 +216,19 @@ def curves_of(run: Records) -> Section | None:
             for line in run.updates
         ]
         words = "EMA: how much of the target encoder stays as it was in an update"
-        charts.append(Chart(curves({"ema": (epochs, decay)}, x="epoch"), words))
+        charts.append(Chart(draw_curves({"ema": (epochs, decay)}, x="epoch"), words))
     skipped = sum(line["loss"] is None for line in run.updates)
     words = f"{skipped} of the updates that were logged had no finite loss and were skipped." if skipped else ""
     return Section("Curves", words, charts=charts)
 
 
-def seen(run: Records) -> Section | None:
+def show_looks(run: Records) -> Section | None:
     """The album: principal components of the patches of a few images, look by look."""
     first = run.folder / "looks" / "images.webp"
     steps = sorted((run.folder / "looks").glob("step_*.webp"))
     if not (first.is_file() and steps):
         return None
-    chosen = [steps[i] for i in evenly(range(len(steps)), LOOKS)]
+    chosen = [steps[i] for i in pick_evenly(range(len(steps)), LOOKS)]
     chosen = list(dict.fromkeys([*chosen, steps[-1]]))
     per_epoch = run.updates[-1]["step"] / run.updates[-1]["epoch"] if run.updates else 1
     pictures = [Picture.of(first, "Images of the run")]
@@ -243,7 +243,7 @@ def seen(run: Records) -> Section | None:
     return Section("What it sees", words, pictures=pictures)
 
 
-def neighbours_of(run: Records) -> Section:
+def show_neighbours(run: Records) -> Section:
     """Images of the run that its model finds alike, if they are here."""
     title, sources = "What it finds alike", run.starts[-1]["data"]
     if not (run.folder / "export").is_dir() and not any((run.folder / "checkpoints").glob("step_*.pt")):
@@ -254,10 +254,10 @@ def neighbours_of(run: Records) -> Section:
         images = []
     files = [image for image in images if isinstance(image, Path)]
     if len(files) < 2:
-        names = ", ".join(map(source_name, map(str, sources)))
+        names = ", ".join(map(name_source, map(str, sources)))
         return Section(title, f"The run's images are not here as files, seen from this folder: {names}.")
-    gallery = evenly(files, GALLERY)
-    asked = evenly(gallery, QUERIES)
+    gallery = pick_evenly(files, GALLERY)
+    asked = pick_evenly(gallery, QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "neighbours.webp"
         try:
@@ -269,10 +269,10 @@ def neighbours_of(run: Records) -> Section:
     return Section(title, words, pictures=[picture])
 
 
-def settings(run: Records) -> Section:
+def list_settings(run: Records) -> Section:
     """The recipe, what differs first."""
     ours, theirs = run.recipe.flat(), run.paper.flat()
-    ours |= {"model.name": run.name} | ({"model.init": start_of(run.recipe)} if run.pretraining else {})
+    ours |= {"model.name": run.name} | ({"model.init": name_start(run.recipe)} if run.pretraining else {})
     head = ["setting", "this run", "paper" if run.pretraining else "default"]
     rows = [[name, _shown(value), _shown(theirs[name])] for name, value in ours.items()]
     differs = [row for row in rows if row[1] != row[2]]
@@ -284,13 +284,13 @@ def settings(run: Records) -> Section:
     )
 
 
-def hardware(run: Records) -> Section:
+def list_hardware(run: Records) -> Section:
     """What it ran on, and how it was started."""
     start = run.starts[-1]
     facts = {
         "processor": _device(run),
         "system": start["system"],
-        "images": f"{start['images']:,} of {', '.join(dict.fromkeys(source_name(str(s)) for s in start['data']))}",
+        "images": f"{start['images']:,} of {', '.join(dict.fromkeys(name_source(str(s)) for s in start['data']))}",
         "processes": start["processes"],
         **start["packages"],
         "Python": start["python"],

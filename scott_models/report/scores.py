@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .charts import Line, bars, curves, matrix
+from .charts import Line, draw_bars, draw_curves, draw_matrix
 from .page import Chart, Section, State, Table
 
 CONTROL = " (random weights)"  # how the name of a control ends
@@ -14,7 +14,7 @@ WORST = 10  # classes, and mistakes, that are listed
 Result = dict[str, Any] | list[dict[str, Any]]  # scores, or the points of a curve
 
 
-def read(path: Path) -> Result:
+def read_result(path: Path) -> Result:
     """Scores or a curve.
 
     Raises:
@@ -32,24 +32,24 @@ def read(path: Path) -> Result:
     raise DataError(f"{path}: expected scores or a curve that `scott probe --json` printed, found {found}")
 
 
-def title_of(results: Sequence[Result]) -> str:
+def make_title(results: Sequence[Result]) -> str:
     """Of a page without a run."""
     first = results[0][0] if isinstance(results[0], list) else results[0]["scores"][0]
-    return f"Frozen features of {named(first['model'])}"
+    return f"Frozen features of {name_model(first['model'])}"
 
 
-def named(model: str) -> str:
+def name_model(model: str) -> str:
     """A model's name; of a folder the last one: where it is on somebody's disk is nobody else's affair."""
     of_control = CONTROL if model.endswith(CONTROL) else ""
     path = Path(model.removesuffix(CONTROL).removeprefix("local-dir:"))
     return (path.parent if path.name == "export" else path).name + of_control
 
 
-def sections_of(result: Result) -> list[Section]:
-    return [few_labels(result)] if isinstance(result, list) else [probes(result), classes(result)]
+def make_sections(result: Result) -> list[Section]:
+    return [show_few_labels(result)] if isinstance(result, list) else [show_probes(result), show_classes(result)]
 
 
-def rows_of(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def split_rows(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """By probe, the scores of the model, and those of its control."""
     own: dict[str, dict[str, Any]] = {}
     control: dict[str, dict[str, Any]] = {}
@@ -58,11 +58,11 @@ def rows_of(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
     return own, control
 
 
-def judged(results: Sequence[Result]) -> tuple[State, str]:
+def judge_scores(results: Sequence[Result]) -> tuple[State, str]:
     """The verdict of a page without a run: how far the probes are ahead of random weights."""
     for result in results:
         if isinstance(result, dict):
-            own, control = rows_of(result)
+            own, control = split_rows(result)
             best = max(own, key=lambda probe: own[probe]["top1"])
             words = f"{own[best]['top1']:.1f} % by the {best} probe"
             if not control:
@@ -73,9 +73,9 @@ def judged(results: Sequence[Result]) -> tuple[State, str]:
     return "unknown", ""
 
 
-def probes(report: Mapping[str, Any]) -> Section:
+def show_probes(report: Mapping[str, Any]) -> Section:
     """Every probe of the model beside its control."""
-    own, control = rows_of(report)
+    own, control = split_rows(report)
     head = ["probe", "top-1 %", "random weights", "difference", "top-5 %", "mean of the classes"]
     rows = [
         [
@@ -90,21 +90,21 @@ def probes(report: Mapping[str, Any]) -> Section:
     ]
     first = next(iter(own.values()))
     words = (
-        f"{named(first['model'])} at {first['img_size']} px, protocol {report['protocol']}: {report['train']:,} images "
-        f"to train the probes, {report['test']:,} to test them, {report['classes']} classes; seeds: {first['seeds']}; "
-        "the last epoch counts."
+        f"{name_model(first['model'])} at {first['img_size']} px, protocol {report['protocol']}: "
+        f"{report['train']:,} images to train the probes, {report['test']:,} to test them, "
+        f"{report['classes']} classes; seeds: {first['seeds']}; the last epoch counts."
     )
     if copies := report["duplicates"]:
         exact, near = len(copies["exact"]), len(copies["near"])
         words += f" Test images that training contains: {exact} exact copies, {near} nearly the same."
     values = ({name: row["top1"] for name, row in group.items()} for group in (own, control))
-    chart = Chart(bars(*values), "Top-1 % on the test images; grey: random weights" if control else "Top-1 %")
+    chart = Chart(draw_bars(*values), "Top-1 % on the test images; grey: random weights" if control else "Top-1 %")
     return Section("Probes of frozen features", words, charts=[chart], tables=[Table(head, rows)])
 
 
-def classes(report: Mapping[str, Any]) -> Section:
+def show_classes(report: Mapping[str, Any]) -> Section:
     """What the best probe gets right and wrong, class by class."""
-    own, _ = rows_of(report)
+    own, _ = split_rows(report)
     best = max(report["confusions"], key=lambda each: own[each["probe"]]["top1"])
     names, counts = report["names"], report["test_images"]
     known = {name: share for name, share in zip(names, best["of_classes"]) if share is not None}
@@ -117,8 +117,11 @@ def classes(report: Mapping[str, Any]) -> Section:
     shown = [*ordered[:WORST], *ordered[WORST:][-WORST:]]
     which = "The hardest and the easiest classes" if len(shown) < len(ordered) else "Each class"
     charts = [
-        Chart(bars({name: known[name] for name in shown}), f"{which}, top-1 %"),
-        Chart(matrix(shares(best, counts), names), "Which class is taken for which: share of a class's test images"),
+        Chart(draw_bars({name: known[name] for name in shown}), f"{which}, top-1 %"),
+        Chart(
+            draw_matrix(show_shares(best, counts), names),
+            "Which class is taken for which: share of a class's test images",
+        ),
     ]
     title = f"Class by class, by the {best['probe']} probe"
     wrong = sum(images for *_, images in mistakes)
@@ -128,7 +131,7 @@ def classes(report: Mapping[str, Any]) -> Section:
     return Section(title, words, charts=charts, tables=tables)
 
 
-def shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[float]]:
+def show_shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[float]]:
     """(classes, classes): of each class's test images, the share that is taken for each class."""
     table = [[0.0] * len(counts) for _ in counts]
     for i, share in enumerate(confusions["of_classes"]):
@@ -138,10 +141,10 @@ def shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[fl
     return table
 
 
-def few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
+def show_few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
     """Accuracy against the number of labelled images a class."""
     models = list(dict.fromkeys(point["model"] for point in points))
-    names = {model: named(model) for model in models}
+    names = {model: name_model(model) for model in models}
     if len({*names.values()}) < len(models):  # of two folders of one name
         names = {model: model for model in models}
     lines: dict[str, Line] = {}
@@ -152,7 +155,7 @@ def few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
         [names[point["model"]], point["probe"], f"{point['images']:.3g}", _spread(point), point["draws"]]
         for point in points
     ]
-    chart = Chart(curves(lines, x="labelled images a class", log=True), "Top-1 % on the test images")
+    chart = Chart(draw_curves(lines, x="labelled images a class", log=True), "Top-1 % on the test images")
     head = ["model", "probe", "images a class", "top-1 %", "draws"]
     words = "Probes on frozen features with few labelled images a class, drawn several times; the last point has all."
     return Section("How few labels will do", words, charts=[chart], tables=[Table(head, rows, folded="the figures")])

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..data.decoded import Images
 from ..data.loader import Crops, Made, load
 from ..data.order import Order
-from ..data.random_streams import Draws, key
+from ..data.random_streams import Draws, make_key
 from ..errors import RecipeError, TrainingError, UserError, needs_extra
 from ..models.fast_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
 from .course import Course
-from .optimizer import apply_gradients, build_optimizer, persistent_buffers, put_back, set_schedules
+from .optimizer import apply_gradients, build_optimizer, list_persistent_buffers, restore_buffers, set_schedules
 from .settings import Settings, require
 
 S = TypeVar("S", bound=Settings)
@@ -46,7 +46,7 @@ class Engine:
         with needs_extra("train"):
             from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        recipe = settled(recipe)
+        recipe = resolve_precision(recipe)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
         wrapping = DistributedDataParallelKwargs()
         try:
@@ -71,7 +71,7 @@ class Engine:
         pieces = self.processes * recipe.run.accumulate
         fits = recipe.optim.batch_size % pieces == 0
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
-        torch.manual_seed(seed_for(recipe, "weights", 0))
+        torch.manual_seed(make_seed(recipe, "weights", 0))
         self.compiled = can_compile(recipe, self.device)
         self.on_trial, self.gave_up = TRIAL if self.compiled else 0, False  # updates left; whether torch.compile failed
         objective = build(recipe, compiled=self.compiled)
@@ -79,7 +79,7 @@ class Engine:
         self.optimizer = build_optimizer(self.objective)
         self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
         self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
-        self.statistics = [buffer for name in self.trained for buffer in persistent_buffers(self.parts[name])]
+        self.statistics = [buffer for name in self.trained for buffer in list_persistent_buffers(self.parts[name])]
         # Other buffers are constants, such as positions: they need no exchange.
         wrapping.broadcast_buffers = any(buffer.is_floating_point() for buffer in self.statistics)
         if self.processes > 1:
@@ -130,7 +130,7 @@ class Engine:
         before = [buffer.clone() for buffer in self.statistics]
         loss = self.accelerator.reduce(self.try_compiled(recipe, batch, step, before), "mean")
         grad_norm, skipped = apply_gradients(self.optimizer, loss)
-        put_back(self.statistics, before, skipped)
+        restore_buffers(self.statistics, before, skipped)
         self.objective.after_step(course.place(step), course.planned)
         self.in_a_row = (self.in_a_row + skipped) * skipped
         self.longest = torch.maximum(self.longest, self.in_a_row)
@@ -161,7 +161,7 @@ class Engine:
             except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
                 self.give_up_compiling(recipe, error)
             self.optimizer.zero_grad()
-            put_back(self.statistics, before)
+            restore_buffers(self.statistics, before)
         with torch.compiler.set_stance("force_eager") if self.gave_up else nullcontext():
             return self.gather_gradients(recipe, batch, step)
 
@@ -182,16 +182,16 @@ class Engine:
 
     def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int) -> Tensor:
         """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
-        torch.manual_seed(seed_for(recipe, "dropout", step * self.processes + self.rank))
+        torch.manual_seed(make_seed(recipe, "dropout", step * self.processes + self.rank))
         losses = []
         for drawn, crops in batch:
             plan = drawn
             if isinstance(drawn, Tensor):  # of an objective that draws for itself
                 epochs, indices = drawn.unbind(1)
-                plan = Draws.keyed(key(recipe.run.seed, "inputs"), epochs, indices, step)
-            inputs = self.objective.inputs(on_device(crops, self.device), plan)
+                plan = Draws.keyed(make_key(recipe.run.seed, "inputs"), epochs, indices, step)
+            inputs = self.objective.inputs(copy_crops(crops, self.device), plan)
             trained = (getattr(self.objective, name) for name in self.trained)
-            with out_of_memory_told(), self.accelerator.accumulate(*trained):
+            with explain_out_of_memory(), self.accelerator.accumulate(*trained):
                 with self.autocast():
                     loss = self.objective(*inputs)
                 self.accelerator.backward(loss)
@@ -265,7 +265,7 @@ class Engine:
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
 
 
-def on_device(crops: Made, device: torch.device) -> Made:
+def copy_crops(crops: Made, device: torch.device) -> Made:
     """Copy crops, one batch or several, to a device, without waiting for what it is doing."""
     if isinstance(crops, Tensor):
         return crops.to(device, non_blocking=True)
@@ -273,7 +273,7 @@ def on_device(crops: Made, device: torch.device) -> Made:
 
 
 @contextmanager
-def out_of_memory_told() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -289,7 +289,7 @@ def has_bf16() -> bool:
     return MULTIPLIES_BFLOAT16
 
 
-def settled(recipe: S) -> S:
+def resolve_precision(recipe: S) -> S:
     """Return the same recipe with the precision that "auto" is on this machine."""
     auto = recipe.run.precision == "auto"
     return recipe.changed("run", precision="bf16" if has_bf16() else "no") if auto else recipe
@@ -315,6 +315,6 @@ def can_compile(recipe: Settings, device: torch.device) -> bool:
     return False
 
 
-def seed_for(recipe: Settings, purpose: str, number: int) -> int:
+def make_seed(recipe: Settings, purpose: str, number: int) -> int:
     """A seed for torch's own generator, which takes 63 bits."""
-    return int(key(recipe.run.seed, purpose, number)) >> 1
+    return int(make_key(recipe.run.seed, purpose, number)) >> 1

@@ -27,14 +27,14 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
     return norm, skipped
 
 
-def persistent_buffers(module: nn.Module) -> list[Tensor]:
+def list_persistent_buffers(module: nn.Module) -> list[Tensor]:
     """List what training changes besides parameters and a checkpoint holds, such as BatchNorm's statistics."""
     buffers = dict(module.named_buffers())
     return [buffers[name] for name in module.state_dict() if name in buffers]
 
 
 @torch.no_grad()
-def put_back(buffers: Sequence[Tensor], before: Sequence[Tensor], skipped: Tensor | None = None) -> None:
+def restore_buffers(buffers: Sequence[Tensor], before: Sequence[Tensor], skipped: Tensor | None = None) -> None:
     """Give buffers the values they had before; with `skipped`, a scalar on their device, only if it is not 0."""
     for buffer, old in zip(buffers, before):
         buffer.copy_(old if skipped is None else torch.where(skipped > 0, old, buffer))

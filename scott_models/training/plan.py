@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..data.colours import Colours
-from ..data.device import move_together
+from ..data.device import copy_together
 from ..data.random_streams import Draws
-from ..models.scott import places_of
+from ..models.scott import find_places
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Plan:
     more: tuple[np.ndarray, ...] = ()
 
 
-def nothing(draws: Draws) -> tuple[np.ndarray, ...]:
+def draw_nothing(draws: Draws) -> tuple[np.ndarray, ...]:
     """Draw nothing."""
     return ()
 
@@ -62,7 +62,7 @@ class Drawing:
     mask: Callable[..., Tensor] | None = None
     grid: tuple[int, int] = (0, 0)
     places: bool = False
-    more: Callable[[Draws], tuple[np.ndarray, ...]] = nothing
+    more: Callable[[Draws], tuple[np.ndarray, ...]] = draw_nothing
 
     @property
     def ahead(self) -> "Drawing | None":
@@ -78,7 +78,7 @@ class Drawing:
         if self.mask is None:
             return ()
         visible = self.mask(self.grid, batch=len(draws.seeds), generator=draws)
-        return (visible, places_of(visible), places_of(~visible)) if self.places else (visible,)
+        return (visible, find_places(visible), find_places(~visible)) if self.places else (visible,)
 
     def inputs(self, crops: Tensor | Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
         """Crops uint8 (B, 3, H, W) -> the views' images (B, 3, H, W), masks and the rest, on their device."""
@@ -90,4 +90,4 @@ class Drawing:
             draws = Draws.of(generator, len(first))
             images = self.views(crops, draws)
             drawn = [*self.masks(draws), *map(torch.from_numpy, self.more(draws))]
-        return *images, *move_together(drawn, first.device)
+        return *images, *copy_together(drawn, first.device)

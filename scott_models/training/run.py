@@ -28,7 +28,7 @@ from ..writing import write_text_whole
 from .budget import Budget
 from .checkpoints import Checkpoints
 from .course import Course
-from .engine import Engine, settled
+from .engine import Engine, resolve_precision
 from .run_folder import Log, write_environment
 from .settings import Settings, require
 
@@ -66,7 +66,7 @@ class Run(ABC):
     ) -> None:
         started = time.monotonic()
         self.out, self.data, self.skip_bad = out, data, skip_bad
-        self.recipe = recipe = settled(check_run_folder(recipe, out, resume, budget))
+        self.recipe = recipe = resolve_precision(check_run_folder(recipe, out, resume, budget))
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
         count = lambda: len(self.images)  # noqa: E731 -- which most objectives need not know, so that mistakes show early
         self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=count))

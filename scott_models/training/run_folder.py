@@ -74,16 +74,16 @@ class Log:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.file:
-            self.file.write(json.dumps(finite(line)) + "\n")
+            self.file.write(json.dumps(replace_non_finite(line)) + "\n")
             self.file.flush()
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """Replace floats that are infinite or NaN by None, at any depth: JSON has neither."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: replace_non_finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
+        return [replace_non_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -114,17 +114,17 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
     write_text_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
-def exported(start: dict[str, Any]) -> str:
+def find_exported_encoder(start: dict[str, Any]) -> str:
     """Tell which encoder a run exports, by one of the starts in its environment.json; older ones had no name for it."""
     return start.get("export") or ("context" if "context" in str(start["command"]) else "target")
 
 
-def minutes_of(lines: Sequence[dict[str, Any]], batch: int) -> int:
+def count_minutes(lines: Sequence[dict[str, Any]], batch: int) -> int:
     """Time spent on updates, rounded."""
-    return round(seconds_of(lines, batch) / 60)
+    return round(count_seconds(lines, batch) / 60)
 
 
-def seconds_of(lines: Sequence[dict[str, Any]], batch: int) -> float:
+def count_seconds(lines: Sequence[dict[str, Any]], batch: int) -> float:
     """The same, from the lines of metrics.jsonl."""
     lines = [line for line in lines if "loss" in line]
     spans = zip([0, *(line["step"] for line in lines)], lines)

@@ -31,7 +31,7 @@ def convert_reference(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: a weight whose name is not the original's, or a stored position other than the 2D sin-cos one.
     """
     converted = {}
-    for name, tensor in without_shared_prefix(state_dict).items():
+    for name, tensor in drop_shared_prefix(state_dict).items():
         if name == "transformer.pos_embed":
             _check_position(tensor)
             continue
@@ -51,7 +51,7 @@ def convert_reference_predictor(state_dict: dict[str, Tensor]) -> dict[str, Tens
     return converted
 
 
-def without_shared_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def drop_shared_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same without a first name that all keys share and the original's own lack: "encoder.", "module."."""
     first = {name.split(".")[0] for name in state_dict}
     if len(first) > 1 or first <= {"tokenizer", "transformer", "head"}:

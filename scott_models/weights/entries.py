@@ -75,7 +75,7 @@ RULES: dict[str, dict[str, Any]] = SCHEMA["properties"]
 KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
 
 
-def fits(value: Any, rule: dict[str, Any]) -> bool:
+def is_valid(value: Any, rule: dict[str, Any]) -> bool:
     """Whether a value is as a rule says, of those words of JSON Schema that `RULES` use."""
     kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     if isinstance(value, bool) or not any(isinstance(value, KINDS[kind]) for kind in kinds):
@@ -91,12 +91,12 @@ def fits(value: Any, rule: dict[str, Any]) -> bool:
         case list():
             rules = rule.get("prefixItems") or [rule["items"]] * len(value)
             enough = rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", math.inf)
-            each = enough and all(map(fits, value, rules))
+            each = enough and all(map(is_valid, value, rules))
             return each and not (rule.get("uniqueItems") and len(set(value)) < len(value))  # of words
         case dict():
             names = rule.get("propertyNames", {}).get("pattern", r"[\s\S]*")
             known = value.keys() >= set(rule.get("required", [])) and all(re.fullmatch(names, name) for name in value)
-            return known and all(fits(item, rule["additionalProperties"]) for item in value.values())
+            return known and all(is_valid(item, rule["additionalProperties"]) for item in value.values())
     return True
 
 
@@ -107,10 +107,10 @@ def manifest() -> dict[str, Entry]:
     Raises:
         WeightsError: the package's file is none.
     """
-    return read(PATH)["weights"]
+    return read_manifest(PATH)["weights"]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest's whole content.
 
     Raises:
@@ -126,7 +126,7 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def entry_of(tag: str) -> Entry:
+def get_entry(tag: str) -> Entry:
     """The entry of a tag.
 
     Raises:
@@ -134,13 +134,13 @@ def entry_of(tag: str) -> Entry:
     """
     for known in manifest():
         if known.split(".")[0] == tag:  # a model whose only tags are none
-            checked(known, manifest()[known])
+            validate_entry(known, manifest()[known])
     if tag not in manifest():
         raise WeightsError(f"{tag}: no such weights are released; expected one of {sorted(manifest())}")
-    return checked(tag, manifest()[tag])
+    return validate_entry(tag, manifest()[tag])
 
 
-def checked(tag: str, entry: Entry) -> Entry:
+def validate_entry(tag: str, entry: Entry) -> Entry:
     """The same entry, if it is as the schema says: what it names is a file of its own folder and one commit.
 
     Raises:
@@ -156,7 +156,7 @@ def checked(tag: str, entry: Entry) -> Entry:
         raise WeightsError(f"{PATH.name}: {tag}: unknown {unknown}; known are {list(RULES)}")
     fields: dict[str, Any] = {**entry}
     for name, rule in RULES.items():
-        if name in fields and not fits(fields[name], rule):
+        if name in fields and not is_valid(fields[name], rule):
             raise WeightsError(f"{PATH.name}: {tag}: {name}: expected {rule['description']}, found {fields[name]!r}")
     if (entry["repository"] is None) != (entry["revision"] is None):
         raise WeightsError(
@@ -179,16 +179,16 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
     Raises:
         WeightsError: an entry that would lead astray, or a file that is no manifest.
     """
-    checked(tag, entry)
+    validate_entry(tag, entry)
     path = path.resolve()  # or a link would become a file
-    with alone_in(path.parent):
-        entries = {**entries_in(path), tag: entry}
-        content = {**(read(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
+    with lock_folder(path.parent):
+        entries = {**read_entries(path), tag: entry}
+        content = {**(read_manifest(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
         write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Wait until no other process or thread is in here for the same folder, where the system can lock one."""
     try:
         import fcntl
@@ -204,7 +204,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def entries_in(path: Path) -> dict[str, Entry]:
+def read_entries(path: Path) -> dict[str, Entry]:
     """The entries of a manifest that may be written; none of one that is not there yet.
 
     Raises:
@@ -212,4 +212,4 @@ def entries_in(path: Path) -> dict[str, Entry]:
     """
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: expected a manifest in a folder that exists")
-    return dict(read(path)["weights"]) if path.exists() else {}
+    return dict(read_manifest(path)["weights"]) if path.exists() else {}

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from . import hub
 from .authors_keys import convert_reference, convert_reference_predictor
-from .entries import PACKAGE, Entry, entry_of, manifest
+from .entries import PACKAGE, Entry, get_entry, manifest
 from .local_dir import export
 
 __all__ = ["convert_reference", "convert_reference_predictor", "export", "load", "manifest", "resolve"]
@@ -33,18 +33,18 @@ Check = Callable[[Path, str, Entry, str], Found]  # of a file, its tag, its entr
 logger = logging.getLogger(__name__)
 
 
-def folders() -> list[Path]:
+def list_folders() -> list[Path]:
     """Where weights are looked for, in order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own.
 
     A package that was installed from a checkout also looks into that checkout's weights/, for as long as it is there.
     """
     places = [Path(os.path.expanduser(folder))] if (folder := os.environ.get("SCOTT_MODELS_DIR")) else []
-    source = [checkout / "weights"] if (checkout := installed_from()) else []
+    source = [checkout / "weights"] if (checkout := find_source_checkout()) else []
     return [*places, PACKAGE.parent / "weights", PACKAGE / "bundled", *source]
 
 
 @cache
-def installed_from() -> Path | None:
+def find_source_checkout() -> Path | None:
     """The checkout that this package was installed from, as the installer notes it (PEP 610); None of other sources."""
     try:
         installed = distribution("scott_models")
@@ -55,10 +55,10 @@ def installed_from() -> Path | None:
     return Path(url2pathname(urlsplit(noted["url"]).path)) if is_this and "dir_info" in noted else None
 
 
-def find(tag: str) -> Path | None:
+def find_file(tag: str) -> Path | None:
     """The first folder's file of a tag in the manifest, not yet verified; None if no folder has it."""
-    file = entry_of(tag)["file"]
-    places = (folder / tag / file for folder in folders())
+    file = get_entry(tag)["file"]
+    places = (folder / tag / file for folder in list_folders())
     return next((path for path in places if os.path.isfile(path)), None)  # Path's own raises where it may not look
 
 
@@ -80,7 +80,7 @@ def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None 
         WeightsError: a tag the manifest does not know, a file that is nowhere or cannot be downloaded, or one whose
             sha256 is not the released file's.
     """
-    return _obtain(tag, verified, cache_dir=cache_dir, token=token)
+    return _obtain(tag, verify, cache_dir=cache_dir, token=token)
 
 
 def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[str, Tensor]]:
@@ -89,24 +89,24 @@ def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[s
     Raises:
         WeightsError: as `resolve`.
     """
-    path, content = _obtain(tag, read, cache_dir=cache_dir)
+    path, content = _obtain(tag, read_verified, cache_dir=cache_dir)
     return path, safetensors.torch.load(content)
 
 
 def _obtain(tag: str, check: Check[Found], *, cache_dir: str | Path | None = None, token: str | None = None) -> Found:
     """Apply a check to a tag's file, where `resolve` looks for it."""
-    entry = entry_of(tag)
-    if path := find(tag):
+    entry = get_entry(tag)
+    if path := find_file(tag):
         again = f"replace it: scott download {tag} --dir '{path.parents[1]}'"
         restore = "take it from the release again, or reinstall the package"  # there is nothing to download
         return check(path, tag, entry, again if entry["repository"] else restore)
     if entry["repository"] is None:
-        looked = ", ".join(str(folder / tag) for folder in folders())
+        looked = ", ".join(str(folder / tag) for folder in list_folders())
         raise WeightsError(f"{tag}: no weight file in any of {looked}; put the released folder into one of them")
-    return from_hub(tag, entry, check, cache_dir=cache_dir, token=token)
+    return fetch_checked(tag, entry, check, cache_dir=cache_dir, token=token)
 
 
-def from_hub(
+def fetch_checked(
     tag: str,
     entry: Entry,
     check: Check[Found],
@@ -131,7 +131,7 @@ def from_hub(
     return check(path, tag, entry, f"{entry['repository']} does not hold what was released, do not use it")
 
 
-def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
+def verify(path: Path, tag: str, entry: Entry, advice: str) -> Path:
     """The same path, if its bytes are the released ones.
 
     Raises:
@@ -142,7 +142,7 @@ def verified(path: Path, tag: str, entry: Entry, advice: str) -> Path:
     return path
 
 
-def read(path: Path, tag: str, entry: Entry, advice: str) -> tuple[Path, bytes]:
+def read_verified(path: Path, tag: str, entry: Entry, advice: str) -> tuple[Path, bytes]:
     """Read a file once, and return its path and bytes if they are the released ones.
 
     Raises:

@@ -13,7 +13,7 @@ from .entries import Entry
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def usable_token(token: str | None) -> str | None:
+def check_token(token: str | None) -> str | None:
     """A token as it is sent, without the line end of a file it came from; None for the one that is stored.
 
     Raises:
@@ -55,7 +55,7 @@ def fetch(
         entry["file"],
         revision=entry["revision"],
         cache_dir=cache_dir,
-        token=usable_token(token),
+        token=check_token(token),
         library_name="scott_models",
         library_version=__version__,
     )
@@ -67,13 +67,13 @@ def fetch(
     except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
         source = f"{tag}: {entry['file']} of {repository} at {entry['revision']}"
         cache = cache_dir or huggingface_hub.constants.HF_HUB_CACHE
-        raise WeightsError(f"{source} {why(error, tag, cache)}") from error
+        raise WeightsError(f"{source} {explain(error, tag, cache)}") from error
     if path.is_dir():
         raise WeightsError(f"{path}: expected the weight file of {tag}, found a folder; remove it")
     return path
 
 
-def cached(entry: Entry) -> Path | None:
+def find_cached(entry: Entry) -> Path | None:
     """The file of a published tag in the Hub's own cache, not yet verified; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -83,7 +83,7 @@ def cached(entry: Entry) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def why(error: BaseException, tag: str, cache: str | Path) -> str:
+def explain(error: BaseException, tag: str, cache: str | Path) -> str:
     """What went wrong and what to do, the end of a sentence; nothing of the request is quoted, so no token is.
 
     Args:
@@ -99,37 +99,37 @@ def why(error: BaseException, tag: str, cache: str | Path) -> str:
         errors.RevisionNotFoundError: "is not to be had: the repository has no such commit; update scott_models",
         errors.OfflineModeIsEnabled: f"is not in {cache}, and HF_HUB_OFFLINE forbids downloads: {elsewhere}",
     }
-    causes = list(causes_of(error))
+    causes = list(iterate_causes(error))
     for cause in causes:
         if known := [advice for kind, advice in kinds.items() if isinstance(cause, kind)]:
             return known[0]
-        if code := status(cause):
-            return f"cannot be had: the Hub answered {_answered(code)}"
+        if code := get_status(cause):
+            return f"cannot be had: the Hub answered {_describe_answer(code)}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         other = "make room or choose another, by HF_HOME, cache_dir or --dir"
         return f"cannot be stored in {cache} ({error.strerror}): {other}"
-    return f"cannot be downloaded ({reason(causes[-1])}): try again, or {elsewhere}"
+    return f"cannot be downloaded ({shorten(causes[-1])}): try again, or {elsewhere}"
 
 
-def reason(error: BaseException) -> str:
+def shorten(error: BaseException) -> str:
     """The first line of a foreign error, unless it shows an address or a header, in which there may be a secret."""
     text = str(error).split("\n")[0]
     return type(error).__name__ if not text or "://" in text or "Bearer" in text else text
 
 
-def status(error: BaseException) -> int | None:
+def get_status(error: BaseException) -> int | None:
     """Of an HTTP error, of the client or of one of the libraries it has used; None of anything else."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, then what it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
-def _answered(code: int) -> str:
+def _describe_answer(code: int) -> str:
     advice = {
         401: f"401, not logged in: {LOG_IN}",
         403: "403, forbidden: the token may not read this repository",

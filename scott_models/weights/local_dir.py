@@ -26,10 +26,10 @@ def export(
     """
     saved = deepcopy(model)
     saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *model.patch_embed.img_size)}
-    return save_whole(saved.to(dtype), folder, model_args(model), label_names)
+    return save_whole(saved.to(dtype), folder, get_model_args(model), label_names)
 
 
-def model_args(model: nn.Module) -> dict[str, Any]:
+def get_model_args(model: nn.Module) -> dict[str, Any]:
     """What timm must be told to build a SCOTT again, besides its name."""
     return {
         "img_size": model.patch_embed.img_size,
@@ -44,7 +44,7 @@ def model_args(model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(path: Path, expected: str) -> Iterator[Path]:
+def read_record(path: Path, expected: str) -> Iterator[Path]:
     """Around the use of what a file says: whatever is damaged or foreign in it is told in a sentence.
 
     Raises:
@@ -60,7 +60,7 @@ def reading(path: Path, expected: str) -> Iterator[Path]:
         ) from error
 
 
-def infinite(tensors: Mapping[str, Tensor]) -> list[str]:
+def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of those in which a number is none, or infinite."""
     return [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
 
@@ -68,7 +68,7 @@ def infinite(tensors: Mapping[str, Tensor]) -> list[str]:
 def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label_names: Sequence[str]) -> Path:
     """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
     model = model.to("cpu", memory_format=torch.contiguous_format)
-    with replaced(folder) as partial:
+    with folder_written_whole(folder) as partial:
         # safetensors' own writer makes a file that its owner alone may read
         (partial / "model.safetensors").write_bytes(safetensors.torch.save(model.state_dict()))
         write_config(model, partial / "config.json", model_args, label_names)
@@ -76,7 +76,7 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place once it is full."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
@@ -109,7 +109,7 @@ def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label
 EXPORTED = {"config.json", "model.safetensors"}
 
 
-def exportable(folder: str | Path) -> Path:
+def check_export_folder(folder: str | Path) -> Path:
     """The path of a folder that an export may take or replace: ask before what takes long.
 
     Raises:

@@ -9,9 +9,9 @@ import timm
 from torch import Tensor
 
 from ..errors import WeightsError
-from .entries import Entry, entry_of, manifest
-from .files import find, load
-from .local_dir import model_args
+from .entries import Entry, get_entry, manifest
+from .files import find_file, load
+from .local_dir import get_model_args
 
 # What a classifier's head needs of a SCOTT, as arguments; nothing of a backbone's, which has none.
 POOL_ARGS: dict[str | None, dict[str, Any]] = {
@@ -22,16 +22,16 @@ POOL_ARGS: dict[str | None, dict[str, Any]] = {
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for where weights come from
 
 
-def tags_of(model: str) -> list[str]:
+def list_tags(model: str) -> list[str]:
     """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"].
 
     The order is the manifest's, which is that of the tags; classifiers come last, whatever they are called.
     """
-    entries = {tag: entry for tag, entry in usable().items() if tag.split(".")[0] == model}
+    entries = {tag: entry for tag, entry in valid_entries().items() if tag.split(".")[0] == model}
     return sorted(entries, key=lambda tag: "head" in entries[tag])
 
 
-def pretrained_cfgs() -> dict[str, dict[str, Any]]:
+def make_pretrained_cfgs() -> dict[str, dict[str, Any]]:
     """What timm needs to know of each tag. A tag counts as pretrained for timm only if its weights can be had."""
     return {
         tag: {
@@ -39,41 +39,41 @@ def pretrained_cfgs() -> dict[str, dict[str, Any]]:
             "license": entry["license"],
             "num_classes": len(names := tuple(entry.get("label_names", ()))),
             "label_names": names or None,
-            **source(tag),
+            **locate_for_timm(tag),
         }
-        for tag, entry in usable().items()
+        for tag, entry in valid_entries().items()
     }
 
 
-def usable() -> dict[str, Entry]:
+def valid_entries() -> dict[str, Entry]:
     """The entries by tag that lead nowhere astray; what is wrong with one is told when its weights are asked for."""
     entries = {}
     with suppress(WeightsError):  # of a whole manifest
         for tag in manifest():
             with suppress(WeightsError):
-                entries[tag] = entry_of(tag)
+                entries[tag] = get_entry(tag)
     return entries
 
 
-def source(tag: str) -> dict[str, str]:
+def locate_for_timm(tag: str) -> dict[str, str]:
     """Where a tag's weights are, in timm's words."""
-    entry = entry_of(tag)
+    entry = get_entry(tag)
     if entry["repository"]:
         return {"hf_hub_id": f"{entry['repository']}@{entry['revision']}", "hf_hub_filename": entry["file"]}
-    return {"file": str(path)} if (path := find(tag)) else {}
+    return {"file": str(path)} if (path := find_file(tag)) else {}
 
 
-def tag_in(config: Any, model: str) -> str | None:
+def find_tag(config: Any, model: str) -> str | None:
     """Which of a model's tags a whole timm configuration (PretrainedCfg or dict) is of; None of other weights."""
     fields = config if isinstance(config, dict) else vars(config)
     named = f"{model}.{fields.get('tag')}"
-    tags = sorted(tags_of(model), key=lambda tag: tag != named)
+    tags = sorted(list_tags(model), key=lambda tag: tag != named)
     return next((tag for tag in tags if _is_source_of(fields, tag, tag == named)), None)
 
 
 def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
     """Whether the weights of a timm configuration, which may be what one of our models ended with, are a tag's."""
-    entry = entry_of(tag)
+    entry = get_entry(tag)
     if any(fields.get(name) for name in ("source", "url", "state_dict")):
         return False
     if file := fields.get("file"):
@@ -81,10 +81,10 @@ def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
         cached = (f"models--{entry['repository']}".replace("/", "--"), entry["revision"])
         return name == entry["file"] and (folder == tag or (repository, folder) == cached)
     hub_id, name = fields.get("hf_hub_id"), fields.get("hf_hub_filename") or entry["file"]
-    return (hub_id, name) == (source(tag).get("hf_hub_id"), entry["file"]) and (named or hub_id is not None)
+    return (hub_id, name) == (locate_for_timm(tag).get("hf_hub_id"), entry["file"]) and (named or hub_id is not None)
 
 
-def pretrained_cfg_overlay(
+def make_overlay(
     tag: str, overlay: Mapping[str, Any] | None, cache_dir: str | Path | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """Make timm's overlay for a tag, and the tensors to load; none where the overlay names the caller's own source.
@@ -98,25 +98,25 @@ def pretrained_cfg_overlay(
     return {**(overlay or {}), "file": str(path), "state_dict": {"of": tag}}, tensors
 
 
-def zoo() -> list[dict[str, Any]]:
+def list_zoo() -> list[dict[str, Any]]:
     """A row for each model without weights and for each tag: what it is, what it scored, where it would load from."""
     manifest()  # or one that is damaged would look like one without weights
     rows = []
     for model in timm.list_models(module="scott"):
-        for tag in tags_of(model):
-            entry = entry_of(tag)
+        for tag in list_tags(model):
+            entry = get_entry(tag)
             rows.append(
                 {
-                    **_size(model, head_args(entry)),
+                    **_size(model, get_head_args(entry)),
                     "tag": tag.split(".", 1)[1],
                     "data": entry["data"] + _classes(entry),
                     "pixels": entry["input_size"][-1],
                     "kNN %": entry["scores"].get("knn"),
                     "ridge %": entry["scores"].get("ridge"),
-                    "weights": place(tag),
+                    "weights": describe_location(tag),
                 }
             )
-        if not tags_of(model):
+        if not list_tags(model):
             rows.append({**_size(model, {}), **dict.fromkeys(("tag", "data", "pixels", "kNN %", "ridge %", "weights"))})
     return rows
 
@@ -133,19 +133,19 @@ def _classes(entry: Entry) -> str:
     return f"; {len(entry['label_names'])} classes" + (f", top-1 {top1} %" if top1 is not None else "")
 
 
-def place(tag: str) -> str:
+def describe_location(tag: str) -> str:
     """Where the weights of a tag would load from, for people."""
-    entry = entry_of(tag)
-    if path := find(tag):
+    entry = get_entry(tag)
+    if path := find_file(tag):
         return str(path.parent)
     return f"{entry['repository']} on the Hub" if entry["repository"] else "not here"
 
 
-def registered_args(model: str, head: str | None = None) -> dict[str, Any]:
+def get_registered_args(model: str, head: str | None = None) -> dict[str, Any]:
     """`model_args` of a model of this package, as its name alone makes it, or as a tag does that has such a head."""
-    return model_args(timm.create_model(model, device="meta", **POOL_ARGS[head]))
+    return get_model_args(timm.create_model(model, device="meta", **POOL_ARGS[head]))
 
 
-def head_args(entry: Entry) -> dict[str, Any]:
+def get_head_args(entry: Entry) -> dict[str, Any]:
     """What timm must be told of a tag's head, besides the model's name, to build what its file holds."""
     return {"num_classes": len(entry.get("label_names", ())), **POOL_ARGS[entry.get("head")]}

@@ -17,7 +17,7 @@ def test_weights_verified_damaged_and_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))
     assert found(speed=False)[TAG].state == "wrong"
     assert "expected sha256" in found(speed=False)[TAG].found
-    monkeypatch.setattr("scott_models.weights.files.folders", lambda: [])
+    monkeypatch.setattr("scott_models.weights.files.list_folders", lambda: [])
     assert found(speed=False)[TAG].found == "neither here nor published"
     published = {**manifest()[TAG], "repository": "org/name", "revision": "0" * 40}
     monkeypatch.setitem(manifest(), TAG, published)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scott_models.bench import contenders
-from scott_models.bench.contenders import Contender, gflop
-from scott_models.bench.measure import Result, _work, everything, measure
+from scott_models.bench.contenders import Contender, count_gflop
+from scott_models.bench.measure import Result, _work, compare, measure
 from scott_models.errors import UserError
 
 SMALL = {"batch": 2, "img_size": 64}
@@ -22,8 +22,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
     [("scott_12_16", "inference", 11.16), ("scott_12_16", "step", 51.4), ("vit_small_patch16_224", "inference", 9.2)],
 )
 def test_operations_are_counted(model, task, expected):
-    assert gflop(Contender(model, task)) == pytest.approx(expected, rel=0.002)
-    assert gflop(Contender(model, task, "bf16", batch=7)) == gflop(Contender(model, task))
+    assert count_gflop(Contender(model, task)) == pytest.approx(expected, rel=0.002)
+    assert count_gflop(Contender(model, task, "bf16", batch=7)) == count_gflop(Contender(model, task))
 
 
 @pytest.mark.parametrize("multiplies", [True, False])
@@ -36,7 +36,7 @@ def test_a_precision_that_is_emulated_has_no_peak(monkeypatch, multiplies):
 
 
 def test_inputs_have_no_operations_worth_counting():
-    assert gflop(Contender("scott_3_16", "inputs")) is None
+    assert count_gflop(Contender("scott_3_16", "inputs")) is None
 
 
 def result(rounds, peaks, gflop=2.0):
@@ -104,7 +104,7 @@ def test_a_contender_that_cannot_be_built_is_said(tmp_path):
 
 def test_only_our_models_take_a_step():
     with pytest.raises(UserError, match=r"step: .*our models, scott_3_16.* found resnet10t"):
-        everything(["resnet10t"], ["step"], ["fp32"], [1], 64, False, "cpu", None, 1)
+        compare(["resnet10t"], ["step"], ["fp32"], [1], 64, False, "cpu", None, 1)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from scott_models import weights
 from scott_models.data.labelled import find_labelled
 from scott_models.errors import DataError, WeightsError
 from scott_models.pretrain import Recipe
-from scott_models.report.run_page import page_of_run
+from scott_models.report.run_page import make_page
 from scott_models.weights import entries
 from scott_models.weights.files import sha256
 
@@ -136,7 +136,7 @@ def test_what_came_back_is_a_run_folder_with_weights(results):
     model = timm.create_model(f"local-dir:{exported}", pretrained=True)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 384)
     assert Recipe.load(results / "scott_3_16" / "recipe.toml").model.name == "scott_3_16"
-    assert page_of_run(results / "scott_3_16", neighbours=False)
+    assert make_page(results / "scott_3_16", neighbours=False)
 
 
 def test_parts_that_are_lost_are_named_and_the_others_unpacked(lease, tmp_path):
@@ -179,7 +179,7 @@ def test_a_release_is_made_of_it(results, photos, tmp_path, monkeypatch):
     assert entry["scores"]["attentive_random"] == round(fast["scott_3_16 (random weights)", "attentive"], 1)
     assert entry["scores"]["knn_context"] == round(fast["scott_3_16 (context encoder)", "knn"], 1)
     assert len(entry["scores"]) == 12
-    assert entries.read(entries.PATH)["weights"][tag] == entry
+    assert entries.read_manifest(entries.PATH)["weights"][tag] == entry
     assert "a laptop" in (tmp_path / "weights" / tag / "README.md").read_text()
     with pytest.raises(WeightsError, match="expected a tag of scott_3_16"):
         release(results, "scott_3_16", "scott_7_16.mimjepa_toy", "a laptop", pictures)
@@ -212,7 +212,7 @@ def test_a_classifier_is_released(shards, tmp_path, monkeypatch):
     assert model.pretrained_cfg["label_names"] == ["blue", "red"]
     assert script["accuracy"](model, find_labelled([flowers], [flowers])[1]).top1 == entry["scores"]["attentive"] == 100
     assert (entry["head"], entry["label_names"], entry["dtype"]) == ("attentive", ["blue", "red"], "bfloat16")
-    assert entries.read(entries.PATH)["weights"] == {folder.name: entry}
+    assert entries.read_manifest(entries.PATH)["weights"] == {folder.name: entry}
     text = (folder / "README.md").read_text()
     assert "logits (B, 2)" in text
     assert "pipeline_tag: image-classification" in text

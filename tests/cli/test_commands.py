@@ -16,7 +16,7 @@ import torch
 
 from scott_models import cli
 from scott_models.cli.output import print_json
-from scott_models.errors import TrainingError, UserError, told_in_a_sentence
+from scott_models.errors import TrainingError, UserError, report_user_errors
 
 from ..command_line import scott
 
@@ -98,7 +98,7 @@ def test_completion(tmp_path):
     [(UserError("why"), 2), (OSError("why"), 2), (TrainingError("why"), 1), (KeyboardInterrupt("why"), 130)],
 )
 def test_exit_statuses(error, status, capsys):
-    with pytest.raises(SystemExit) as exited, told_in_a_sentence():
+    with pytest.raises(SystemExit) as exited, report_user_errors():
         raise error
     assert (exited.value.code, capsys.readouterr().err) == (status, "scott: why\n")
 

@@ -12,12 +12,12 @@ from scott_models.data.colours import (
     IMAGENET_STD,
     Colours,
     blend,
-    coloured,
+    change_colours,
     gaussian_blur,
-    gray,
     normalize,
-    recolour_everyone,
+    recolour_batch,
     shift_hue,
+    to_gray,
 )
 from scott_models.data.random_streams import Draws
 from scott_models.data.views import EachView, TwoCrops, TwoViews
@@ -55,10 +55,10 @@ def test_hue_is_torchvisions(images):
 
 def test_contrast_and_saturation_are_torchvisions(images):
     shares = [0.6, 0.8, 1.0, 1.1, 1.3, 1.4]
-    mean = gray(images).mean(dim=(-2, -1), keepdim=True)
+    mean = to_gray(images).mean(dim=(-2, -1), keepdim=True)
     for ours, theirs in (
         (blend(images, mean, column(shares)), TF.adjust_contrast),
-        (blend(images, gray(images), column(shares)), TF.adjust_saturation),
+        (blend(images, to_gray(images), column(shares)), TF.adjust_saturation),
     ):
         expected = torch.stack([theirs(image, share) for image, share in zip(images, shares)])
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
@@ -109,8 +109,8 @@ def test_a_batch_at_once_is_a_call(monkeypatch):
         lambda function: lambda *given: calls.append(given) or function(*given),
     )
     torch.testing.assert_close(colours.at_once(crops), expected, rtol=0, atol=2e-5)
-    at_once = torch.compile(recolour_everyone, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(at_once(*calls[0]), recolour_everyone(*calls[0]), rtol=0, atol=1e-5)
+    at_once = torch.compile(recolour_batch, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(at_once(*calls[0]), recolour_batch(*calls[0]), rtol=0, atol=1e-5)
 
 
 def test_nobody_need_be_blurred(monkeypatch):
@@ -129,7 +129,7 @@ def test_tensors_move_together():
         torch.tensor([True, False]),
         torch.rand(2).double(),
     ]
-    for moved, tensor in zip(device.move_together(tensors, torch.device("cpu")), tensors, strict=True):
+    for moved, tensor in zip(device.copy_together(tensors, torch.device("cpu")), tensors, strict=True):
         assert moved.dtype == tensor.dtype
         assert torch.equal(moved, tensor)
 
@@ -158,9 +158,9 @@ def test_how_often_a_view_changes(images):
     many = images[:1, :, :8, :8].expand(4000, -1, -1, -1)
     views = Colours.draw(draws(4000))(many)
     same = (views == many).flatten(1).all(dim=1).float().mean().item()
-    gray = (views[:, :1] - views).abs().amax(dim=(1, 2, 3)).lt(1e-6).float().mean().item()
+    grey = (views[:, :1] - views).abs().amax(dim=(1, 2, 3)).lt(1e-6).float().mean().item()
     assert same == pytest.approx(1 - 0.6 * (1 - 0.2 * 0.9 * 0.7), abs=0.03)
-    assert gray == pytest.approx(0.06, abs=0.015)
+    assert grey == pytest.approx(0.06, abs=0.015)
 
 
 def test_strengths_and_orders_are_drawn_evenly():
@@ -218,7 +218,7 @@ def test_each_view_has_its_colours(mode):
     found = views(crops, drawn)
     assert [image.shape for image in found] == [crop.shape for crop in crops]
     for crop, image, colours in zip(crops, found, drawn if mode == "different" else 3 * drawn):
-        assert torch.equal(image, coloured(crop, colours))
+        assert torch.equal(image, change_colours(crop, colours))
     if mode == "none":
         assert torch.equal(found[2], normalize(crops[2].float() / 255))
     again = views(crops, Draws(np.arange(16, dtype=np.uint64)))
@@ -236,6 +236,8 @@ def test_two_views_of_a_crop_and_one_of_another(mode):
     first = pair(crops[0], pair.draw(streams[1]))  # as without the other crop
     assert torch.equal(context, first[0])
     assert torch.equal(target, first[1])
-    expected = coloured(crops[1], Colours.draw(streams[1])) if mode != "none" else normalize(crops[1].float() / 255)
+    expected = (
+        change_colours(crops[1], Colours.draw(streams[1])) if mode != "none" else normalize(crops[1].float() / 255)
+    )
     assert torch.equal(other, expected)
     assert all(torch.equal(a, b) for a, b in zip((context, target, other), views(crops, streams[2]), strict=True))

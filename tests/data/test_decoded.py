@@ -17,7 +17,7 @@ def samples(photos):
 
 
 def cached():
-    return list(decoded.cache_folder().iterdir())
+    return list(decoded.find_cache_folder().iterdir())
 
 
 def test_decoded_images_keep_their_shapes(photos):
@@ -79,8 +79,8 @@ def test_a_stop_while_writing_leaves_nothing(samples, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed_in_time(samples):
-    decoded.cache_folder().mkdir(exist_ok=True)
-    old, new = (decoded.cache_folder() / f"{decoded.PARTIAL}{name}" for name in ("old", "new"))
+    decoded.find_cache_folder().mkdir(exist_ok=True)
+    old, new = (decoded.find_cache_folder() / f"{decoded.PARTIAL}{name}" for name in ("old", "new"))
     for folder in (old, new):
         folder.mkdir()
         (folder / "pixels").write_bytes(b"half")
@@ -172,7 +172,7 @@ def test_very_many_bad_images_are_listed_in_a_file(tmp_path):
         (folder / f"{i:02d}.png").write_bytes(b"none")
     with pytest.raises(DataError, match=r"and 3 more: .*bad_images.txt") as caught:
         decoded.open_images(find_samples([folder]), 36)
-    listed = next(decoded.cache_folder().glob("*/bad_images.txt")).read_text().splitlines()
+    listed = next(decoded.find_cache_folder().glob("*/bad_images.txt")).read_text().splitlines()
     assert len(listed) == decoded.LISTED + 3
     assert "21.png" not in str(caught.value)
     assert "21.png" in listed[21]

@@ -11,7 +11,7 @@ from scott_models.data import decoded, loader
 from scott_models.data.colours import Colours
 from scott_models.data.loader import Crops, Planned, load
 from scott_models.data.order import Order
-from scott_models.data.random_streams import Draws, key
+from scott_models.data.random_streams import Draws, make_key
 from scott_models.data.sources import find_samples
 from scott_models.errors import RecipeError
 
@@ -25,7 +25,7 @@ def images(photos):
 def streamed(images, monkeypatch):
     """The same images, decoded at every use."""
     monkeypatch.setattr(decoded, "LARGEST", 1)
-    for path in decoded.cache_folder().glob("*/index"):
+    for path in decoded.find_cache_folder().glob("*/index"):
         path.unlink()
     again = decoded.open_images(images.samples, 36)
     assert again.pixels is None
@@ -119,7 +119,7 @@ def test_plans_do_not_depend_on_who_draws_them(images, request, where, workers):
         crops = Crops(given or images, 32, seed=3)
     found = [part for parts in load(order, crops, 1, 4, workers, Colours.draw) for part in parts]
     for (places, made), (colours, again) in zip(whole, found, strict=True):
-        expected = Colours.draw(Draws.keyed(key(3, "inputs"), *places.unbind(1)))
+        expected = Colours.draw(Draws.keyed(make_key(3, "inputs"), *places.unbind(1)))
         assert all((ours == theirs).all() for ours, theirs in zip(vars(expected).values(), vars(colours).values()))
         assert (made.int() - again.int()).abs().max() <= (2 if where == "on_device" else 0)
 
@@ -149,7 +149,9 @@ def test_a_cpu_that_holds_the_images_starts_nothing(images):
 
 
 def test_keys_differ():
-    keys = {int(key(seed, purpose, number)) for seed in (0, 1) for purpose in ("crop", "order") for number in (0, 1)}
+    keys = {
+        int(make_key(seed, purpose, number)) for seed in (0, 1) for purpose in ("crop", "order") for number in (0, 1)
+    }
     assert len(keys) == 8
 
 
@@ -180,12 +182,12 @@ def test_several_views_do_not_depend_on_who_makes_them(images, request, where):
 def test_more_crops_than_fit_into_memory(images, monkeypatch):
     crops = Crops(images, 64, seed=0, views=2, local_views=4)
     pixels = 128 * 3 * (2 * 64**2 + 4 * 32**2)
-    monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels)
+    monkeypatch.setattr(loader, "find_available_ram", lambda: 3 * pixels)
     crops.check_room(128, parts=2, workers=9)  # none of which a CPU with decoded images has
-    monkeypatch.setattr(loader, "available_ram", lambda: 6 * pixels - 1)
+    monkeypatch.setattr(loader, "find_available_ram", lambda: 6 * pixels - 1)
     with pytest.raises(RecipeError, match="found 6 of each of 128 images"):
         crops.check_room(128, parts=2, workers=9, sharing=2)
-    monkeypatch.setattr(loader, "available_ram", lambda: 3 * pixels - 1)
+    monkeypatch.setattr(loader, "find_available_ram", lambda: 3 * pixels - 1)
     with pytest.raises(RecipeError, match="found 6.*128 images.*lower objective.views_per_image"):
         crops.check_room(128, parts=2, workers=9)
     with pytest.raises(RecipeError, match="found 1.*999 images.*lower optim.batch_size"):
@@ -194,9 +196,9 @@ def test_more_crops_than_fit_into_memory(images, monkeypatch):
 
 def test_batches_made_ahead_take_room_too(streamed, monkeypatch):
     crops, pixels = Crops(streamed, 64, seed=0), 12 * 3 * 64**2
-    monkeypatch.setattr(loader, "cores", lambda: 3)
-    monkeypatch.setattr(loader, "available_ram", lambda: (1 + 2 * 3 + 4) * pixels)
+    monkeypatch.setattr(loader, "count_cores", lambda: 3)
+    monkeypatch.setattr(loader, "find_available_ram", lambda: (1 + 2 * 3 + 4) * pixels)
     crops.check_room(12, parts=1, workers=4)
-    monkeypatch.setattr(loader, "available_ram", lambda: (1 + 2 * 3 + 4) * pixels - 1)
+    monkeypatch.setattr(loader, "find_available_ram", lambda: (1 + 2 * 3 + 4) * pixels - 1)
     with pytest.raises(RecipeError, match="run.workers"):
         crops.check_room(12, parts=1, workers=4)

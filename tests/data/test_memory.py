@@ -16,8 +16,8 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_a_quarter_of_the_available_ram(machine):
-    assert memory.available_ram() == 2**33
-    assert memory.room(CPU) == 2**31
+    assert memory.find_available_ram() == 2**33
+    assert memory.find_room(CPU) == 2**31
     assert memory.choose_place(2**31, CPU) == CPU
     assert memory.choose_place(2**31 + 1, CPU) is None
 
@@ -26,17 +26,17 @@ def test_a_containers_limit_counts_but_not_its_files(machine):
     (machine / "memory.current").write_text(f"{3 * 2**30}\n")
     (machine / "memory.stat").write_text(f"anon {2**30}\ninactive_file {2**31}\n")
     (machine / "memory.max").write_text("max\n")
-    assert memory.available_ram() == 2**33
+    assert memory.find_available_ram() == 2**33
     (machine / "memory.max").write_text(f"{2**31}\n")
-    assert memory.available_ram() == 2**30
+    assert memory.find_available_ram() == 2**30
 
 
 def test_systems_that_do_not_say(machine, monkeypatch):
     (machine / "meminfo").unlink()
     monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.get, raising=False)
-    assert memory.available_ram() == 2_048_000
+    assert memory.find_available_ram() == 2_048_000
     monkeypatch.delattr(memory.os, "sysconf")
-    assert memory.available_ram() == memory.UNKNOWN_RAM
+    assert memory.find_available_ram() == memory.UNKNOWN_RAM
 
 
 def test_a_gpu_first_then_ram(machine, monkeypatch):
@@ -45,5 +45,5 @@ def test_a_gpu_first_then_ram(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     gpu = torch.device("cuda")
-    assert memory.room(gpu) == 300
+    assert memory.find_room(gpu) == 300
     assert [memory.choose_place(size, gpu) for size in (300, 301, 2**40)] == [gpu, CPU, None]

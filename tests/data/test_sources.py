@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scott_models.data.sources import find_images, find_samples, imagenet100_classes, load_image
+from scott_models.data.sources import find_images, find_samples, load_image, read_imagenet100_classes
 from scott_models.errors import DataError
 
 GRADIENT = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
@@ -173,8 +173,8 @@ def test_labels_and_splits_of_folders(tmp_path):
 
 
 def test_imagenet100_is_a_choice_of_classes(tmp_path):
-    assert len(imagenet100_classes()) == 100
-    chosen = min(imagenet100_classes())
+    assert len(read_imagenet100_classes()) == 100
+    chosen = min(read_imagenet100_classes())
     layout(tmp_path, f"train/{chosen}/a.JPEG", "train/n00000000/b.JPEG", f"val/{chosen}/c.JPEG")
     assert known(find_samples([f"imagenet100:{tmp_path}"]), tmp_path) == [
         (f"train/{chosen}/a.JPEG", chosen, "train"),

@@ -109,7 +109,7 @@ def test_inputs_on_a_gpu_are_compiled_and_never_wait(monkeypatch):
         ((3, 3, 32, 32), "cuda"),
         ((3, 3), "cuda"),
     ]
-    assert compiled == [colours.recolour_everyone]
+    assert compiled == [colours.recolour_batch]
 
 
 def test_labels_are_smoothed():

@@ -4,17 +4,17 @@ import torch
 from PIL import Image
 
 from scott_models.errors import DataError
-from scott_models.pictures.attention_maps import attention_maps, draw_attention
+from scott_models.pictures.attention_maps import draw_attention, draw_maps
 
 
 def test_maps_are_what_patches_get(tiny):
     images = torch.randn(2, 3, 64, 64)
-    maps = attention_maps(tiny, images)
+    maps = draw_maps(tiny, images)
     attention = tiny.get_attention(images)[0]
     assert maps.shape == (2, 2, 4, 4)
     assert torch.allclose(maps.flatten(2), attention.mean(dim=2), atol=1e-6)
     assert torch.allclose(maps.sum(dim=(-2, -1)), torch.ones(2, 2))  # what is paid is got
-    assert torch.equal(attention_maps(tiny, images, 0), attention_maps(tiny, images, -2))
+    assert torch.equal(draw_maps(tiny, images, 0), draw_maps(tiny, images, -2))
 
 
 def test_a_picture(photos, tmp_path):
@@ -26,6 +26,6 @@ def test_a_picture(photos, tmp_path):
 
 def test_what_has_no_attention(tiny):
     with pytest.raises(DataError, match="block: expected -2 to 1, got 2"):
-        attention_maps(tiny, torch.zeros(1, 3, 64, 64), 2)
+        draw_maps(tiny, torch.zeros(1, 3, 64, 64), 2)
     with pytest.raises(DataError, match="one of our models.*found VisionTransformer"):
-        attention_maps(timm.create_model("vit_tiny_patch16_224"), torch.zeros(1, 3, 224, 224))
+        draw_maps(timm.create_model("vit_tiny_patch16_224"), torch.zeros(1, 3, 224, 224))

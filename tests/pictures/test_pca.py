@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from scott_models.errors import DataError, WeightsError
-from scott_models.pictures.pca import components, draw_pca, otsu, project
+from scott_models.pictures.pca import draw_pca, find_components, find_threshold, project
 
 
 def scene(place, part):
@@ -26,31 +26,31 @@ def test_the_foreground_is_what_is_in_the_middle(things):
     expected = torch.zeros(3, 8, 8, dtype=torch.bool)
     expected[:, 2:6, 2:6] = True
     for sign in (1, -1):  # whichever way the component points
-        found = components(sign * things)
+        found = find_components(sign * things)
         assert torch.equal(found.foreground, expected)
         assert found.first[expected].min() > found.first[~expected].max()
         assert found.colours[~expected].abs().max() == 0
 
 
 def test_colours_mean_the_same_in_all_images(things):
-    colours = components(things).colours
+    colours = find_components(things).colours
     upper = colours[:, 2:4, 2:6, 0].flatten(1).mean(dim=1)  # red is the only component that is no noise
     assert upper[0] == pytest.approx(upper[1].item(), abs=0.1)
     assert (upper[0] - upper[2]).abs() > 0.4
     assert colours.min() >= 0
     assert colours.max() <= 1
-    again = components(things[[2, 0, 1]]).colours
+    again = find_components(things[[2, 0, 1]]).colours
     assert torch.allclose(again[0], colours[2], atol=1e-5)
 
 
 def test_images_without_any_foreground():
-    found = components(torch.ones(2, 4, 4, 8))
+    found = find_components(torch.ones(2, 4, 4, 8))
     assert found.colours.isfinite().all()
 
 
 def test_otsu_parts_two_heaps():
     values = torch.cat([torch.randn(900) * 0.1, 5 + torch.randn(100) * 0.1])
-    assert 0.5 < otsu(values) < 4.5
+    assert 0.5 < find_threshold(values) < 4.5
 
 
 def test_components_are_those_of_the_covariance():

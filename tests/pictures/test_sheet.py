@@ -4,24 +4,24 @@ import torch
 from PIL import Image
 
 from scott_models.errors import DataError
-from scott_models.pictures.sheet import draw_sheet, drawable, from_map
+from scott_models.pictures.sheet import check_drawable, draw_map, draw_sheet
 
 
 def test_blocky_maps_show_their_patches():
-    picture = np.asarray(from_map(torch.tensor([[False, True]]), (4, 8), "blocky"))
+    picture = np.asarray(draw_map(torch.tensor([[False, True]]), (4, 8), "blocky"))
     assert picture.shape == (4, 8, 3)
     assert (picture[:, :4] == 0).all()
     assert (picture[:, 4:] == 255).all()
 
 
 def test_smooth_maps_go_over_bit_by_bit():
-    row = np.asarray(from_map(torch.tensor([[0.0, 1.0]]), (4, 64), "smooth"))[2].astype(int).sum(axis=-1)
+    row = np.asarray(draw_map(torch.tensor([[0.0, 1.0]]), (4, 64), "smooth"))[2].astype(int).sum(axis=-1)
     assert len(np.unique(row)) > 10
     assert row[0] < row[32] < row[-1]
 
 
 def test_three_values_are_colours():
-    picture = from_map(torch.tensor([[[1.0, 0.0, 0.5]]]), (2, 2), "blocky")
+    picture = draw_map(torch.tensor([[[1.0, 0.0, 0.5]]]), (2, 2), "blocky")
     assert picture.getpixel((0, 0)) == (255, 0, 128)
 
 
@@ -48,11 +48,11 @@ def test_nothing_is_left_of_a_sheet_that_cannot_be_written(tmp_path):
 
 
 def test_sheets_too_large_for_their_format_are_refused_beforehand(tmp_path):
-    assert drawable(tmp_path / "sheet.png", 500)
-    assert drawable(tmp_path / "sheet.webp", 66)
+    assert check_drawable(tmp_path / "sheet.png", 500)
+    assert check_drawable(tmp_path / "sheet.webp", 66)
     with pytest.raises(DataError, match=r"sheet\.webp.*at most 66 rows.*found 67.*\.png"):
-        drawable(tmp_path / "sheet.webp", 67)
+        check_drawable(tmp_path / "sheet.webp", 67)
     tall = Image.new("RGB", (5, 66 * (224 + 24) + 6))
     tall.save(tmp_path / "tall.webp")
     with pytest.raises(DataError, match="expected at most 264 rows"):
-        drawable(tmp_path / "sheet.jpg", 300)
+        check_drawable(tmp_path / "sheet.jpg", 300)

@@ -11,11 +11,11 @@ from PIL import Image
 from scott_models import SCOTT
 from scott_models.data import decoded
 from scott_models.data.colours import normalize
-from scott_models.data.crops import centre_crops
+from scott_models.data.crops import make_centre_crops
 from scott_models.data.sources import find_samples
 from scott_models.errors import RecipeError
 from scott_models.pretrain import Recipe, monitor
-from scott_models.pretrain.monitor import Health, Monitor, advise, choose, verdict
+from scott_models.pretrain.monitor import Health, Monitor, choose_images, give_advice, judge
 
 RANDOM = Health(rankme=40, spread=0.4, cosine=0.8, knn=20, ridge=40)
 
@@ -50,7 +50,7 @@ def test_figures_of_known_features():
     ],
 )
 def test_verdict_in_words_with_its_figures(now, word):
-    line = verdict(now, RANDOM)
+    line = judge(now, RANDOM)
     assert line.startswith(word)
     assert (
         f"RankMe {now.rankme:.1f} (40.0), spread {now.spread:.2f} (0.40), mean cosine {now.cosine:.2f} (0.80)" in line
@@ -81,7 +81,7 @@ def split_photos(tmp_path):
 
 
 def chosen(images, count=100, test=False):
-    parts = choose(images, count, test, np.random.default_rng(0))
+    parts = choose_images(images, count, test, np.random.default_rng(0))
     return [[images.samples[i] for i in part] for part in parts]
 
 
@@ -141,9 +141,9 @@ def test_crops_are_made_once(split_photos, monkeypatch):
     encoder = model().eval()
     watching = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)
     expected = [
-        torch.cat([centre_crops([images[i]], 32) for i in part]) for part in (watching.train, watching.held_out)
+        torch.cat([make_centre_crops([images[i]], 32) for i in part]) for part in (watching.train, watching.held_out)
     ]
-    monkeypatch.setattr(monitor, "centre_crops", None)
+    monkeypatch.setattr(monitor, "make_centre_crops", None)
     assert watching.crops.dtype == torch.uint8
     assert torch.equal(watching.crops, torch.cat(expected))
     features = encoder.forward_features(normalize(torch.cat(expected).float() / 255)).mean(dim=1).detach()
@@ -169,7 +169,7 @@ def test_weights_that_are_no_numbers_are_dead(split_photos):
     encoder = model()
     torch.nn.init.constant_(encoder.patch_embed.conv1.weight, math.nan)
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(encoder)
-    assert verdict(health, RANDOM).startswith("dead")
+    assert judge(health, RANDOM).startswith("dead")
     assert "NaN" not in json.dumps(asdict(health))  # which is no JSON
 
 
@@ -179,10 +179,10 @@ def looks(*knn):
 
 def test_advice_to_end_a_run_that_rises_no_more():
     assert (
-        advise(looks(20, 25, 30, 29, 30, 28))
+        give_advice(looks(20, 25, 30, 29, 30, 28))
         == "; kNN has not risen for 3 looks: Ctrl-C and --finish would end the run well"
     )
-    assert advise(looks(20, 25, 30, 29, 30)) == ""  # not long enough
-    assert advise(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start: there is nothing to keep
-    assert advise(looks(20, 25, 30, 31, 32, 33)) == ""
-    assert advise({}) == advise({0: Health(40, 0.5, 0.5)}) == ""
+    assert give_advice(looks(20, 25, 30, 29, 30)) == ""  # not long enough
+    assert give_advice(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start: there is nothing to keep
+    assert give_advice(looks(20, 25, 30, 31, 32, 33)) == ""
+    assert give_advice({}) == give_advice({0: Health(40, 0.5, 0.5)}) == ""

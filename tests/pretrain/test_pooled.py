@@ -10,9 +10,9 @@ from scott_models.data.random_streams import Draws
 from scott_models.pretrain.pooled import (
     Pooled,
     build_projector,
+    compute_normal_quantiles,
     draw_directions,
     infonce,
-    normal_quantiles,
     sigreg,
     vicreg,
     visreg,
@@ -84,7 +84,7 @@ def test_visreg_by_hand():
     projected = torch.tensor([-2.0, 0.0, 2.0]) / deviation
     quantiles = torch.tensor([-0.9674216, 0.0, 0.9674216])
     expected = 1 + (1 - deviation) ** 2 + (projected - quantiles).square().mean()
-    torch.testing.assert_close(normal_quantiles(3, torch.device("cpu")), quantiles)
+    torch.testing.assert_close(compute_normal_quantiles(3, torch.device("cpu")), quantiles)
     torch.testing.assert_close(visreg(features, torch.ones(1, 1)), expected)
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scott_models import SCOTT
 from scott_models.errors import RecipeError
 from scott_models.models import tokenizer as tokenizer_module
-from scott_models.models.scott import places_of
+from scott_models.models.scott import find_places
 from scott_models.models.tokenizer import keep
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
@@ -111,7 +111,7 @@ def test_patches_are_decoded_where_they_are(objective, first):
         for number, place in enumerate(first[image].nonzero().flatten().tolist()):
             whole[image, place] = encoded[image, number]
     expected = F.layer_norm(decoder.blocks(whole + decoder.pos_embed), (32,), eps=1e-5)
-    torch.testing.assert_close(decoder(encoded, places_of(first)), expected)
+    torch.testing.assert_close(decoder(encoded, find_places(first)), expected)
 
 
 class Waits(TorchDispatchMode):
@@ -131,9 +131,9 @@ def test_a_step_never_waits_for_its_device(first):
     objective = build("patch")
     tokens = torch.randint(0, WORDS, (2, 16))
     with Waits() as waits:
-        objective(torch.randn(2, 3, 64, 64), tokens, first, places_of(first), places_of(~first))
+        objective(torch.randn(2, 3, 64, 64), tokens, first, find_places(first), find_places(~first))
     assert len(waits.found) == 2  # where the test itself asks for the places
-    places = places_of(first), places_of(~first)
+    places = find_places(first), find_places(~first)
     with Waits() as waits:
         objective(torch.randn(2, 3, 64, 64), tokens, first, *places).backward()
     assert waits.found == []
@@ -141,7 +141,7 @@ def test_a_step_never_waits_for_its_device(first):
 
 def test_places_that_are_known_change_nothing(objective, first):
     student, images = objective.student.eval(), torch.randn(2, 3, 64, 64)
-    known = student(images, first, places_of(first), places_of(~first))
+    known = student(images, first, find_places(first), find_places(~first))
     assert all(torch.equal(a, b) for a, b in zip(known, student(images, first), strict=True))
 
 
@@ -218,7 +218,7 @@ def test_the_loss_is_cross_entropy_and_the_match(first, monkeypatch):
     tokens = torch.randint(WORDS, (2, 16))
     inpaint = -logits.log_softmax(dim=-1).gather(2, tokens[..., None]).mean()
     match = (info_nce(one, other, 0.2) + info_nce(other, one, 0.2)) / 2
-    loss = objective(torch.zeros(2, 3, 64, 64), tokens, first, places_of(first), places_of(~first))
+    loss = objective(torch.zeros(2, 3, 64, 64), tokens, first, find_places(first), find_places(~first))
     torch.testing.assert_close(loss, inpaint + 0.5 * match)
 
 

@@ -39,7 +39,7 @@ def test_starting_from_released_weights():
 
 def test_starting_from_the_bytes_that_were_verified(tmp_path, monkeypatch):
     """Whatever the file holds once they have been read."""
-    path, read = Path(shutil.copy(weights.resolve(TAG), tmp_path)), files.read
+    path, read = Path(shutil.copy(weights.resolve(TAG), tmp_path)), files.read_verified
     released = load_file(weights.resolve(TAG))
 
     def exchange(*arguments):
@@ -47,8 +47,8 @@ def test_starting_from_the_bytes_that_were_verified(tmp_path, monkeypatch):
         path.write_bytes(b"others")
         return found
 
-    monkeypatch.setattr(files, "find", lambda tag: path)
-    monkeypatch.setattr(files, "read", exchange)
+    monkeypatch.setattr(files, "find_file", lambda tag: path)
+    monkeypatch.setattr(files, "read_verified", exchange)
     state = build_objective(small(init=TAG)).context_encoder.state_dict()
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in released.items())
     with pytest.raises(WeightsError, match="damaged or not the released weights"):
@@ -110,7 +110,7 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
 def test_tags_have_their_models_heads(tmp_path, monkeypatch):
     """Also from the Hub's cache, where nothing but the weights lies."""
     path = shutil.copy(weights.resolve(TAG), tmp_path)
-    monkeypatch.setattr(files, "find", lambda tag: Path(path))
+    monkeypatch.setattr(files, "find_file", lambda tag: Path(path))
     build_objective(small(init=TAG))
     with pytest.raises(WeightsError, match="6 heads, found 4.*model.num_heads=4"):
         build_objective(small(init=TAG, num_heads=6))

@@ -11,7 +11,7 @@ from scott_models.data.loader import Crops
 from scott_models.data.sources import find_samples
 from scott_models.errors import DataError, UserError
 from scott_models.pretrain import vocabulary
-from scott_models.pretrain.vocabulary import FILE, PER_CROP, Vocabulary, make_words, patches_of
+from scott_models.pretrain.vocabulary import FILE, PER_CROP, Vocabulary, cut_patches, make_words
 
 SIZE = 48  # pixels: 9 patches
 
@@ -23,7 +23,7 @@ def crops(photos):
 
 def test_patches_row_by_row():
     images = torch.randn(2, 3, 32, 48)
-    patches = patches_of(images, 16)
+    patches = cut_patches(images, 16)
     assert patches.shape == (2, 6, 768)
     second_row = images[1, :, 16:, :16].flatten()
     torch.testing.assert_close(patches[1, 3], second_row / second_row.norm())
@@ -76,7 +76,7 @@ def test_tokens_are_the_nearest_words(crops, tmp_path, monkeypatch):
     filled = Vocabulary(16, 40)
     filled.fill(crops, tmp_path)
     images = torch.randn(3, 3, SIZE, SIZE)
-    cosines = patches_of(images, 16) @ filled.words.T
+    cosines = cut_patches(images, 16) @ filled.words.T
     assert torch.equal(filled(images), cosines.argmax(dim=-1))
     monkeypatch.setattr("scott_models.pretrain.vocabulary.PIECE", 7 * 40)  # patches at a time
     assert torch.equal(filled(images), cosines.argmax(dim=-1))

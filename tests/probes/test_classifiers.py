@@ -7,7 +7,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scott_models.probes.classifiers import RIDGE_STRENGTHS, Accuracy, confusion, knn, logistic, retrieval, ridge
+from scott_models.probes.classifiers import (
+    RIDGE_STRENGTHS,
+    Accuracy,
+    count_confusions,
+    knn,
+    logistic,
+    ridge,
+    score_retrieval,
+)
 
 
 @pytest.fixture
@@ -92,7 +100,7 @@ def test_of_equal_scores_the_first_class_counts_and_none_without_a_vote():
 
 def test_confusion_counts_what_is_taken_for_what():
     scores = torch.tensor([[3.0, 1, 0], [0, 2, 1], [5, 2, 1], [-torch.inf, 1, 1]])
-    assert confusion(scores, torch.tensor([0, 1, 1, 2])).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert count_confusions(scores, torch.tensor([0, 1, 1, 2])).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
 
 
 def test_retrieval_is_mean_average_precision(overlapping):
@@ -102,9 +110,9 @@ def test_retrieval_is_mean_average_precision(overlapping):
     for i in range(len(labels)):
         others = torch.arange(len(labels)) != i
         expected.append(average_precision_score(labels[others] == labels[i], (unit @ unit[i])[others]))
-    assert retrieval(features, labels) == pytest.approx(100 * np.mean(expected), abs=1e-3)
+    assert score_retrieval(features, labels) == pytest.approx(100 * np.mean(expected), abs=1e-3)
 
 
 def test_retrieval_asks_only_for_what_can_be_found():
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
-    assert retrieval(features, torch.tensor([0, 0, 1])) == 100
+    assert score_retrieval(features, torch.tensor([0, 0, 1])) == 100

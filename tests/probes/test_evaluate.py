@@ -15,9 +15,9 @@ from scott_models.probes import evaluate as module
 from scott_models.probes import pixel_cache
 from scott_models.probes.classifiers import Accuracy, knn
 from scott_models.probes.evaluate import probe, retrieve
-from scott_models.probes.features import evaluated, extract, load_model
+from scott_models.probes.features import compute_features, extract, load_model
 from scott_models.probes.frozen import Frozen
-from scott_models.probes.heads import LinearHead, solve
+from scott_models.probes.heads import LinearHead, solve_linear
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_the_features_behind_the_scores(photos, tmp_path, quick):
 def images_of(model, photos):
     seen = []
     hook = model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    list(evaluated(model, find_images([photos]), None, 32, "x"))
+    list(compute_features(model, find_images([photos]), None, 32, "x"))
     hook.remove()
     return seen
 
@@ -184,7 +184,7 @@ def test_scikit_learn_agrees_on_real_images(flowers):
     neighbours = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit(train, trained.labels)
     assert votes.top1 == pytest.approx(100 * neighbours.score(test, tested.labels), abs=0.3)
     head = LinearHead(384, 102)
-    strength = solve(head, train[None], trained.labels, seed=0)
+    strength = solve_linear(head, train[None], trained.labels, seed=0)
     normed = [torch.nn.functional.layer_norm(part, (384,)).double() for part in (train, test)]
     theirs = LogisticRegression(C=strength, max_iter=5000).fit(normed[0], trained.labels)
     ours = Accuracy.of(head(test), tested.labels).top1

@@ -161,7 +161,7 @@ def test_a_tag_is_a_classifier_out_of_the_box(expected, images):
     assert {name: t.shape for name, t in fresh.state_dict().items()} == {
         name: t.shape for name, t in model.state_dict().items()
     }
-    assert local_dir.model_args(fresh) == local_dir.model_args(model)
+    assert local_dir.get_model_args(fresh) == local_dir.get_model_args(model)
     assert logits.shape == (2, 3)
     assert not torch.equal(fresh.head.weight, model.head.weight)
     assert fresh.pretrained_cfg["label_names"] == tuple(NAMES)
@@ -244,7 +244,7 @@ def test_a_tags_whole_configuration(expected, images, tmp_path):
         assert torch.equal(found(images), expected[-1])
         assert found.pretrained_cfg["label_names"] == tuple(NAMES)
     fresh = timm.create_model("scott_3_16", pretrained_cfg=cfg, device="meta")
-    assert local_dir.model_args(fresh) == local_dir.model_args(model)
+    assert local_dir.get_model_args(fresh) == local_dir.get_model_args(model)
     copy = Path(shutil.copy(weights.resolve(PROBE), tmp_path / "mine.safetensors"))
     _, logits = created(images, pretrained_cfg_overlay={"file": str(copy)})
     assert torch.equal(logits, expected[-1])
@@ -256,12 +256,12 @@ def test_a_models_name_alone_is_never_a_classifier(entry):
     def default():
         plain = timm.create_model("scott_3_16")
         assert (plain.num_classes, plain.global_pool, plain.attn_pool) == (0, "avg", None)
-        assert timm_configs.registered_args("scott_3_16")["fc_norm"] is False
+        assert timm_configs.get_registered_args("scott_3_16")["fc_norm"] is False
         assert timm.create_model(first, num_classes=4).num_classes == 4
         return timm.get_pretrained_cfg("scott_3_16").tag
 
     with zoo_of({first: entry, BACKBONE: backbone}):
-        assert timm_configs.tags_of("scott_3_16") == [BACKBONE, first]
+        assert timm_configs.list_tags("scott_3_16") == [BACKBONE, first]
         assert default() == "mimjepa_flowers102_cpu"
     with zoo_of({first: entry, BACKBONE: {**backbone, "file": "nowhere.safetensors"}}):
         assert default() == "mimjepa_flowers102_cpu"
@@ -272,7 +272,7 @@ def test_a_models_name_alone_is_never_a_classifier(entry):
 
 
 def test_the_row_of_a_classifier(expected, entry):
-    rows = {row["tag"]: row for row in timm_configs.zoo() if row["model"] == "scott_3_16"}
+    rows = {row["tag"]: row for row in timm_configs.list_zoo() if row["model"] == "scott_3_16"}
     backbone, probe = rows.values()
     assert [*rows] == ["mimjepa_flowers102_cpu", "mimjepa_flowers102_cpu_probe"]
     assert probe["data"] == backbone["data"] + "; 3 classes, top-1 60.1 %"
@@ -280,7 +280,7 @@ def test_the_row_of_a_classifier(expected, entry):
     assert probe["parameters (M)"] == (8.3 if entry["head"] == "attentive" else 6.5)
     assert backbone["parameters (M)"] == 6.5
     with zoo_of({PROBE: {**entry, "scores": {}}}):
-        assert next(row["data"] for row in timm_configs.zoo() if row["tag"]) == backbone["data"] + "; 3 classes"
+        assert next(row["data"] for row in timm_configs.list_zoo() if row["tag"]) == backbone["data"] + "; 3 classes"
 
 
 def test_a_downloaded_folder_is_the_whole_classifier(expected, entry, images, tmp_path):
@@ -290,7 +290,7 @@ def test_a_downloaded_folder_is_the_whole_classifier(expected, entry, images, tm
     assert found.pretrained_cfg["label_names"] == NAMES
     exported = json.loads((weights.resolve(PROBE).parent / "config.json").read_text())
     assert config["model_args"] == exported["model_args"]
-    own = timm_configs.registered_args("scott_3_16", entry["head"])
+    own = timm_configs.get_registered_args("scott_3_16", entry["head"])
     assert {**own, "img_size": [64, 64], "use_mask_token": True} == config["model_args"]
 
 

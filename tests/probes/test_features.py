@@ -59,7 +59,7 @@ def test_embed_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
         embed([photos], tmp_path / "features.npz", "scott_3_16")
     assert set(tmp_path.iterdir()) == before
     (photos / "blue" / "broken.png").unlink()
-    monkeypatch.setattr(np, "savez", lambda file, **arrays: (file.write(b"half"), 1 / 0))
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: (file.write_bytes(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         embed([photos], tmp_path / "features.npz", "scott_3_16")
     assert set(tmp_path.iterdir()) == before

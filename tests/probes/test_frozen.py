@@ -121,13 +121,13 @@ def spoiled(monkeypatch):
     """Called with a function of patches (B, N, D): what the model makes of its batches from then on."""
 
     def spoil(change):
-        forward = module.forward
+        forward = module.forward_features
 
         def changed(model, images):
             patches = change(forward(model, images)[1])
             return patches.mean(dim=1), patches
 
-        monkeypatch.setattr(module, "forward", changed)
+        monkeypatch.setattr(module, "forward_features", changed)
 
     return spoil
 

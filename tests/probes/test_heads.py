@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from scott_models.data.order import Order
 from scott_models.errors import TrainingError
 from scott_models.probes import heads
-from scott_models.probes.heads import AttentiveHead, LinearHead, choose_held_out, solve, taken, train
+from scott_models.probes.heads import AttentiveHead, LinearHead, choose_held_out, select_features, solve_linear, train
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_both_heads_learn_side_by_side(patches):
     train(both, source(features), labels, seed=0, epochs=200)
     for head in both:
         assert not head.training
-        found = head(taken(head, features.mean(dim=1), features)).argmax(dim=1)
+        found = head(select_features(head, features.mean(dim=1), features)).argmax(dim=1)
         assert (found == labels).float().mean() > 0.9
 
 
@@ -62,7 +62,7 @@ def test_solving_is_logistic_regression_of_all_views(patches):
     features, labels = patches
     views = torch.stack([features.mean(dim=1), features[:, 2]])
     head = LinearHead(32, 3)
-    strength = solve(head, views, labels, seed=0)
+    strength = solve_linear(head, views, labels, seed=0)
     normed = torch.nn.functional.layer_norm(views, (32,)).flatten(0, 1).double()
     theirs = LogisticRegression(C=strength, max_iter=10_000, tol=1e-8).fit(normed, labels.repeat(2))
     found = head(views.flatten(0, 1)).softmax(dim=1)
@@ -72,7 +72,7 @@ def test_solving_is_logistic_regression_of_all_views(patches):
 def test_without_a_norm_the_head_is_one_linear_layer(patches):
     features, labels = patches
     head = LinearHead(32, 3, norm=False)
-    solve(head, features[None, :, 2], labels, seed=0)
+    solve_linear(head, features[None, :, 2], labels, seed=0)
     assert (head[1](features[:, 2]).argmax(dim=1) == labels).float().mean() > 0.9
 
 
@@ -130,7 +130,7 @@ def test_small_steps_take_one_thread(patches, monkeypatch):
         monkeypatch.setattr(heads, "FEW", 60 * 6 * 32 - 1)
         train([head], source(features), labels, seed=0, epochs=1)
         assert used == [1, 2]
-        with pytest.raises(IndexError), heads.few_threads(features[0]):
+        with pytest.raises(IndexError), heads.limit_threads(features[0]):
             features[60]
         assert torch.get_num_threads() == 2
     finally:

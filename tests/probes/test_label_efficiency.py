@@ -3,19 +3,19 @@ import torch
 
 from scott_models.errors import DataError
 from scott_models.probes import pixel_cache
-from scott_models.probes.label_efficiency import Point, draw_curve, drawn, label_efficiency
+from scott_models.probes.label_efficiency import Point, draw_curve, measure_label_efficiency, sample_few
 
 
 def test_few_images_of_every_class_are_drawn():
     labels = torch.tensor([0] * 10 + [1] * 10 + [2] * 2)
-    chosen = drawn(labels, 3, seed=0)
+    chosen = sample_few(labels, 3, seed=0)
     assert torch.bincount(labels[chosen]).tolist() == [3, 3, 2]
-    assert torch.equal(chosen, drawn(labels, 3, seed=0))
-    assert not torch.equal(chosen, drawn(labels, 3, seed=1))
+    assert torch.equal(chosen, sample_few(labels, 3, seed=0))
+    assert not torch.equal(chosen, sample_few(labels, 3, seed=1))
 
 
 def test_points_of_every_model_probe_and_number(photos):
-    points = label_efficiency(["scott_3_16"], [photos], [photos], shots=(1, 3, 50), draws=2, img_size=32)
+    points = measure_label_efficiency(["scott_3_16"], [photos], [photos], shots=(1, 3, 50), draws=2, img_size=32)
     assert {point.images for point in points} == {1, 3, 6}
     assert {point.model for point in points} == {"scott_3_16", "scott_3_16 (random weights)"}
     assert {(point.images, point.draws) for point in points} == {(1, 2), (3, 2), (6, 1)}
@@ -26,14 +26,16 @@ def test_points_of_every_model_probe_and_number(photos):
 def test_images_are_read_once_for_all_models(photos, monkeypatch):
     read, load = [], pixel_cache.load_image
     monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
-    points = label_efficiency(["scott_3_16"], [photos], [photos], shots=(1,), draws=1, img_size=32)
+    points = measure_label_efficiency(["scott_3_16"], [photos], [photos], shots=(1,), draws=1, img_size=32)
     assert len({point.model for point in points}) == 2
     assert len(read) == 2 * 12
 
 
 def test_one_image_a_class_is_its_own_only_neighbour(photos):
     """Ten neighbours of two images, one of each class, would always tie."""
-    points = label_efficiency(["scott_3_16"], [photos], [photos], shots=(1,), draws=3, img_size=32, control=False)
+    points = measure_label_efficiency(
+        ["scott_3_16"], [photos], [photos], shots=(1,), draws=3, img_size=32, control=False
+    )
     (nearest,) = (point for point in points if point.images == 1 and point.probe == "knn")
     assert nearest.top1 > 80
 
@@ -48,4 +50,4 @@ def test_the_picture(tmp_path):
 
 def test_shots_below_one(photos):
     with pytest.raises(DataError, match="at least 1.*got \\[0\\] and 5"):
-        label_efficiency(["scott_3_16"], [photos], [photos], shots=(0,))
+        measure_label_efficiency(["scott_3_16"], [photos], [photos], shots=(0,))

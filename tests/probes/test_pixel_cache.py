@@ -5,11 +5,11 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from scott_models.data.colours import normalize
-from scott_models.data.crops import random_crops, random_crops_on_device
-from scott_models.data.random_streams import Draws, key
+from scott_models.data.crops import make_random_crops, make_random_crops_on_device
+from scott_models.data.random_streams import Draws, make_key
 from scott_models.data.sources import find_images, load_image
 from scott_models.probes import pixel_cache as module
-from scott_models.probes.features import evaluation_batches, scaled, transform_config
+from scott_models.probes.features import load_evaluation_batches, resolve_transform_config, scale
 from scott_models.probes.pixel_cache import PixelCache
 
 CPU = torch.device("cpu")
@@ -29,19 +29,19 @@ def read(monkeypatch):
 
 
 def config_of(name, size):
-    return transform_config(timm.create_model(name, num_classes=0), size)
+    return resolve_transform_config(timm.create_model(name, num_classes=0), size)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "efficientnet_b0"])
 def test_crops_are_the_evaluation_transforms_own(name, pictures):
     """Byte by byte, the first time and when they were kept."""
     model = timm.create_model(name, num_classes=0)
-    config = transform_config(model, 64)
-    expected = torch.cat(list(evaluation_batches(model, pictures.images, 64, 5, "x")))
+    config = resolve_transform_config(model, 64)
+    expected = torch.cat(list(load_evaluation_batches(model, pictures.images, 64, 5, "x")))
     for _ in range(2):
         crops = torch.cat(list(pictures.crops(config, 5, CPU, "x")))
         assert crops.dtype == torch.uint8
-        assert torch.equal(normalize(scaled(crops), config["mean"], config["std"]), expected)
+        assert torch.equal(normalize(scale(crops), config["mean"], config["std"]), expected)
 
 
 def test_crops_are_made_once_for_models_of_one_transform(pictures, read):
@@ -75,13 +75,13 @@ def test_crops_beyond_the_limit_or_half_made_are_not_kept(pictures, read, monkey
 
 
 def test_other_transforms_keep_no_bytes(pictures, monkeypatch):
-    monkeypatch.setattr(module, "evaluation_crop", lambda config: None)
+    monkeypatch.setattr(module, "make_evaluation_crop", lambda config: None)
     assert pictures.crops(config_of("scott_3_16", 32), 5, CPU, "x") is None
 
 
 def test_images_are_decoded_once_as_far_as_there_is_room(pictures, read, monkeypatch):
     one = 72 * 80 * 3  # bytes of the first of each class
-    monkeypatch.setattr(module, "room", lambda device: one + 100)
+    monkeypatch.setattr(module, "find_room", lambda device: one + 100)
     for _ in range(2):
         for i in range(3):
             assert torch.equal(pictures.decoded(i), pil_to_tensor(load_image(pictures[i])))
@@ -92,17 +92,17 @@ def test_a_gpu_cuts_the_same_boxes(pictures, read):
     """On "meta" nothing is computed, so the device here is a CPU by another name."""
     held = pictures._moved(CPU, 5, "x")
     assert len(read) == 12
-    draws = [Draws.keyed(key(0, "probe"), torch.zeros(12, dtype=torch.long), torch.arange(12)) for _ in range(2)]
+    draws = [Draws.keyed(make_key(0, "probe"), torch.zeros(12, dtype=torch.long), torch.arange(12)) for _ in range(2)]
     images = [pil_to_tensor(load_image(image)) for image in pictures]
-    expected = random_crops(images, 32, draws[0])
-    found = random_crops_on_device(held, range(12), 32, draws[1])
+    expected = make_random_crops(images, 32, draws[0])
+    found = make_random_crops_on_device(held, range(12), 32, draws[1])
     assert (found.int() - expected.int()).abs().max() <= 2
     assert pictures.on(CPU, 5, "x") is None
 
 
 def test_what_does_not_fit_a_gpu_stays_off_it(pictures, monkeypatch):
     for limits in ({"cuda": 2**20, "cpu": 72 * 80 * 3 * 4}, {"cuda": 72 * 80 * 3 * 4, "cpu": 2**20}):
-        monkeypatch.setattr(module, "room", lambda device, limits=limits: limits[device.type])
+        monkeypatch.setattr(module, "find_room", lambda device, limits=limits: limits[device.type])
         fresh = PixelCache(pictures.images)
         assert fresh.on(torch.device("cuda"), 5, "x") is None
         assert fresh.decoded(0).shape == (3, 72, 80)

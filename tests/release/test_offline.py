@@ -8,7 +8,7 @@ import torch
 
 from scott_models import weights
 from scott_models.errors import WeightsError
-from scott_models.release.offline import download, tag_of
+from scott_models.release.offline import download, find_tag
 from scott_models.weights import files, manifest
 
 TAG = "scott_3_16.mimjepa_flowers102_cpu"
@@ -16,9 +16,9 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def test_models_mean_their_default_tag():
-    assert tag_of("scott_3_16") == tag_of(TAG) == TAG
+    assert find_tag("scott_3_16") == find_tag(TAG) == TAG
     with pytest.raises(WeightsError, match=r"scott_vit_7_16.*no such weights.*\['scott_12"):
-        download(tag_of("scott_vit_7_16"))
+        download(find_tag("scott_vit_7_16"))
 
 
 def test_without_a_folder_it_is_where_it_would_load_from():
@@ -80,7 +80,7 @@ def test_what_is_there_is_not_verified_by_its_hash_alone(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "folders", lambda: [tmp_path / "empty"])
+    monkeypatch.setattr(files, "list_folders", lambda: [tmp_path / "empty"])
     monkeypatch.setitem(manifest(), TAG, {**manifest()[TAG], "repository": None, "revision": None})
     with pytest.raises(WeightsError, match="no weight file in any of"):
         download(TAG, tmp_path / "models")

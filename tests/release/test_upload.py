@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.pretrain import Recipe, pretrain
-from scott_models.release.upload import prepare, publish, tag_for
+from scott_models.release.upload import choose_tag, prepare, publish
 from scott_models.weights import local_dir, manifest
 
 from ..hub_server import Hub, flipped, status
@@ -240,7 +240,7 @@ def test_without_a_network(world):
     ],
 )
 def test_tags_of_repositories(architecture, repository, tag):
-    assert tag_for(architecture, repository) == tag
+    assert choose_tag(architecture, repository) == tag
 
 
 def test_what_cannot_be_published(run, tmp_path):

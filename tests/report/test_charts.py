@@ -1,11 +1,11 @@
 import re
 import warnings
 
-from scott_models.report.charts import CONTROL, POINTS, bars, curves, matrix, thinned
+from scott_models.report.charts import CONTROL, POINTS, draw_bars, draw_curves, draw_matrix, thin_out
 
 
 def test_a_chart_is_one_element_in_the_page_s_ink():
-    svg = curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
+    svg = draw_curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
     assert svg.startswith('<svg class="chart" viewBox="')
     assert svg.rstrip().endswith("</svg>")
     assert "currentColor" in svg
@@ -13,19 +13,19 @@ def test_a_chart_is_one_element_in_the_page_s_ink():
     assert "epoch" in svg
     assert "random weights" in svg
     assert "http://www.w3.org/1999/xlink" not in svg or 'href="http' not in svg
-    assert svg == curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
+    assert svg == draw_curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
 
 
 def test_long_lines_are_thinned():
     many = list(range(100_000))
-    svg = curves({"loss": (many, [float(i) for i in many])}, x="update")
+    svg = draw_curves({"loss": (many, [float(i) for i in many])}, x="update")
     assert len(re.findall(r"\bL ", svg)) < 2 * POINTS
 
 
 def test_thinned_lines_keep_their_spikes_and_their_ends():
     at, values = list(range(10_000)), [0.0] * 10_000
     values[1234], values[5678], values[-1] = 9.0, -9.0, 1.0
-    kept = thinned((at, values))
+    kept = thin_out((at, values))
     assert len(kept[0]) < 1.1 * POINTS
     assert {(0, 0.0), (1234, 9.0), (5678, -9.0), (9999, 1.0)} <= set(zip(*kept))
     assert list(kept[0]) == sorted(kept[0])
@@ -33,7 +33,7 @@ def test_thinned_lines_keep_their_spikes_and_their_ends():
 
 def test_every_line_is_drawn_and_controls_are_grey():
     lines = {f"line {i}": ([0, 1], [0.0, i]) for i in range(6)} | {"m (random weights), knn": ([0, 1], [1.0, 2.0])}
-    svg = curves(lines, x="images")
+    svg = draw_curves(lines, x="images")
     assert all(name in svg for name in lines)
     assert CONTROL in svg
 
@@ -42,19 +42,19 @@ def test_names_are_no_formulas():
     names = {"a $\\frac{$ b": 1.0, "$x$": 2.0, "鸟": 3.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg = bars(names)
+        svg = draw_bars(names)
     assert all(name.replace("\\", "") in svg.replace("\\", "") for name in names)
 
 
 def test_bars_have_the_names_and_their_control():
-    svg = bars({"knn": 50.0, "ridge": 60.0}, {"knn": 20.0})
+    svg = draw_bars({"knn": 50.0, "ridge": 60.0}, {"knn": 20.0})
     assert "knn" in svg
     assert "ridge" in svg
 
 
 def test_few_classes_have_figures_many_only_colours():
-    few = matrix([[0.75, 0.25], [0, 1]], ["a", "b"])
+    few = draw_matrix([[0.75, 0.25], [0, 1]], ["a", "b"])
     assert ">75</text>" in few
     assert ">25</text>" in few
-    many = matrix([[float(i == j) for j in range(40)] for i in range(40)], [f"class {i}" for i in range(40)])
+    many = draw_matrix([[float(i == j) for j in range(40)] for i in range(40)], [f"class {i}" for i in range(40)])
     assert "class 39" not in many

@@ -14,7 +14,7 @@ from scott_models.pretrain.monitor import BROKEN
 from scott_models.probes.evaluate import probe
 from scott_models.probes.label_efficiency import Point
 from scott_models.report import write_report
-from scott_models.report.scores import named
+from scott_models.report.scores import name_model
 
 from ..browser import page_of, pictures_without_size
 
@@ -172,7 +172,7 @@ def test_an_image_that_cannot_be_read_costs_only_its_section(copy, tmp_path):
 
 def test_models_are_named_apart_and_without_their_folders(tmp_path):
     models = ["local-dir:/disk/me/a/export", "/disk/me/a/", "/disk/me/a/ (random weights)", "b"]
-    assert [named(model) for model in models] == ["a", "a", "a (random weights)", "b"]
+    assert [name_model(model) for model in models] == ["a", "a", "a (random weights)", "b"]
     points = [asdict(Point(model, "knn", count, 20.0, None, 1)) for model in models for count in (1, 5)]
     (tmp_path / "curve.json").write_text(json.dumps(points))
     text = write_report([tmp_path / "curve.json"]).read_text()

@@ -69,8 +69,8 @@ def test_settings_no_run_can_take(tmp_path, changes, message):
 def test_bf16_by_itself_only_where_it_is_multiplied(recipe, monkeypatch, has, precision):
     monkeypatch.setattr(engine, "has_bf16", lambda: has)
     auto = recipe.changed("run", precision="auto")
-    assert engine.settled(auto).run.precision == precision
-    assert engine.settled(recipe).run.precision == "no"  # what was asked for stays
+    assert engine.resolve_precision(auto).run.precision == precision
+    assert engine.resolve_precision(recipe).run.precision == "no"  # what was asked for stays
 
 
 def test_an_engine_settles_it_too(recipe, tmp_path, monkeypatch):

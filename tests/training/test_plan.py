@@ -80,13 +80,13 @@ def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
         monkeypatch.setattr(module, "compile_once", lambda function: function)
     objective.views = TwoViews(objective.views.mode, compiled)
     shapes, offsets = np.tile(np.array([80, 100]), (5, 1)), np.arange(5) * 24000
-    plan, table = objective.drawing(draws()), crops_module.crop_table(shapes, offsets, draws())
+    plan, table = objective.drawing(draws()), crops_module.make_crop_table(shapes, offsets, draws())
     colours._channels.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         if hasattr(objective, "vocabulary"):
             objective.vocabulary.words = torch.empty(20, 768, device="cuda")
         pixels = torch.empty(5 * 24000, dtype=torch.uint8, device="cuda")
-        made = crops_module.cut_boxes(pixels, table, crops_module.largest_box(shapes), 48, compiled)
+        made = crops_module.cut_boxes(pixels, table, crops_module.find_largest_box(shapes), 48, compiled)
         found = objective.inputs(made, plan)
     colours._channels.cache_clear()
     assert made.shape == (5, 3, 48, 48)

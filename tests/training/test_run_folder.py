@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scott_models.errors import DataError, RecipeError
-from scott_models.pretrain.monitor import Health, verdict
+from scott_models.pretrain.monitor import Health, judge
 from scott_models.pretrain.recipe import Recipe
 from scott_models.pretrain.train import write_readme
 from scott_models.training.checkpoints import Checkpoints
@@ -214,7 +214,7 @@ def test_what_is_no_number_is_null_at_any_depth(tmp_path):
         health = log.health[4]
     assert math.isnan(health.rankme)
     assert (health.spread, health.knn, health.ridge) == (0, 3, None)
-    assert verdict(health, log.health[0]).startswith("dead, ")
+    assert judge(health, log.health[0]).startswith("dead, ")
     write_readme(tmp_path / "README.md", Recipe(), ["photos"], 9, log.health)
     assert "| 4 | nan | 0.00 | nan | 3.0 | - |" in (tmp_path / "README.md").read_text()
 

@@ -11,9 +11,9 @@ import pytest
 import timm
 
 from scott_models.errors import WeightsError
-from scott_models.release.card import PROBES, SCORED, card
+from scott_models.release.card import PROBES, SCORED, make_card
 from scott_models.weights import manifest, timm_configs
-from scott_models.weights.entries import RULES, Entry, checked, entries_in, entry_of, write_entry
+from scott_models.weights.entries import RULES, Entry, get_entry, read_entries, validate_entry, write_entry
 from scott_models.weights.entries import TAG as TAG_PATTERN
 
 CHECKOUT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_every_score_has_a_place_on_the_card(entry, probe):
         change = {**entry, "scores": {probe + ending: 1.5}}
         assert is_valid(change) == (ending in SCORED)
         if ending in SCORED:
-            assert "| **1.5** |" in card(TAG, checked(TAG, change))
+            assert "| **1.5** |" in make_card(TAG, validate_entry(TAG, change))
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in LIES.items() for value in values])
@@ -100,7 +100,7 @@ def test_what_leads_astray_is_refused_here_and_by_the_schema(entry, field, value
     lying = {**entry, **published, field: value}
     assert not is_valid(lying)
     with pytest.raises(WeightsError, match=f"weights_manifest.json: {TAG}: {field}: expected .*, found"):
-        checked(TAG, lying)
+        validate_entry(TAG, lying)
 
 
 @pytest.mark.parametrize("field", ["scores", "data", "sha256", "repository"])
@@ -108,20 +108,20 @@ def test_entries_are_whole(entry, field):
     del entry[field]
     assert not is_valid(entry)
     with pytest.raises(WeightsError, match=f"found none of .*{field}"):
-        checked(TAG, entry)
+        validate_entry(TAG, entry)
 
 
 def test_entries_have_nothing_else(entry):
     assert not is_valid({**entry, "more": 1})
     with pytest.raises(WeightsError, match=r"unknown \['more'\]; known are \['repository'"):
-        checked(TAG, {**entry, "more": 1})
+        validate_entry(TAG, {**entry, "more": 1})
 
 
 def test_numbers_that_are_none(entry):
     """JSON Schema knows none of them, though Python's JSON does."""
     for field, value in product(("epochs", "bytes"), (math.nan, math.inf, -math.inf)):
         with pytest.raises(WeightsError, match=f"{field}: expected .*, found -?(nan|inf)"):
-            checked(TAG, {**entry, field: value})
+            validate_entry(TAG, {**entry, field: value})
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_numbers_that_are_none(entry):
 def test_tags_that_would_be_other_folders(entry, tag):
     assert not is_valid(entry, tag)
     with pytest.raises(WeightsError, match="expected tags like"):
-        checked(tag, entry)
+        validate_entry(tag, entry)
 
 
 @pytest.mark.parametrize("half", [{"repository": "org/name"}, {"revision": "0" * 40}])
 def test_a_repository_without_a_commit(entry, half):
     assert not is_valid({**entry, **half})
     with pytest.raises(WeightsError, match="expected repository and revision both or neither"):
-        checked(TAG, {**entry, **half})
+        validate_entry(TAG, {**entry, **half})
 
 
 @pytest.mark.parametrize("field", HEADED)
@@ -145,12 +145,12 @@ def test_a_head_without_classes_and_classes_without_a_head(entry, field):
     for kind in ("attentive", "linear"):
         whole = {**entry, **HEADED, "head": kind, "scores": {kind: 60.1}}
         assert is_valid(whole)
-        assert checked(TAG, whole) is whole
+        assert validate_entry(TAG, whole) is whole
     del whole[field]
     assert not is_valid(whole)
     (other,) = HEADED.keys() - {field}
     with pytest.raises(WeightsError, match=f"head and label_names.*found {other} alone"):
-        checked(TAG, whole)
+        validate_entry(TAG, whole)
 
 
 def test_an_entry_that_leads_astray_spoils_only_its_own_weights(monkeypatch, entry, tmp_path):
@@ -158,7 +158,7 @@ def test_an_entry_that_leads_astray_spoils_only_its_own_weights(monkeypatch, ent
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     (tmp_path / "models" / TAG).mkdir(parents=True)
     monkeypatch.setitem(manifest(), TAG, {**entry, "file": "../../secret.safetensors"})
-    assert TAG not in timm_configs.pretrained_cfgs()
+    assert TAG not in timm_configs.make_pretrained_cfgs()
     with pytest.raises(WeightsError, match="file: .*plain name.*found '../../secret"):
         timm.create_model("scott_3_16", pretrained=True)
 
@@ -198,9 +198,9 @@ def test_a_model_whose_only_tag_is_wrong_says_what_is(monkeypatch, entry):
     monkeypatch.setattr("scott_models.weights.entries.manifest", lambda: {"scott_7_16.x": wrong})
     for name in ("scott_7_16", "scott_7_16.x"):
         with pytest.raises(WeightsError, match="file: .*plain name"):
-            entry_of(name)
+            get_entry(name)
     with pytest.raises(WeightsError, match=r"no such weights.*\['scott_7_16.x'\]"):
-        entry_of("scott_3_16")
+        get_entry("scott_3_16")
 
 
 def test_the_manifest_is_read_once():
@@ -218,14 +218,14 @@ def test_entries_stand_in_the_order_of_their_tags(tmp_path, entry):
 
 def test_entries_written_at_once_are_all_kept(tmp_path, entry, monkeypatch):
     path, tags = tmp_path / "manifest.json", [f"scott_3_16.{name}" for name in "abcdef"]
-    known = entries_in
+    known = read_entries
 
     def slowly(file):
         entries = known(file)
         time.sleep(0.02)
         return entries
 
-    monkeypatch.setattr("scott_models.weights.entries.entries_in", slowly)
+    monkeypatch.setattr("scott_models.weights.entries.read_entries", slowly)
     with ThreadPoolExecutor(len(tags)) as pool:
         list(pool.map(lambda tag: write_entry(path, tag, entry), tags))
     assert sorted(json.loads(path.read_text())["weights"]) == tags
@@ -241,9 +241,9 @@ def test_a_file_that_is_no_manifest(tmp_path, monkeypatch, content):
     monkeypatch.setattr("scott_models.weights.entries.PATH", path)
     manifest.cache_clear()
     try:
-        assert timm_configs.pretrained_cfgs() == {}  # which is what importing asks for
-        assert timm_configs.tags_of("scott_3_16") == []
-        for ask in (partial(timm.create_model, "scott_3_16", pretrained=True), timm_configs.zoo):
+        assert timm_configs.make_pretrained_cfgs() == {}  # which is what importing asks for
+        assert timm_configs.list_tags("scott_3_16") == []
+        for ask in (partial(timm.create_model, "scott_3_16", pretrained=True), timm_configs.list_zoo):
             with pytest.raises(WeightsError, match=f"{path}: expected a manifest like weights_manifest.json, found"):
                 ask()
     finally:

@@ -133,7 +133,7 @@ def test_a_model_keeps_the_place_of_its_weights_and_nothing_else_of_their_loadin
         for copy in (model, deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert copy.pretrained_cfg["file"] == copy.default_cfg["file"] == path
             assert not {"state_dict"} & {*copy.pretrained_cfg, *copy.default_cfg}
-        assert timm_configs.tag_in(model.pretrained_cfg, "scott_3_16") == TAG
+        assert timm_configs.find_tag(model.pretrained_cfg, "scott_3_16") == TAG
     assert "state_dict" not in timm.get_pretrained_cfg(TAG).to_dict()
     model = timm.create_model(TAG, pretrained=True)
     model = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=model.pretrained_cfg)  # and once more
@@ -147,7 +147,7 @@ def test_whose_weights_a_configuration_means(monkeypatch):
         monkeypatch.setitem(weights.manifest(), name, entry)
 
     def meant(**fields):
-        return timm_configs.tag_in(fields, "scott_3_16")
+        return timm_configs.find_tag(fields, "scott_3_16")
 
     at = {"hf_hub_id": f"org/one@{'0' * 40}", "hf_hub_filename": "model.safetensors"}
     assert meant(tag="b", **at) == "scott_3_16.b"
@@ -213,14 +213,14 @@ def test_weights_that_are_not_there(monkeypatch):
         weights.resolve("scott_3_16.other")
     with pytest.raises(WeightsError, match="scott_vit_12_16: no such weights are released"):
         timm.create_model("scott_vit_12_16", pretrained=True)
-    monkeypatch.setattr(files, "folders", lambda: [Path("nowhere")])
+    monkeypatch.setattr(files, "list_folders", lambda: [Path("nowhere")])
     monkeypatch.setitem(weights.manifest(), TAG, {**weights.manifest()[TAG], "repository": None, "revision": None})
     with pytest.raises(WeightsError, match="no weight file in any of nowhere"):
         weights.resolve(TAG)
 
 
 def test_zoo_has_a_row_for_every_model_and_tag():
-    rows = {(row["model"], row["tag"]): row for row in timm_configs.zoo()}
+    rows = {(row["model"], row["tag"]): row for row in timm_configs.list_zoo()}
     assert ("scott_vit_12_16", None) in rows
     released = rows["scott_3_16", "mimjepa_flowers102_cpu"]
     assert released["kNN %"] == weights.manifest()[TAG]["scores"]["knn"]
@@ -249,7 +249,7 @@ def test_an_export_takes_its_place_whole_or_not_at_all(tmp_path):
     (other / "mine").touch()
 
     def write(name):
-        with local_dir.replaced(folder) as partial:
+        with local_dir.folder_written_whole(folder) as partial:
             (partial / name).touch()
 
     with pytest.raises(OSError, match="(?i)name too long"):

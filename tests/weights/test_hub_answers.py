@@ -13,7 +13,7 @@ from scott_models import weights
 from scott_models.errors import WeightsError
 from scott_models.release.upload import Release, upload
 from scott_models.weights import hub, manifest
-from scott_models.weights.files import from_hub, verified
+from scott_models.weights.files import fetch_checked, verify
 
 TAG = "scott_3_16.mimjepa_flowers102_cpu"
 ENTRY = {**manifest()[TAG], "repository": "org/one", "revision": "0" * 40}
@@ -65,11 +65,11 @@ def test_the_answer_behind_another_error(monkeypatch):
 
 
 def test_tokens_are_sent_without_the_end_of_their_line():
-    assert hub.usable_token("hf_reader\n") == "hf_reader"
-    assert hub.usable_token("") is hub.usable_token(None) is None
+    assert hub.check_token("hf_reader\n") == "hf_reader"
+    assert hub.check_token("") is hub.check_token(None) is None
     for token in ("hf reader", "hf_\u00e9", "hf_\x7f"):
         with pytest.raises(WeightsError, match="token: expected letters") as told:
-            hub.usable_token(token)
+            hub.check_token(token)
         assert token not in str(told.value)
 
 
@@ -118,24 +118,24 @@ def test_damage_in_the_cache_is_downloaded_once_more(downloads, tmp_path, caplog
     damaged.write_bytes(whole.read_bytes()[:-1] + b"x")
     (tmp_path / "link").symlink_to(whole)
     files[:] = [damaged, tmp_path / "link"]
-    assert from_hub(TAG, ENTRY, verified).resolve() == whole.resolve()
+    assert fetch_checked(TAG, ENTRY, verify).resolve() == whole.resolve()
     assert [options["force_download"] for *_, options in asked] == [False, True]
     assert "damaged, downloading it again" in caplog.text
     (tmp_path / "other").symlink_to(damaged)
     files[:] = [damaged, tmp_path / "other"]
     with pytest.raises(WeightsError, match="org/one does not hold what was released"):
-        from_hub(TAG, ENTRY, verified)
+        fetch_checked(TAG, ENTRY, verify)
     files[:] = [damaged]  # nothing comes the second time
     with pytest.raises(WeightsError, match="a fresh download failed too.*cannot be downloaded"):
-        from_hub(TAG, ENTRY, verified)
+        fetch_checked(TAG, ENTRY, verify)
 
 
 def test_what_is_cached_is_looked_for_without_a_request(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked, **options: str(tmp_path))
-    assert hub.cached(ENTRY) == Path(tmp_path)
-    assert hub.cached({**ENTRY, "repository": None}) is None
+    assert hub.find_cached(ENTRY) == Path(tmp_path)
+    assert hub.find_cached({**ENTRY, "repository": None}) is None
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked, **options: None)
-    assert hub.cached(ENTRY) is None
+    assert hub.find_cached(ENTRY) is None
 
 
 class Api:
