@@ -16,16 +16,20 @@ NOT_MEASURED = "Not measured."
 
 INTRODUCTION = """# Benchmarks
 
-Made by `python benchmarks/cpu.py --reference CHECKOUT` and `python benchmarks/gpu.py --data IMAGES`; every figure comes
-from their results in [benchmarks/results](../benchmarks/results). For the same on your machine: `scott bench`.
+`python benchmarks/cpu.py --reference CHECKOUT` and `python benchmarks/gpu.py --data IMAGES` made this page. Every
+figure comes from their results in [benchmarks/results](../benchmarks/results). `scott bench` measures the same on your
+machine.
 
-How it is measured: every contender runs in a process of its own and they take turns, one call and then a second or
-more that is timed; images a second are the median of the turns, and "x" columns are medians of ratios within a turn.
-*% of peak* is operations (counted by torch, two per multiply-accumulate: 11.16 GFLOP for an image through SCOTT-12/16,
-51.4 for its pretraining step) against a large matrix product of the same dtype in the same turns. *Peak MiB* is the
-largest resident memory of the process on a CPU, and of tensors on a GPU. *Original* is the authors' code, fp32,
-uncompiled, as it is; a *step* is loss, gradients, AdamW and the target's update on ready inputs, with the paper's
-dropout."""
+How it is measured:
+
+- Every contender runs in a process of its own, and the contenders take turns. A turn is one call, and then a second or
+  more that is timed.
+- *Images a second* are the median of the turns. "x" columns are medians of ratios within a turn.
+- *% of peak* compares operations with a large matrix product of the same dtype in the same turns. torch counts the
+  operations, two per multiply-accumulate: 11.16 GFLOP for an image through SCOTT-12/16, 51.4 for its pretraining step.
+- *Peak MiB* is the largest resident memory of the process on a CPU, and of tensors on a GPU.
+- *Original* is the authors' code as it is: fp32, uncompiled.
+- A *step* is loss, gradients, AdamW and the target's update on ready inputs, with the paper's dropout."""
 
 BESIDE = "vit_small_patch16_224"
 # task, model, precision, what it is compared with ("% of peak" or another model), at least

@@ -1,7 +1,7 @@
-"""Embed images with pretrained SCOTT features and print each one's nearest neighbour.
+"""Embed images with a pretrained SCOTT and print the nearest neighbour of each image.
 
-python examples/01_embed.py             the sample pictures beside this file
-python examples/01_embed.py my/photos   any folder of images
+python examples/01_embed.py             on the sample pictures next to this file
+python examples/01_embed.py my/photos   on any folder of images
 """
 
 import sys

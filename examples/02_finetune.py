@@ -1,7 +1,7 @@
-"""Fine-tune a pretrained SCOTT on labelled images: first the head alone, then everything, lower layers more slowly.
+"""Fine-tune a pretrained SCOTT on labelled images: first the head alone, then all layers, with less change lower down.
 
-python examples/02_finetune.py                        the sample pictures: two of each flower to train on, one to test
-python examples/02_finetune.py mine/train mine/test   folders with a folder of images for each class
+python examples/02_finetune.py                        on the sample pictures: train on two of each flower, test on one
+python examples/02_finetune.py mine/train mine/test   on folders with one folder of images per class
 """
 
 import sys
@@ -22,7 +22,7 @@ from scott_models.data import find_images, load_image
 
 
 def labelled(paths):
-    """(path, class): the class is the name of the folder, or of a sample picture what stands before its number."""
+    """Pair each path with its class: the name of its folder, or for a sample picture its file name without number."""
     return [(path, path.stem.split("_")[0] if path.parent.name == "images" else path.parent.name) for path in paths]
 
 
@@ -52,7 +52,7 @@ def batches(pairs, transform, shuffle=False):
 
 def run(epochs, **settings):
     optimizer = create_optimizer_v2(model, "adamw", weight_decay=0.05, **settings)
-    schedule = CosineLRScheduler(optimizer, t_initial=epochs)  # timm's, which knows of layer_decay
+    schedule = CosineLRScheduler(optimizer, t_initial=epochs)  # timm's schedule respects layer_decay
     for epoch in (bar := tqdm(range(epochs))):
         model.train()
         for images, labels in batches(train, augmented, shuffle=True):

@@ -1,9 +1,9 @@
-"""A page on this machine: drop images, see what a model makes of them. Needs pip install '.[app]'.
+"""Serve a page on this machine: drop images on it and see a model's features. Needs pip install '.[app]'.
 
-python examples/app.py                                     the pretrained weights, on the sample pictures
-python examples/app.py --model runs/photos                 also a run of your own, or any timm model
-python examples/app.py --gallery my/photos --port 8000     neighbours among your photos
-GRADIO_SERVER_NAME=0.0.0.0 python examples/app.py          for other machines too; whoever reaches it may use it
+python examples/app.py                                     start with the pretrained weights and sample pictures
+python examples/app.py --model runs/photos                 add a run of your own, or any timm model
+python examples/app.py --gallery my/photos --port 8000     search for neighbours among your photos
+GRADIO_SERVER_NAME=0.0.0.0 python examples/app.py          serve other machines too; there is no password
 """
 
 import argparse
@@ -23,23 +23,23 @@ from scott_models.pictures import draw_attention, draw_neighbours, draw_pca
 from scott_models.probes import load_model
 
 SAMPLES = Path(__file__).parent / "images"
-# as many columns as fit; gradio's fixed number of them does not fit a phone
+# as many columns as fit: gradio's fixed number of columns is too wide for a phone
 CSS = ".grid-container {grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)) !important}"
 model_of = lru_cache(maxsize=2)(load_model)
 
 
 def page(pretrained: list[str], own: list[str], gallery: list[Path]):
-    """A gradio.Blocks, on which the first of `own` models is chosen; it writes to Python's temporary folder."""
+    """Build the page as gradio.Blocks, with the first of the `own` models selected; its files are temporary."""
     import gradio as gr
 
     depths = {name: len(getattr(load_model(name, pretrained=False), "blocks", [0])) for name in [*pretrained, *own]}
     chosen = [*own, *pretrained][0]
 
-    def showing(draw: Callable) -> Callable:
-        """Around draw(files, out, model, size, block): the picture without words, or words without a picture."""
+    def make_handler(draw: Callable) -> Callable:
+        """Wrap draw(files, out, model, size, block): the handler returns either the picture or a message."""
 
         def answer(dropped: list | None, name: str, size: int, block: int):
-            folder = Path(tempfile.mkdtemp()) / "dropped"  # captions and messages name the folder of a file
+            folder = Path(tempfile.mkdtemp()) / "dropped"  # captions and messages contain the folder name of a file
             folder.mkdir()
             out, said = folder.parent / "sheet.png", "" if dropped else "Drop some images into the box first."
             try:
@@ -81,15 +81,15 @@ def page(pretrained: list[str], own: list[str], gallery: list[Path]):
         inputs = [dropped, name, size, block]
         after = button.click
         for draw, shown in outputs.items():
-            after = after(showing(draw), inputs, shown, concurrency_id="model").then  # one drawing at a time
+            after = after(make_handler(draw), inputs, shown, concurrency_id="model").then  # one drawing at a time
         latest = {"trigger_mode": "always_last", "concurrency_id": "model"}
-        block.input(showing(attention), inputs, outputs[attention], **latest)
+        block.input(make_handler(attention), inputs, outputs[attention], **latest)
         name.change(lambda name: gr.Slider(maximum=depths[name], value=depths[name]), name, block)
     return made
 
 
 def free(path: Path) -> Path:
-    """The path, or one like it that is not taken: images of two folders may have one name."""
+    """Return the path, or a similar unused path: images from two folders can have the same name."""
     number = 2
     while path.exists():
         path, number = path.with_stem(f"{path.stem}_{number}"), number + 1
@@ -98,18 +98,18 @@ def free(path: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", default=[], help="a timm model, local-dir:FOLDER or run; or more")
-    parser.add_argument("--gallery", action="append", default=[], type=Path, help="images that may be neighbours")
-    parser.add_argument("--port", type=int, help="by default the first free one from 7860")
+    parser.add_argument("--model", action="append", default=[], help="timm model, local-dir:FOLDER or run; repeatable")
+    parser.add_argument("--gallery", action="append", default=[], type=Path, help="images to find neighbours in")
+    parser.add_argument("--port", type=int, help="by default the first free port from 7860")
     given = parser.parse_args()
-    with report_user_errors(), tempfile.TemporaryDirectory() as folder:  # nothing dropped outlives the page
+    with report_user_errors(), tempfile.TemporaryDirectory() as folder:  # dropped images are deleted with the page
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
         with needs_extra("app"):
             import gradio as gr
         gallery = find_images(given.gallery) if given.gallery else []
         made = page(timm.list_pretrained("scott*"), given.model, gallery)
-        # fonts of the reader's own machine: nothing is asked of any other
+        # fonts of the reader's machine: the page loads nothing from other machines
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         settings = {"css": CSS, "quiet": True, "ssr_mode": False, "footer_links": []}
         _, address, _ = made.launch(server_port=given.port, theme=theme, prevent_thread_lock=True, **settings)

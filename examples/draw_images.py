@@ -1,4 +1,4 @@
-"""Draws the sample pictures in examples/images, three each of four made-up flowers: python examples/draw_images.py"""
+"""Draw the sample pictures in examples/images, three each of four invented flowers: python examples/draw_images.py"""
 
 import math
 import random
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZE, SCALE = 256, 3  # pixels, and how much larger they are drawn
+SIZE, SCALE = 256, 3  # side in pixels, and how many times larger a picture is drawn
 FLOWERS = {
     "daisy": {"petals": 18, "width": 0.16, "petal": (245, 245, 238), "centre": (240, 190, 40), "disc": 0.34},
     "gentian": {"petals": 5, "width": 0.50, "petal": (60, 70, 200), "centre": (235, 235, 250), "disc": 0.12},
@@ -20,7 +20,7 @@ def shade(colour: tuple[int, int, int], amount: float) -> tuple[int, ...]:
 
 
 def draw(petals: int, width: float, petal: tuple, centre: tuple, disc: float, dice: random.Random) -> Image.Image:
-    """One flower on a blurred meadow, with its own place, size, turn and light."""
+    """Draw one flower on a blurred meadow, at a random place, size, rotation and brightness."""
     side = SIZE * SCALE
     image = Image.new("RGB", (side, side), shade((60, 110, 50), dice.uniform(0.6, 1.2)))
     canvas = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""The errors a user can mend."""
+"""Errors that a user can fix."""
 
 import signal
 import sys
@@ -7,41 +7,43 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the caller can put right, told in one sentence: expected, found, what to do.
+    """Describe in one sentence something that the caller can fix: what was expected, what was found, what to do.
 
-    The command line prints it and exits with its status; anything else is our mistake and shows its traceback.
+    The command line prints the sentence and exits with `status`. Other exceptions are mistakes of this package, and
+    show their traceback.
     """
 
     status = 2
 
 
 class DataError(UserError):
-    """A folder or a file that cannot be used, with its path."""
+    """Report a folder or a file that cannot be used, with its path."""
 
 
 class RecipeError(UserError):
-    """A recipe, section, field, value or run folder that does not fit."""
+    """Report a recipe, section, field, value or run folder that cannot be used."""
 
 
 class WeightsError(UserError):
-    """Weights that are unknown, absent or damaged."""
+    """Report weights that are unknown, missing or damaged."""
 
 
 class TrainingError(UserError):
-    """A run that went wrong: its loss or gradients are no numbers any more."""
+    """Report a run that failed, e.g. because its loss or gradients became NaN or infinite."""
 
     status = 1
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and saved itself."""
+    """Report that a run was asked to stop and has saved a checkpoint."""
 
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Around a command: what the user can mend is one sentence and its exit status, mostly 2, a stop 130; no traceback.
+    """Run a command in this context: print an error that the user can fix as one sentence, without a traceback.
 
-    SIGTERM stops as Ctrl-C does, so that whatever is half-written is removed.
+    The command exits with the status of the error: 2 for most errors, 130 when it was stopped. SIGTERM stops the
+    command as Ctrl-C does, so that half-written files are removed.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -53,15 +55,19 @@ def report_user_errors() -> Iterator[None]:
         print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: the handler was not set by Python
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around the import of an optional package: say which of our extras installs it."""
+    """Import an optional package in this context: if it is missing, name the extra that installs it.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         raise UserError(
-            f"this needs {error.name}, found it is not installed: pip install 'scott_models[{extra}]'"
+            f"expected the package {error.name}, found it is not installed; pip install 'scott_models[{extra}]'"
         ) from error

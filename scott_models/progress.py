@@ -1,4 +1,4 @@
-"""Progress on anything long: a bar with speed and time left on a terminal, a line now and then elsewhere."""
+"""Show the progress of long work: on a terminal a bar with speed and time left, elsewhere a line now and then."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,14 @@ LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left"
 def track(
     items: Iterable[T], what: str, *, total: int, size: int = 1, done: int = 0, unit: str = "images"
 ) -> Iterator[T]:
-    """Yield the items while showing on standard error how far they are.
+    """Yield the items, and show the progress on standard error.
 
     Args:
-        what: is done with the items.
-        total: units altogether.
-        size: units an item counts for.
-        done: units behind us at the start.
+        what: name of the work, shown before the numbers.
+        total: number of units in all.
+        size: units per item.
+        done: units that were done before the start.
+        unit: name of the units.
     """
     shown: dict[str, Any] = {"dynamic_ncols": True}
     if not sys.stderr.isatty():
@@ -33,7 +34,7 @@ def track(
 
 
 class _Lines:
-    """Standard error where nobody can erase a line: each state of a bar is a line of its own."""
+    """Write to standard error where it is not a terminal: each state of a bar is a line of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip():

@@ -1,6 +1,6 @@
 """Run a script of timm's with our models registered: train, validate, benchmark, inference, onnx_export.
 
-timm has no way to be told of other packages, so its scripts know our models only where somebody imports us first:
+timm cannot load other packages by itself. Its scripts know our models only if scott_models is imported first:
 
     python -m scott_models.timm_script train.py photos --model scott_3_16 --pretrained --num-classes 10
     python -m scott_models.timm_script validate.py photos --model local-dir:classifier --num-classes 10 --pretrained
@@ -19,7 +19,7 @@ from .errors import UserError, report_user_errors
 
 
 def main() -> None:
-    """The script is the first argument; all others are its own."""
+    """Run the script that the first argument names, with the other arguments. Print help if there is none."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return
@@ -28,7 +28,7 @@ def main() -> None:
         with report_user_errors():
             raise UserError(f"{script}: expected a Python script, e.g. timm's train.py, found nothing there")
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(script.resolve().parent)  # as `python script.py` would have it
+    sys.path[0] = str(script.resolve().parent)  # as `python script.py` would set it
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, whatever happens while they are written."""
+"""Write files so that each is either complete or unchanged, even if writing is interrupted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from uuid import uuid4
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write; at the end it takes the place of `path`, and after an error it is removed.
+    """Yield the path of a temporary file to write. At the end, rename this file to `path`; after an error, remove it.
 
-    It lies beside `path`, has the same suffix and a name that no other process takes.
+    The temporary file lies in the folder of `path`. It has the same suffix, and a name that no other process uses.
     """
     beside = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
@@ -21,6 +21,6 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, completely or not at all."""
     with written_whole(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tiny models and images made on the spot; real images only where SCOTT_DATA says they are."""
+"""Fixtures: tiny models and generated images; real images only if SCOTT_DATA names a folder of them."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors; their children inherit it
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per processor; child processes inherit it
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -19,7 +19,7 @@ from scott_models import SCOTT
 from scott_models.models import scott
 from scott_models.pretrain import Recipe, pretrain
 
-from .groups import (  # noqa: F401 -- hooks, which pytest looks for here
+from .groups import (  # noqa: F401 -- pytest looks for hooks here
     pytest_addoption,
     pytest_cmdline_main,
     pytest_collection_modifyitems,
@@ -40,19 +40,19 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Decoded images go to a folder of the test's own."""
+    """Give each test its own cache folder for decoded images."""
     monkeypatch.setenv("SCOTT_MODELS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def tiny():
-    """A SCOTT of two narrow blocks for 64 px (4 x 4 patches), with a mask token."""
+    """Build a SCOTT of two narrow blocks for 64 px (4 x 4 patches), with a mask token."""
     return SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2, use_mask_token=True).eval()
 
 
 @pytest.fixture
 def toy():
-    """Our models as one block of width 32, whatever their names say; `toy.undo()` ends that."""
+    """Build every SCOTT model with one block of width 32, whatever its name says, until `toy.undo()`."""
     create = scott._create_scott
 
     def create_narrow(variant, pretrained, **kwargs):
@@ -65,20 +65,20 @@ def toy():
 
 @pytest.fixture
 def visible():
-    """Two masks of 4 x 4 patches that differ, 7 visible each."""
+    """Draw two different masks of 4 x 4 patches, with 7 visible patches each: bool (2, 16)."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 16, generator=generator).argsort(dim=1) < 7
 
 
 @pytest.fixture(scope="session")
 def recording():
-    """The original implementation's recording: tensors by name, and its settings."""
+    """Load the recording of the original implementation: its tensors by name, and its settings."""
     return load_file(REFERENCE / "parity.safetensors"), json.loads((REFERENCE / "parity.json").read_text())
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of six small pictures, one dark red and one bright blue, in a folder each."""
+    """Draw two classes of six small pictures, dark red and bright blue, one folder per class."""
     return draw_photos(tmp_path / "photos")
 
 
@@ -94,7 +94,7 @@ def draw_photos(photos):
 
 @pytest.fixture(scope="session")
 def ended(tmp_path_factory):
-    """A run of pretraining on such photos that has ended, which all tests share: to be read, never changed."""
+    """Pretrain a run on such photos to its end. All tests share the run: read it, never change it."""
     folder = tmp_path_factory.mktemp("ended")
     changes = ["model.img_size=32", "optim.batch_size=4", "run.seed=3", "run.precision=no"]
     with pytest.MonkeyPatch.context() as patched:
@@ -105,13 +105,13 @@ def ended(tmp_path_factory):
 
 @pytest.fixture
 def run(ended, tmp_path):
-    """A copy of that run."""
+    """Copy the ended run, for tests that change it."""
     return shutil.copytree(ended, tmp_path / "run")
 
 
 @pytest.fixture
 def bad_files(tmp_path):
-    """Four files in tmp_path that cannot be used, by name, with what is said of each; whole.png beside them can."""
+    """Write four unusable files and a usable whole.png to tmp_path; return the error message of each unusable one."""
     folder, gradient = tmp_path, np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "whole.png")
     whole = (folder / "whole.png").read_bytes()
@@ -121,15 +121,15 @@ def bad_files(tmp_path):
     Image.fromarray(gradient[:10]).save(folder / "tiny.png")
     return {
         "cut.png": "expected a whole image, found a damaged one",
-        "empty.jpg": "expected an image, found a file that is none",
-        "text.jpg": "expected an image, found a file that is none",
+        "empty.jpg": "expected an image, found another kind of file",
+        "text.jpg": "expected an image, found another kind of file",
         "tiny.png": "expected at least 16 pixels on each side, found 30 x 10",
     }
 
 
 @pytest.fixture(scope="session")
 def flowers(tmp_path_factory):
-    """The real Oxford Flowers-102, unpacked: a folder with train, val and test."""
+    """Unpack the real Oxford Flowers-102 into a folder with train, val and test."""
     if not (data := os.environ.get("SCOTT_DATA")):
         pytest.skip("needs real images: set SCOTT_DATA to a folder with flowers102/flowers102-320-*.tar")
     folder = tmp_path_factory.mktemp("flowers")

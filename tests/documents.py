@@ -1,4 +1,4 @@
-"""Code blocks of our documents, examples of our commands, and what a shell makes of them."""
+"""Find code blocks in the documents and examples in help texts, and split them into commands as a shell does."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ EXAMPLES = re.compile(r"^ *for example:\n((?: +.+\n?)+)", re.MULTILINE | re.IGNO
 
 @dataclass(frozen=True)
 class Block:
-    """Code between two fences of a document; `line` is that of its first fence."""
+    """Hold the code between two fences of a document; `line` is the line of the first fence."""
 
     document: Path
     line: int
@@ -28,12 +28,12 @@ class Block:
 
 @dataclass
 class Command:
-    """Words as a shell would pass them, the environment in front of them, and where their output goes."""
+    """Hold the words of a command as a shell passes them, its environment, and where its output goes."""
 
     words: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     file: str | None = None
-    reader: "Command | None" = None  # what stands behind |
+    reader: "Command | None" = None  # the command after |
 
     def __str__(self) -> str:
         return shlex.join(self.words)
@@ -51,10 +51,10 @@ def blocks(document: Path) -> list[Block]:
 
 
 def commands(code: str) -> list[Command]:
-    """Of shell code: comments, continued lines, NAME=value in front, &&, | and > FILE are understood.
+    """Split shell code into commands: with comments, continued lines, NAME=value before a command, &&, | and > FILE.
 
     Raises:
-        ValueError: anything else that means something to a shell.
+        ValueError: other shell syntax.
     """
     found = []
     for line in code.replace("\\\n", " ").splitlines():
@@ -72,7 +72,7 @@ def commands(code: str) -> list[Command]:
                 command.file = next(words)
             elif re.search(r"^[();<>|&]+$|[`$]", word):
                 raise ValueError(
-                    f"{line}: expected commands, &&, | and > alone, found {word}; teach tests/documents.py"
+                    f"{line}: expected commands, &&, | and > alone, found {word}; extend tests/documents.py"
                 )
             elif not command.words and re.match(r"[A-Za-z_]\w*=", word):
                 name, _, command.environment[name] = word.partition("=")
@@ -82,6 +82,6 @@ def commands(code: str) -> list[Command]:
 
 
 def examples(text: str) -> list[Command]:
-    """Those that a docstring or a description shows below "For example:"."""
+    """Return the commands that a docstring or a description shows below "For example:"."""
     found = EXAMPLES.search(text)
     return commands(found[1]) if found else []

@@ -1,4 +1,4 @@
-"""Which tests run: the quick ones by `pytest` alone, the slower groups by their marker, all of them by --all."""
+"""Select the tests that run: `pytest` alone runs the quick ones, a marker a slower group, --all runs all of them."""
 
 import os
 import shutil
@@ -14,16 +14,16 @@ LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("scott_models")
-    group.addoption("--all", action="store_true", help="the slower groups too: " + ", ".join(GROUPS))
+    group.addoption("--all", action="store_true", help="also run the slower groups: " + ", ".join(GROUPS))
     group.addoption(
-        "--strict-packages", action="store_true", help="fail where a test would be skipped for want of a package"
+        "--strict-packages", action="store_true", help="fail instead of skipping a test whose package is missing"
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Share a whole run among the processors, unless -n, --pdb, --cov or a list of tests says otherwise."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # which must not start others
+    """Distribute a whole run over the processors, unless -n, --pdb, --cov or a list of tests is given."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker must not start other workers
         return
     watched = config.option.collectonly or config.option.usepdb or config.pluginmanager.hasplugin("_cov")
     whole = not (chooses_files(config) or watched)
@@ -31,11 +31,11 @@ def pytest_cmdline_main(config):
     if whole and getattr(config.option, "numprocesses", 0) is None and processors > 1:
         config.option.numprocesses = min(processors, 8)
         if config.option.dist == "no" and (config.option.markexpr or config.option.all):
-            config.option.dist = "loadfile"  # what a file's slow tests share is made once
+            config.option.dist = "loadfile"  # fixtures that a file's slow tests share are made once
 
 
 def chooses_files(config):
-    """Tell whether files or tests were named, of which then all run."""
+    """Tell whether the user named files or tests; all tests in them run then."""
     return any(".py" in argument for argument in config.args)
 
 
@@ -73,7 +73,7 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Take what a worker of pytest-xdist left out, which is the same in each of them."""
+    """Copy the counts of a worker of pytest-xdist: they are the same in all workers."""
     node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left out", {}))
 
 

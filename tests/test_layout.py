@@ -1,4 +1,4 @@
-"""How the package is laid out: imports go one way only, and the public names are where users have them."""
+"""Test the layout of the package: imports go one way only, and the public names stay where users expect them."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ import pytest
 import scott_models
 
 PACKAGE = Path(scott_models.__file__).parent
-# A floor may import from itself and from those after it; folders that share a floor know nothing of each other.
+# A folder may import from itself and from floors further down the list, but not from others on its own floor.
 FLOORS = [
     {"cli"},
     {"report"},
@@ -25,11 +25,11 @@ FLOORS = [
     {"progress", "writing", "errors"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FACE = {"__init__", "run", "timm_script"}  # of the package itself: import what they hand out or start
+FACE = {"__init__", "run", "timm_script"}  # modules of the package itself: they import what they provide or start
 
 
 def imported(path):
-    """The names below the package that a file imports from, absolute or relative, wherever in the file."""
+    """Yield the names directly below the package that a file imports from, by absolute or relative imports."""
     here = path.relative_to(PACKAGE.parent).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

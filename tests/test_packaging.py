@@ -1,4 +1,4 @@
-"""sdist and wheel carry what the package reads, and the installed wheel loads its weights without a network."""
+"""Test that sdist and wheel contain all data files, and that the installed wheel loads its weights offline."""
 
 import json
 import re
@@ -27,7 +27,7 @@ CARRIED = (
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """The sdist, and the wheel built from it, as `python -m build` makes them."""
+    """Build the sdist, and the wheel from the sdist, with `python -m build`."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -75,7 +75,7 @@ def test_installed_wheel_loads_offline(dist, tmp_path):
 
 @pytest.mark.slow
 def test_installed_from_a_checkout_it_finds_the_checkouts_weights(tmp_path):
-    """pip notes where it installed from; of a wheel from elsewhere there is nothing to find."""
+    """Check that pip's record of the source leads to the checkout, and that a wheel leads to nothing."""
     checkout, site = tmp_path / "checkout of mine", tmp_path / "site"
     for folder in (checkout, site / "scott_models"):
         shutil.copytree(CHECKOUT / "scott_models", folder / "scott_models" if folder == checkout else folder)

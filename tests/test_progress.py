@@ -1,4 +1,4 @@
-"""Progress where no terminal shows it."""
+"""Test progress lines where standard error is not a terminal."""
 
 from scott_models import progress
 

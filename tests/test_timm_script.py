@@ -30,7 +30,7 @@ def test_a_script_has_the_words_behind_its_name(script, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_script_knows_our_models(script):
-    """And finds what lies beside it, as if Python had run it."""
+    """Check also that the script can import the files next to it, as if Python had run it."""
     command = [sys.executable, "-m", "scott_models.run", str(script), "photos", "--model", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout) == [[str(script), "photos", "--model", "x"], "__main__", 7, 2]

@@ -1,4 +1,4 @@
-"""The `scott` command: each subcommand calls one function of the package."""
+"""Define the `scott` command: each subcommand calls one function of the package."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -47,28 +47,30 @@ For example:
 
 Exit status:
     0    done
-    1    something is wrong, or went wrong
-    2    a mistake that you can put right, told in a sentence
-    130  stopped, by Ctrl-C or SIGTERM
+    1    a failure, or a problem that `scott doctor` found
+    2    a mistake that you can fix; one sentence explains it
+    130  stopped by Ctrl-C or SIGTERM
 
-Shell completion, exit statuses, JSON: docs/commands.md
+See docs/commands.md for shell completion, exit statuses and JSON output.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one subcommand; what the user can mend is one sentence on standard error and exit status 2.
+    """Run one subcommand.
+
+    A mistake that the user can fix becomes one sentence on standard error and exit status 2.
 
     Args:
-        arguments: the words after `scott`, by default those of the command line.
+        arguments: the words after `scott`; by default the words of the command line.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
-    for decoration in ("utf8_boxes", "ansi_codes"):  # tyro asks of neither whether its errors go to a terminal
+    for decoration in ("utf8_boxes", "ansi_codes"):  # tyro does not check where its errors go
         tyro._experimental_options[decoration] = terminal
     commands: Any = reduce(
         or_,
         (
-            Annotated[Any, subcommand(name, constructor=command, description=_described(command, words[:1] == [name]))]
+            Annotated[Any, subcommand(name, constructor=command, description=_describe(command, words[:1] == [name]))]
             for name, command in COMMANDS.items()
         ),
     )
@@ -76,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.cli(commands, prog="scott", description=DESCRIPTION, args=words)
 
 
-def _described(command: Callable[..., None], asked: bool) -> str | None:
-    """Say what a command does, in a line where all are listed; where it is asked None, for its whole docstring."""
-    return None if asked else str(command.__doc__).split("\n", maxsplit=1)[0]
+def _describe(command: Callable[..., None], chosen: bool) -> str | None:
+    """Return a command's summary for the list of commands.
+
+    Return None for the command that the user chose: tyro then shows its whole docstring.
+    """
+    return None if chosen else str(command.__doc__).split("\n", maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Commands that say what a model is worth."""
+"""Commands that evaluate a model: `scott embed`, `scott probe` and `scott report`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,10 +10,10 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from ..errors import UserError
 from .output import Sources, print_json, print_result, show_table
 
-# As in probe.py and curve.py, whose import takes seconds that --help should not.
+# Repeated from probes/evaluate.py and probes/label_efficiency.py: importing those takes seconds, which --help must not.
 Probe = Literal["knn", "ridge", "linear", "attentive"]
 PROBES: tuple[Probe, ...] = ("knn", "ridge", "linear", "attentive")
-SHOTS = (1, 5, 10)  # images a class
+SHOTS = (1, 5, 10)  # labelled images per class
 
 
 def embed(
@@ -28,7 +28,7 @@ def embed(
 ) -> None:
     """Write the features of images to an .npz file.
 
-    It holds `names`, `features` (images, D) and, if asked, `tokens`.
+    The file holds `names`, `features` (images, D) and, with --tokens, `tokens` (images, patches, D).
 
     For example:
         scott embed photos --out features.npz
@@ -36,11 +36,12 @@ def embed(
         scott embed photos --out features.npz --model local-dir:runs/photos/export
 
     Args:
-        images: image files, or folders, searched below too.
-        out: the file to write.
-        model: any timm model with weights; SCOTT's are listed by `scott list`.
-        tokens: also write the features of the patches, `tokens` (images, patches, D), row by row.
-        batch_size: images a forward pass takes.
+        images: image files, or folders that are searched recursively.
+        out: the .npz file to write.
+        model: name of any timm model with weights, local-dir:FOLDER, or the folder of a run.
+            `scott list` lists SCOTT's models.
+        tokens: also write the features of the patches as `tokens`, in row-major order.
+        batch_size: number of images per forward pass.
         json: print JSON instead of a sentence.
     """
     from ..probes.features import embed
@@ -69,7 +70,7 @@ def probe(
     zero_shot_neighbours: FlagCreatePairsOff[bool] = False,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Score frozen features, beside those of random weights.
+    """Score frozen features, compared with random weights.
 
     For example:
         scott probe --train flowers102/train --train flowers102/val --test flowers102/test
@@ -83,31 +84,37 @@ def probe(
         scott probe --zero-shot-neighbours --test mine
 
     Args:
-        model: any timm model with weights, or the folder of a run.
-        train: a folder with a folder of images for each class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT,
-            hf:NAME; give the option again for more. Of a source with splits train and val are taken.
-        test: the same, for testing. Of a source with splits test is taken.
-        probes: what is put on the features: the 10 nearest neighbours, a ridge classifier, a linear layer, attention.
-        protocol: paper trains heads for 100 epochs of fresh augmented views; fast computes a few views once.
-        seeds: how often all that is random is drawn; the table then has means and standard deviations.
-        img_size: pixels; by default the size the weights were trained at.
-        control: score random weights too.
-        duplicates: look for test images among the training images.
-        export: a folder for the model with its head, which timm's "local-dir:" loads.
-        features: an .npz file for the features behind the scores: `train` (views, images, D), `test`, labels, names.
-        curve: instead, a picture of the accuracy with few labelled images a class; five draws of them each.
-        shots: images a class of that curve; all is always its last point.
-        beside: another model of that curve; give the option again for more.
-        zero_shot_neighbours: instead, how well images of --test find their class among each other, without training.
+        model: name of any timm model with weights, local-dir:FOLDER, or the folder of a run.
+        train: a folder with one folder of images per class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME.
+            Repeat the option for more sources. If a source has training and test splits, train and val are used.
+        test: test images, given as for --train. If a source has training and test splits, test is used.
+        probes: classifiers on top of the features: knn (the 10 nearest neighbours), ridge (a ridge classifier),
+            linear (a linear layer), attentive (attention over the patches).
+        protocol: paper trains the linear and attentive heads for 100 epochs, with new augmented views in each epoch;
+            fast computes the features of a few augmented views once.
+        seeds: number of random seeds. With several, the table shows means, and the standard deviation of top-1.
+        img_size: image size in pixels; by default the size the weights were trained at.
+        control: also score the same model with random weights.
+        duplicates: search the training images for copies of test images.
+        export: folder to write the model with its trained head to, for timm's "local-dir:".
+        features: .npz file to write the features behind the scores to:
+            `train` (views, images, D), `test` (images, D), labels and names.
+        curve: instead, draw the accuracy with few labelled images per class into this picture (.png, .svg or .pdf).
+            Each number of images is sampled five times.
+        shots: numbers of images per class in that curve; its last point always uses all images.
+        beside: another model in that curve; repeat the option for more models.
+        zero_shot_neighbours: instead, measure how well each image of --test retrieves the others of its class,
+            without training (mean average precision).
         json: print JSON instead of a table.
     """
     from ..probes import evaluate as probing
 
-    of_scores = {"--probes": probes != PROBES, "--protocol": protocol != "fast", "--no-duplicates": not duplicates}
-    of_files = {"--export": export, "--features": features}
-    of_curve = {"--shots": shots != SHOTS, "--beside": beside}
+    score_options = {"--probes": probes != PROBES, "--protocol": protocol != "fast", "--no-duplicates": not duplicates}
+    file_options = {"--export": export, "--features": features}
+    curve_options = {"--shots": shots != SHOTS, "--beside": beside}
     if curve:
-        _refuse("--curve", of_scores, of_files, {"--seeds": seeds != 1, "--zero-shot-neighbours": zero_shot_neighbours})
+        other_options = {"--seeds": seeds != 1, "--zero-shot-neighbours": zero_shot_neighbours}
+        _refuse("--curve", score_options, file_options, other_options)
         from ..probes.label_efficiency import check_picture, draw_curve, measure_label_efficiency
 
         check_picture(curve)
@@ -118,11 +125,11 @@ def probe(
         show_table([asdict(point) for point in points], json)
         return
     if zero_shot_neighbours:
-        _refuse("--zero-shot-neighbours", of_scores, of_files, of_curve, {"--train": train})
+        _refuse("--zero-shot-neighbours", score_options, file_options, curve_options, {"--train": train})
         found = probing.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
         show_table([asdict(row) for row in found], json)
         return
-    _refuse("probe without --curve", of_curve)
+    _refuse("probe without --curve", curve_options)
     report = probing.probe(
         model,
         train,
@@ -143,9 +150,9 @@ def probe(
 
 
 def _refuse(command: str, *options: Mapping[str, object]) -> None:
-    """Options that were given and that a command would ignore."""
+    """Raise UserError for options that were given but that a command would ignore."""
     if given := [name for group in options for name, value in group.items() if value]:
-        raise UserError(f"{command} has no use for {', '.join(given)}; leave that out")
+        raise UserError(f"{command} does not use {', '.join(given)}; leave it out")
 
 
 def report(
@@ -156,10 +163,10 @@ def report(
     neighbours: bool = True,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Show a run, or a probe's results, as one HTML page.
+    """Write an HTML page about a run, or about probe results.
 
-    The verdict comes first, then curves, what the run sees, and where its recipe differs from the paper's. The file
-    needs no network and no other file; it may show images of yours.
+    The page begins with a verdict. Curves, pictures of the features, and settings that differ from the paper follow.
+    The file needs no network and no other files. It may show some of your images.
 
     For example:
         scott report runs/photos
@@ -168,9 +175,10 @@ def report(
         scott report runs/photos scores.json curve.json --out page.html
 
     Args:
-        sources: the folder of a run, under way too, and files that `scott probe --json` printed; at least one of them.
-        out: the page; by default report.html in the run's folder, or beside the first file.
-        neighbours: also show which of the run's images its model finds alike.
+        sources: the folder of a run, and files that `scott probe --json` printed; at least one of them.
+            The run may still be in progress.
+        out: the .html file to write; by default report.html in the run's folder, or next to the first file.
+        neighbours: also show nearest neighbours among the run's images, found by its model.
         json: print JSON instead of a sentence.
     """
     from ..report import write_report

@@ -1,4 +1,4 @@
-"""Commands about this machine."""
+"""Commands about this machine: `scott bench` and `scott doctor`."""
 
 import sys
 from dataclasses import asdict
@@ -24,9 +24,9 @@ def bench(
     rounds: int = 5,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Measure images a second and memory on this machine.
+    """Measure images per second and memory on this machine.
 
-    Speeds stand beside what the machine's matrix products reach.
+    Each speed is also given as a percentage of the peak: the speed of large matrix products on the same machine.
 
     For example:
         scott bench
@@ -35,15 +35,16 @@ def bench(
         scott bench scott_12_16 --task inference step --reference checkout-of-the-original
 
     Args:
-        models: ours or any of timm's; a step and its inputs are ours alone.
-        task: inference; step, MIM-JEPA's loss, gradients and update; inputs, what a step is fed with; one or more.
-        precision: bf16 is the weights' own in inference, autocast in a step.
-        batch_size: images at once.
-        img_size: pixels.
-        compiled: also by torch.compile, which takes a minute before a step.
-        device: auto is the GPU if there is one.
-        reference: a checkout of the authors' code, measured beside ours, in fp32 and uncompiled, as it is.
-        rounds: turns of every contender; the median counts.
+        models: SCOTT's models or any other timm models; the tasks step and inputs measure SCOTT's only.
+        task: one or more of inference, step and inputs.
+            A step of MIM-JEPA is loss, gradients and update; inputs is the preparation of its inputs.
+        precision: one or more; bf16 means bf16 weights for inference, and autocast for a step.
+        batch_size: number of images per batch, one or more.
+        img_size: image size in pixels.
+        compiled: also measure with torch.compile; compiling a step takes about a minute.
+        device: auto uses the GPU if there is one.
+        reference: folder of a checkout of the authors' code, measured next to ours: unchanged, in fp32, not compiled.
+        rounds: number of rounds. Each round measures every combination once; the median is shown.
         json: print JSON instead of a table.
     """
     from ..bench.measure import compare
@@ -56,16 +57,16 @@ def bench(
 def doctor(*, speed: bool = True, json: FlagCreatePairsOff[bool] = False) -> None:
     """Show what this machine can do, and what is wrong with it.
 
-    Versions, GPU, bf16, caches, weights, and ten seconds of speed.
+    The table lists versions, GPU, bf16, caches, weights, and the speed measured in about ten seconds.
 
     For example:
         scott doctor
         scott doctor --no-speed --json
 
-    Nothing is downloaded. Exit status 1 if something is wrong, e.g. damaged weights.
+    Nothing is downloaded. The exit status is 1 if something is wrong, e.g. damaged weights.
 
     Args:
-        speed: whether to measure inference and pretraining for about ten seconds.
+        speed: measure the speed of inference and pretraining for about ten seconds.
         json: print JSON instead of a table.
     """
     from ..bench.doctor import examine

@@ -1,4 +1,4 @@
-"""What commands print: tables, sentences, JSON."""
+"""Print tables, sentences and JSON to standard output."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from rich.text import Text
 from tyro.conf import UseAppendAction
 
 Sources = Annotated[list[str], UseAppendAction]
-NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(,\s+[-+.\deE]+)*\s+\]")  # a list of them, which goes on one line
-NO_LIMIT = 100_000  # characters of a line that no terminal shows
+NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(,\s+[-+.\deE]+)*\s+\]")  # a list of numbers, printed on one line
+NO_LIMIT = 100_000  # characters: the width of a table that does not go to a terminal
 
 
 def show_table(rows: list[dict[str, object]], as_json: bool) -> None:
@@ -34,7 +34,11 @@ def show_table(rows: list[dict[str, object]], as_json: bool) -> None:
 
 
 def _cell(value: object) -> Text:
-    """As it is: of a bare string rich would take "[...]" and ":...:" for its own. Plain text has a row on each line."""
+    """Return a value as text for a table.
+
+    A bare string would not do: rich interprets "[...]" and ":...:". Without a terminal, line breaks become spaces, so
+    that each row stays on one line.
+    """
     text = f"{value:.1f}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
     return Text(text if sys.stdout.isatty() else " ".join(text.splitlines()))
 
@@ -47,12 +51,12 @@ def print_result(sentence: str, facts: Mapping[str, object], as_json: bool) -> N
 
 
 def print_json(value: object) -> None:
-    text = dumps(value, indent=2, default=str)  # of what we print only paths are foreign to JSON
+    text = dumps(value, indent=2, default=str)  # str for paths, the only printed type that JSON lacks
     print_text(NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
 
 
 def print_text(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has seen enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
+    except BrokenPipeError:  # the reader has closed the pipe, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits

@@ -1,4 +1,4 @@
-"""Commands that draw."""
+"""Commands that draw pictures: `scott pca`, `scott attention` and `scott neighbours`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,25 +20,27 @@ def pca(
     token_map: Path | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Draw what patches have in common, as colours.
+    """Draw principal components of patch features as colours.
 
-    These are principal components of their features over all images.
+    The components are computed over the patches of all images together.
 
     For example:
         scott pca a.jpg b.jpg c.jpg --out picture.png --img-size 448
         scott pca photos --out picture.png --model runs/photos --look blocky
         scott pca photos --out picture.png --model vit_small_patch14_reg4_dinov2.lvd142m --img-size 448
 
-    A row for each image: what the model saw, the first component of all patches, which of them are foreground, and
-    three components of the foreground as red, green and blue. The same colour means the same thing in all of them.
+    The picture has one row per image. A row shows the image as the model saw it, the first component of all patches,
+    the foreground patches, and three components of the foreground as red, green and blue. The same colour means the
+    same thing in all images.
 
     Args:
-        images: image files, or folders, searched below too; alike ones give the clearest pictures.
-        out: the picture to write, .png, .jpg or .webp.
-        model: any timm model with patch tokens, or the folder of a run.
-        img_size: pixels, in whole patches; more of them make finer maps; by default what the weights were trained at.
-        look: smooth goes from patch to patch bit by bit; blocky shows the patches.
-        token_map: an .npz file for names, features, first component, foreground and colours of the patches.
+        images: image files, or folders that are searched recursively; similar images give the clearest pictures.
+        out: the picture to write: .png, .jpg or .webp.
+        model: name of any timm model with patch tokens, local-dir:FOLDER, or the folder of a run.
+        img_size: image size in pixels, a multiple of the patch size; by default the size the weights were trained at.
+            Larger images give finer maps.
+        look: smooth interpolates between patches; blocky shows each patch as a square.
+        token_map: .npz file to write names, features, first component, foreground and colours of the patches to.
         json: print JSON instead of a sentence.
     """
     from ..pictures.pca import draw_pca
@@ -61,19 +63,19 @@ def attention(
     look: Literal["smooth", "blocky"] = "smooth",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Draw how much attention each patch gets, head by head.
+    """Draw how much attention each patch receives, per head.
 
     For example:
         scott attention a.jpg b.jpg --out attention.png --img-size 448
         scott attention photos --out attention.png --model runs/photos --block 0
 
     Args:
-        images: image files, or folders, searched below too.
-        out: the picture to write, .png, .jpg or .webp; every map is as bright as its brightest patch.
-        model: one of ours, or the folder of a run.
-        img_size: pixels, in whole patches; by default what the weights were trained at.
-        block: which transformer block; negative ones count from the last.
-        look: smooth goes from patch to patch bit by bit; blocky shows the patches.
+        images: image files, or folders that are searched recursively.
+        out: the picture to write: .png, .jpg or .webp. Each map is scaled to its brightest patch.
+        model: one of SCOTT's models, local-dir:FOLDER, or the folder of a run.
+        img_size: image size in pixels, a multiple of the patch size; by default the size the weights were trained at.
+        block: number of the transformer block, from 0; negative numbers count from the last block.
+        look: smooth interpolates between patches; blocky shows each patch as a square.
         json: print JSON instead of a sentence.
     """
     from ..pictures.attention_maps import draw_attention
@@ -94,21 +96,22 @@ def neighbours(
     img_size: int | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Find the images of a gallery that are most like yours.
+    """Find the images in a gallery that are most like yours.
 
-    Likeness is the cosine of what a model pools two images to.
+    Similarity is the cosine between the pooled features of two images.
 
     For example:
         scott neighbours a.jpg b.jpg --gallery photos --out neighbours.png
         scott neighbours a.jpg --gallery photos --gallery more --count 3 --json
 
     Args:
-        queries: image files, or folders, searched below too.
-        gallery: the same; give the option again for more. A query is not its own neighbour.
-        out: a picture to write, .png, .jpg or .webp, a row for each query.
-        model: any timm model, or the folder of a run.
-        count: neighbours of each.
-        img_size: pixels; by default what the weights were trained at.
+        queries: your images: image files, or folders that are searched recursively.
+        gallery: image files or folders to search for neighbours; repeat the option for more.
+            A query is never its own neighbour.
+        out: a picture to write (.png, .jpg or .webp), with one row per query.
+        model: name of any timm model with weights, local-dir:FOLDER, or the folder of a run.
+        count: number of neighbours per query.
+        img_size: image size in pixels; by default the size the weights were trained at.
         json: print JSON instead of a table.
     """
     from ..pictures.neighbours import draw_neighbours

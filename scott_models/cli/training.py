@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""Commands that train: `scott pretrain` and `scott finetune`."""
 
 import sys
 from contextlib import redirect_stdout
@@ -16,7 +16,7 @@ def pretrain(
     changes: Positional[tuple[str, ...]] = (),
     /,
     *,
-    data: Sources = [],  # noqa: B006 -- tyro's way to say that an option may be given again or not at all
+    data: Sources = [],  # noqa: B006 -- how tyro declares an option that may be repeated or left out
     out: Path,
     recipe: str | None = None,
     objective: Literal["mimjepa", "splitmask", "beit", "visreg", "diet"] | None = None,
@@ -30,9 +30,9 @@ def pretrain(
     export: Literal["target", "context"] | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Pretrain a model on your own images, no labels needed.
+    """Pretrain a model on your own images, without labels.
 
-    The method is MIM-JEPA (docs/pretraining.md); there are others, too (docs/objectives.md).
+    The default method is MIM-JEPA (docs/pretraining.md). For other methods, see docs/objectives.md.
 
     For example:
         scott pretrain --data photos --out runs/photos --recipe flowers102
@@ -44,25 +44,26 @@ def pretrain(
         scott pretrain --data flowers102:downloads --out runs/flowers data.splits=train,val
         scott pretrain --data photos --out runs/halves --objective splitmask model.name=scott_3_16
 
-    Several GPUs: accelerate launch -m scott_models.pretrain (docs/scaling.md).
+    To train on several GPUs, use accelerate launch -m scott_models.pretrain (docs/scaling.md).
 
     Args:
-        changes: what differs from the recipe, as section.field=value.
-        data: a folder of images, searched below too; or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME; give
-            the option again for more.
-        out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
-        recipe: name of a recipe of the package, or the path of a TOML file; by default flowers102, the paper's, on a
-            GPU, and small elsewhere.
-        objective: what is learned, with the masks and views that its paper gives it; by default the recipe's.
+        changes: changes to the recipe, each as section.field=value.
+        data: a folder of images, searched recursively, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME.
+            Repeat the option for more sources.
+        out: run folder, for the recipe, metrics, checkpoints, a README,
+            and at the end export/ for timm's "local-dir:".
+        recipe: name of a recipe in the package, or path of a TOML file.
+            By default flowers102 (the paper's recipe) on a GPU, and small without one.
+        objective: training objective, with the masks and views of its paper; by default the recipe's objective.
         init: weights that the encoders start from: a released tag, local-dir:FOLDER, or the folder of a run.
-        resume: go on with the run in --out from its last checkpoint.
-        finish: bring the run in --out, which was stopped, to an early end in --minutes, --epochs or --images-seen; it
-            knows its recipe and its data.
-        minutes: measure the speed first, then fit epochs and schedules into this time.
-        images_seen: fit epochs and schedules to this many images instead.
-        epochs: fit schedules to so many epochs instead.
-        bad_images: what to do with images that cannot be used; either way all of them are listed.
-        export: which encoder is exported at the end, by default the target.
+        resume: continue the run in --out from its last checkpoint.
+        finish: bring the stopped run in --out to an early end, within --minutes, --epochs or --images-seen.
+            The run keeps its recipe and its images; --data says where the images are now, if they were moved.
+        minutes: measure the speed first, then fit epochs and schedules to this time.
+        images_seen: instead of --minutes, fit epochs and schedules to this number of images.
+        epochs: instead of --minutes, fit schedules to this number of epochs.
+        bad_images: error stops at images that cannot be used, skip leaves them out; both list all of them.
+        export: which encoder to export at the end; by default the target encoder.
         json: print JSON instead of a sentence.
     """
     from .. import pretrain as training
@@ -98,9 +99,9 @@ def finetune(
     bad_images: Literal["error", "skip"] = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Train a classifier of your own classes.
+    """Train a classifier for your own classes.
 
-    It starts from weights, or from scratch.
+    Training starts from pretrained weights, or from scratch.
 
     For example:
         scott finetune --train mine/train --test mine/test --out runs/mine
@@ -109,15 +110,17 @@ def finetune(
         scott finetune --recipe scratch --train flowers102:downloads --test flowers102:downloads --out runs/scratch
 
     Args:
-        changes: what differs from the recipe, as section.field=value.
-        train: a folder with a folder of images for each class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT,
-            hf:NAME; give the option again for more. Of a source with splits train and val are taken.
-        test: the same, for testing; it decides nothing. Of a source with splits test is taken.
-        out: run folder: recipe, metrics, checkpoints, a README, and at the end export/ for timm's "local-dir:".
-        recipe: name of a recipe of the package, or the path of a TOML file.
-        resume: go on with the run in --out from its last checkpoint.
-        minutes: measure the speed first, then fit epochs and schedules into this time.
-        bad_images: what to do with images that cannot be used; either way all of them are listed.
+        changes: changes to the recipe, each as section.field=value.
+        train: a folder with one folder of images per class, or flowers102:ROOT, pets37:ROOT, imagenet100:ROOT, hf:NAME.
+            Repeat the option for more sources. If a source has training and test splits, train and val are used.
+        test: test images, given as for --train. They do not influence training.
+            If a source has training and test splits, test is used.
+        out: run folder, for the recipe, metrics, checkpoints, a README,
+            and at the end export/ for timm's "local-dir:".
+        recipe: name of a recipe in the package, or path of a TOML file.
+        resume: continue the run in --out from its last checkpoint.
+        minutes: measure the speed first, then fit epochs and schedules to this time.
+        bad_images: error stops at images that cannot be used, skip leaves them out; both list all of them.
         json: print JSON instead of a sentence.
     """
     from ..finetune import FinetuneRecipe

@@ -1,4 +1,4 @@
-"""Commands around weights: list, download, publish, convert."""
+"""Commands for weights: `scott list`, `scott download`, `scott publish` and `scott convert`."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +10,7 @@ from .output import print_json, print_result, print_text, show_table
 
 
 def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
-    """List models and weights, what they score and where they are.
+    """List models and weights, with their scores and locations.
 
     For example:
         scott list
@@ -31,7 +31,7 @@ def download(
     dir: Path | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Fetch and verify weights, for a machine without a network.
+    """Download and verify weights, for use without a network.
 
     For example:
         scott download
@@ -39,8 +39,9 @@ def download(
         SCOTT_MODELS_DIR=weights HF_HUB_OFFLINE=1 python train.py
 
     Args:
-        names: models or tags, as `scott list` shows them; all if none is given.
-        dir: a folder for SCOTT_MODELS_DIR, here or on another machine; by default the Hub's cache, where it is needed.
+        names: models or tags, as `scott list` shows them; by default all.
+        dir: folder to write the weights to, for SCOTT_MODELS_DIR on this machine or another one.
+            By default, weights that are not on this machine yet go to the Hub's cache.
         json: print JSON instead of a sentence.
     """
     from ..release import offline as downloading
@@ -76,7 +77,7 @@ def publish(
 ) -> None:
     """Upload a run to the Hugging Face Hub, with a model card.
 
-    A model's folder will do too; what was uploaded is read back and compared.
+    The folder of a model works too. The uploaded files are downloaded again and compared.
 
     For example:
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --dry-run
@@ -84,20 +85,20 @@ def publish(
         scott publish runs/photos --repo-id me/scott_3_16.photos --license apache-2.0 --picture pca.png --scores s.json
         scott publish weights/scott_3_16.mimjepa_flowers102_cpu --repo-id org/scott_3_16.mimjepa_flowers102_cpu
 
-    It needs a token that may write: `hf auth login`, or HF_TOKEN.
+    Uploading needs a token with write permission, from `hf auth login` or HF_TOKEN.
 
     Args:
-        source: a run of `scott pretrain` that has ended, the folder of a release, or a timm folder with a README.md.
-        repo_id: organisation/name; it is made if it is not there.
-        tag: the manifest's name for the weights; by default the repository's, with the model's in front.
-        license: of the weights, e.g. apache-2.0.
-        data: what a run was trained on, in words; by default how many images of which folders.
-        data_terms: what the data allow.
-        scores: a file with what `scott probe --json` printed; by default what the run's monitor measured.
-        picture: of the card, as `scott pca` draws one; it may show images of yours.
-        manifest: a file the entry is written into; by default the checkout's weights_manifest.json, if this is one.
-        private: whether a new repository is.
-        dry_run: show everything, upload nothing.
+        source: a finished run of `scott pretrain`, the folder of released weights, or a timm folder with a README.md.
+        repo_id: the repository, as organisation/name; it is created if it does not exist.
+        tag: name of the weights in the manifest; by default the name of the repository after the name of the model.
+        license: license of the weights, e.g. apache-2.0. A run needs one.
+        data: description of the images a run was trained on; by default their number and the names of their folders.
+        data_terms: terms of use of those images.
+        scores: file that `scott probe --json` printed; by default the scores of the run's monitor are published.
+        picture: picture for the model card, e.g. from `scott pca`; it may show some of your images.
+        manifest: manifest file to write the entry to; by default weights_manifest.json of the checkout, if any.
+        private: make a new repository private.
+        dry_run: show everything, but upload nothing.
         json: print JSON instead of sentences.
     """
     from ..release.upload import publish as publish_release
@@ -117,7 +118,7 @@ def convert(
     num_heads: int | None = None,
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Turn a checkpoint of the authors' code into a timm folder.
+    """Convert a checkpoint of the authors' code to a timm folder.
 
     For example:
         scott convert logs/target-encoder_checkpoint.pth --out scott_12_16
@@ -126,9 +127,9 @@ def convert(
         scott pretrain --init local-dir:scott_12_16 model.num_heads=4 --data photos --out runs/photos
 
     Args:
-        checkpoint: context-encoder, target-encoder or predictor, .pth; only tensors are read of it.
-        out: a new folder, or that of an earlier conversion.
-        num_heads: of attention; by default what config.yaml beside the checkpoint says.
+        checkpoint: .pth file of a context encoder, target encoder or predictor; only tensors are loaded from it.
+        out: folder to write: a new one, or the folder of an earlier conversion, which is replaced.
+        num_heads: number of attention heads; by default the number in config.yaml next to the checkpoint.
         json: print JSON instead of a sentence.
     """
     from ..release.authors_checkpoints import convert as convert_checkpoint

@@ -1,6 +1,6 @@
-"""Images in: where they are and what they show, the decoded cache, crops, colours, random streams, the loader.
+"""Image input: finding and labelling images, the decoded cache, crops, colours, random streams and the loader.
 
-Every random number of an image follows from the seed, the epoch and the image alone.
+Every random number of an image depends only on the seed, the epoch and the image.
 """
 
 from .labelled import Labelled, find_labelled

@@ -1,9 +1,10 @@
-"""From decoded images to the two views of MIM-JEPA, each image with its own draw (paper, Appendix C; released code).
+"""Random colours for the two views of MIM-JEPA, drawn for each image (paper, Appendix C; released code).
 
-One crop (area 0.2 to 1, aspect 3/4 to 4/3, bicubic) and one flip serve both views, so that content stays in place;
-colours are each view's own. A view is left alone with probability 0.4; otherwise, in random order: colour jitter
-(0.4, 0.4, 0.2, 0.1) with probability 0.8, grayscale 0.1, Gaussian blur of 9x9 pixels 0.3. Random numbers are drawn on
-the CPU, a stream for each image; pixels are worked on in whole batches, on the device they are on.
+Both views share one crop (area 0.2 to 1, aspect 3/4 to 4/3, bicubic) and one flip, so that content stays in place.
+Each view has its own colours. A view stays unchanged with probability 0.4. Otherwise these changes are applied in
+random order: colour jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8, grayscale with 0.1, Gaussian blur of 9x9 pixels
+with 0.3. Random numbers are drawn on the CPU, from one stream per image. Pixels are processed in batches, on the
+device that holds them.
 """
 
 from collections.abc import Callable
@@ -20,20 +21,23 @@ from .device import compile_once, copy_to_device, copy_together
 from .random_streams import Draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Of brightness, contrast, saturation and hue: the factor that changes nothing, and how far it may be from that.
+# For brightness, contrast, saturation and hue: the value that changes nothing, and the largest distance from it.
 NEUTRAL, STRENGTHS = (1, 1, 1, 0), (0.4, 0.4, 0.2, 0.1)
-P_ANY, P_KINDS = 0.6, (0.8, 0.1, 0.3)  # of any change; of jitter, gray and blur, if any
+P_ANY, P_KINDS = 0.6, (0.8, 0.1, 0.3)  # of any change; of jitter, grayscale and blur in a changed view
 BLUR_SIZE, BLUR_SIGMA = 9, (0.1, 2.0)
-PIECE = 8  # images that a CPU's caches hold while their colours change
+PIECE = 8  # number of images that a CPU's caches hold while their colours change
 
 RGB = tuple[float, float, float]
-Operation = Callable[[Tensor, np.ndarray], Tensor]  # images[i], i -> images
+Operation = Callable[[Tensor, np.ndarray], Tensor]  # (images[i], i) -> images
 
 
 def change_colours(
     crops: Tensor, colours: "Colours", compiled: bool = False, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
 ) -> Tensor:
-    """Crops uint8 (B, 3, H, W) -> images with other colours, normalised; on a CPU in pieces that its caches hold."""
+    """Change the colours of crops uint8 (B, 3, H, W) and normalise them: float32 (B, 3, H, W).
+
+    On a CPU the batch is processed in pieces that its caches hold.
+    """
     if crops.device.type != "cpu":
         images = colours.at_once(crops) if compiled else colours(crops.float() / 255)
         return normalize(images, mean, std)
@@ -43,7 +47,7 @@ def change_colours(
 
 
 def normalize(images: Tensor, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> Tensor:
-    """Images in [0, 1] -> zero mean, unit spread, by default by ImageNet's statistics."""
+    """Normalise images in [0, 1] by the mean and standard deviation of each channel, by default ImageNet's."""
     return (images - _channels(mean, images.device)) / _channels(std, images.device)
 
 
@@ -54,14 +58,15 @@ def _channels(values: RGB, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Colours:
-    """Hold what happens to the colours of each image of a batch; calling it does it.
+    """Hold the colour changes of each image of a batch; calling the object applies them.
 
     Attributes:
         chosen: bool (3, B), whether an image is jittered, made grey, blurred.
-        order: int64 (3, B), the place of each of the three in an image's order.
-        factors: float64 (4, B), of brightness, contrast and saturation; then the hue's, in turns of the colour circle.
-        jitter_order: int64 (4, B), the place of each of these four.
-        sigma: float64 (B,), of the blur, in pixels.
+        order: int64 (3, B), the position of jitter, grayscale and blur in an image's order.
+        factors: float64 (4, B), factors of brightness, contrast and saturation, then the shift of the hue in turns of
+            the colour circle.
+        jitter_order: int64 (4, B), the position of each of these four in the jitter.
+        sigma: float64 (B,), standard deviation of the blur, in pixels.
     """
 
     chosen: np.ndarray
@@ -85,22 +90,22 @@ class Colours:
         )
 
     def split(self, size: int) -> list["Colours"]:
-        """Split them into those of the first `size` images, of the next, and so on."""
+        """Split the changes into those of the first `size` images, of the next `size` images, and so on."""
         parts = [slice(start, start + size) for start in range(0, len(self.sigma), size)]
         return [Colours(*(getattr(self, field.name)[..., part] for field in fields(self))) for part in parts]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W) -> the same."""
+        """Change images (B, 3, H, W) in [0, 1]; return new images of the same shape and range."""
         before, after = self.sides
         images = images.clone()
-        # Gray and blur commute, being linear, so only their places beside the jitter matter.
+        # Grayscale and blur are linear and commute, so only their positions relative to the jitter matter.
         self.gray_and_blur_(images, *before)
         self.jitter_(images)
         self.gray_and_blur_(images, *after)
         return images
 
     def at_once(self, crops: Tensor) -> Tensor:
-        """Change crops uint8 (B, 3, H, W) on a device to images in [0, 1], by one copy to it and few kernels."""
+        """Change crops uint8 (B, 3, H, W) on a device to images in [0, 1], with a single copy to it and few kernels."""
         (gray_first, blur_first), (gray_last, blur_last) = self.sides
         rows = np.concatenate([[self.chosen[0], gray_first, gray_last], self.jitter_order, self.factors])
         indices = [np.flatnonzero(blurred) for blurred in (blur_first, blur_last)]
@@ -116,7 +121,7 @@ class Colours:
 
     @property
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tell which images are made grey and blurred before the jitter, and which after it: bool (2, B) each."""
+        """Return which images are made grey and blurred before the jitter, and which after it: bool (2, B) each."""
         first = self.order[1:] < self.order[0]
         return self.chosen[1:] & first, self.chosen[1:] & ~first
 
@@ -141,7 +146,7 @@ class Colours:
 
 
 def change_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> None:
-    """Put `operation(images[i], i)` in place of the images chosen, bool (B,)."""
+    """Replace the chosen images, bool (B,), by `operation(images[i], i)`, where i are their indices."""
     index = np.flatnonzero(chosen)
     if len(index):
         on_device = copy_to_device(torch.from_numpy(index), images.device)
@@ -149,17 +154,18 @@ def change_some_(images: Tensor, chosen: np.ndarray, operation: Operation) -> No
 
 
 def blur_some_(images: Tensor, index: Tensor, kernels: Tensor) -> None:
-    """Blur some images in place: index int64 (K,), kernels (K, 9), on the images' device."""
+    """Blur the images of `index`, int64 (K,), in place with kernels (K, 9); all tensors are on one device."""
     if len(index):
         images[index] = apply_kernels(images[index], kernels)
 
 
 def recolour_batch(images: Tensor, packed: Tensor) -> Tensor:
-    """Jitter and grey a whole batch without branches: at every place by all operations, of which one counts.
+    """Jitter and grey a whole batch without branches: every step computes all operations and keeps one result.
 
     Args:
-        packed: (11, B, 1, 1, 1): whether an image is jittered, made grey before that, made grey after it; the places
-            of brightness, contrast, saturation and hue in its order; their four values.
+        packed: (11, B, 1, 1, 1). Rows 0 to 2: whether an image is jittered, made grey before the jitter, made grey
+            after it. Rows 3 to 6: the positions of brightness, contrast, saturation and hue in the jitter. Rows 7 to
+            10: the values of these four.
     """
     jittered, gray_first, gray_last = packed[:3]
     order, (brightness, contrast, saturation, hue) = packed[3:7], packed[7:]
@@ -181,19 +187,19 @@ def recolour_batch(images: Tensor, packed: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: np.ndarray) -> Tensor:
-    """A 9x9 Gaussian with reflected borders: images (B, C, H, W), sigma (B,) in pixels -> (B, C, H, W)."""
+    """Blur images (B, C, H, W) with 9x9 Gaussians of sigma (B,) pixels and reflected borders -> (B, C, H, W)."""
     return apply_kernels(images, copy_to_device(make_blur_kernels(sigma).to(images.dtype), images.device))
 
 
 def make_blur_kernels(sigma: np.ndarray) -> Tensor:
-    """Compute Gaussians along one side: sigma float64 (B,) in pixels -> weights, float64 (B, 9), of sum 1."""
+    """Compute one-dimensional Gaussians: sigma float64 (B,) in pixels -> weights float64 (B, 9) with sum 1."""
     offsets = torch.arange(BLUR_SIZE) - BLUR_SIZE // 2
     kernels = torch.exp(-0.5 * (offsets / torch.from_numpy(sigma)[:, None]) ** 2)
     return kernels / kernels.sum(dim=1, keepdim=True)
 
 
 def apply_kernels(images: Tensor, kernels: Tensor) -> Tensor:
-    """Filter images (B, C, H, W) down and across by kernels (B, 9), with reflected borders."""
+    """Filter images (B, C, H, W) vertically and horizontally with kernels (B, 9) and reflected borders."""
     count, channels, height, width = images.shape
     kernels = kernels.repeat_interleave(channels, dim=0)
     border = BLUR_SIZE // 2
@@ -204,20 +210,20 @@ def apply_kernels(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Luma (ITU-R 601) of RGB images: (B, 3, H, W) -> (B, 1, H, W)."""
+    """Compute the luma (ITU-R 601) of RGB images: (B, 3, H, W) -> (B, 1, H, W)."""
     return TF.rgb_to_grayscale(images, num_output_channels=1)
 
 
 def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """share * images + (1 - share) * other, kept in [0, 1]; share (B, 1, 1, 1) may exceed 1."""
+    """Compute share * images + (1 - share) * other, clipped to [0, 1]; share (B, 1, 1, 1) may exceed 1."""
     return torch.lerp(other, images, share).clamp(0, 1)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of RGB images in [0, 1] by `shift` (B, 1, 1, 1), in turns of the colour circle.
+    """Shift the hue of RGB images in [0, 1] by `shift` (B, 1, 1, 1), in turns of the colour circle.
 
-    A pixel's channels are its value less its chroma times how far its hue is from each primary, so the turn needs no
-    branch: with k = (5, 3, 1) + 6 h modulo 6, channel = v - c * clamp(min(k, 4 - k), 0, 1).
+    The way back from hue to RGB needs no branch. For the shifted hue h, value v (the largest channel) and chroma c
+    (largest less smallest channel): k = (5, 3, 1) + 6 h modulo 6, and channel = v - c * clamp(min(k, 4 - k), 0, 1).
     """
     value, low = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - low

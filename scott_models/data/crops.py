@@ -1,7 +1,7 @@
-"""The random crop of an image: area 0.2 to 1, or less for local views, aspect 3/4 to 4/3, bicubic, perhaps flipped.
+"""Random crops of images: area 0.2 to 1 (less for local views), aspect 3/4 to 4/3, bicubic, flipped half the time.
 
-On a CPU torchvision resizes image by image; on a GPU a whole batch is resized at once, by two matrix products. Random
-numbers are drawn on the CPU, a stream for each image.
+On a CPU torchvision resizes image by image. On a GPU two matrix products resize many images at once. Random numbers
+are drawn on the CPU, from one stream per image.
 """
 
 import math
@@ -16,18 +16,18 @@ from .decoded import Images
 from .device import compile_once, copy_to_device
 from .random_streams import Draws
 
-Area = tuple[float, float]  # of a crop: the least and the largest share of its image's
+Area = tuple[float, float]  # of a crop: the smallest and the largest share of the image's area
 AREA, LOCAL_AREA = (0.2, 1.0), (0.05, 0.3)
 ASPECT, TRIES = (3 / 4, 4 / 3), 10
-CROP_SHARE = 0.875  # of the short side, in evaluation: resize 256, centre crop 224
-AT_ONCE = 128  # images
-GREY = 128  # of 255
+CROP_SHARE = 0.875  # of the short side, in evaluation: as resizing to 256 and cropping the central 224
+AT_ONCE = 128  # images that are resized together on a device
+GREY = 128  # of 255, the middle of the range
 
 
 def make_random_crops(
     images: Sequence[Tensor], size: int, generator: torch.Generator | Draws, area: Area = AREA
 ) -> Tensor:
-    """A random crop of each image, resized and perhaps flipped: uint8 (3, H, W) each -> uint8 (B, 3, size, size)."""
+    """Make a random crop of each image, uint8 (3, H, W), flipped half the time: uint8 (B, 3, size, size)."""
     draws = Draws.of(generator, len(images))
     boxes = draw_crop_boxes(torch.tensor([image.shape[-2:] for image in images]), draws, area)
     crops = make_resized_crops(images, boxes, size, TF.InterpolationMode.BICUBIC)
@@ -37,9 +37,9 @@ def make_random_crops(
 def make_random_crops_on_device(
     images: Images, indices: Sequence[int], size: int, draws: Draws, area: Area = AREA
 ) -> Tensor:
-    """`random_crops` of images whose pixels are on a device, and there: uint8 (B, 3, size, size).
+    """Make the crops of `make_random_crops` on the device that holds the pixels: uint8 (B, 3, size, size).
 
-    The same boxes and flips; pixels differ from torchvision's, which rounds between its two passes, by 1 or 2 of 255.
+    Boxes and flips are the same. Pixels differ by at most 2 of 255, because torchvision rounds between its two passes.
     """
     assert images.pixels is not None
     sizes, offsets = images.sizes[indices], images.offsets[indices]
@@ -47,12 +47,13 @@ def make_random_crops_on_device(
 
 
 def make_crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: Area = AREA) -> np.ndarray:
-    """Draw what `cut_boxes` needs to know of random crops of images: int64 (B, 7).
+    """Draw random crops of images, as a table for `cut_boxes`: int64 (B, 7).
 
-    Top, left, height and width of the box, the image's width, where the image begins, in pixels, and 1 if flipped.
+    The columns are: top, left, height and width of the box; the image's width; the image's start in the flat buffer,
+    in pixels; 1 if the crop is flipped.
 
     Args:
-        sizes, offsets: of each image, as `Images` has them.
+        sizes, offsets: of each image, as in `Images`.
     """
     boxes = draw_crop_boxes(torch.from_numpy(sizes), draws, area).numpy()
     flipped = draws.uniform(1).numpy() < 0.5
@@ -60,12 +61,12 @@ def make_crop_table(sizes: np.ndarray, offsets: np.ndarray, draws: Draws, area: 
 
 
 def find_largest_box(sizes: np.ndarray) -> tuple[int, int]:
-    """Return the height and width that no box of images of these sizes (N, 2) exceeds, as multiples of 8.
+    """Return a height and a width that no box of images of these sizes (N, 2) exceeds, as multiples of 8.
 
-    Boxes are cut as large as that. Of a whole data set it is the same in every batch, so that one compiled function
-    serves them all; and a GPU's matrix units want multiples of 8.
+    `cut_boxes` cuts every box at this size. Taken over a whole data set, the size is the same in every batch, so that
+    one compiled function serves all batches. A GPU's matrix units need multiples of 8.
     """
-    across = np.ceil(sizes[:, ::-1] * ASPECT[1]).astype(np.int64) + 1  # a box's sides are rounded
+    across = np.ceil(sizes[:, ::-1] * ASPECT[1]).astype(np.int64) + 1  # + 1: a box's sides are rounded
     highest, widest = np.minimum(sizes, across).max(axis=0).tolist()
     return -(-highest // 8) * 8, -(-widest // 8) * 8
 
@@ -78,13 +79,14 @@ def cut_boxes(
     compiled: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cut out and resize the boxes of a `crop_table`, where the images are: uint8 (B, 3, size, size).
+    """Cut out and resize boxes on the device that holds the pixels: uint8 (B, 3, size, size).
 
     Args:
-        pixels: uint8, flat, as `Images` has them.
-        largest: height and width that all boxes are cut as large as.
-        compiled: by torch.compile, a few kernels for the whole batch.
-        dtype: of pixels and weights; by default fp16 on a GPU, which holds every pixel exactly, else fp32.
+        pixels: uint8, flat, as in `Images`.
+        table: boxes from `make_crop_table`, int64 (B, 7).
+        largest: height and width from `find_largest_box`; every box is cut at this size.
+        compiled: use torch.compile, for few kernels.
+        dtype: of pixels and weights; by default fp16 on a GPU, which holds every pixel value exactly, else fp32.
     """
     dtype = dtype or (torch.float16 if pixels.device.type == "cuda" else torch.float32)
     resize = compile_once(cut_and_resize) if compiled else cut_and_resize
@@ -94,16 +96,16 @@ def cut_boxes(
 
 
 def cut_and_resize(pixels: Tensor, table: Tensor, largest: tuple[int, int], size: int, dtype: torch.dtype) -> Tensor:
-    """Cut crops, uint8 (B, 3, size, size), from pixels (P, 3), for a part of a `crop_table` (B, 7).
+    """Cut crops, uint8 (B, 3, size, size), from pixels (P, 3), for a part of a crop table (B, 7).
 
-    Rows of all channels come one after the other, so that either product is one of matrices as they lie.
+    In each row of a box the channels lie one after the other, so that both matrix products need no copies in between.
     """
     highest, widest = largest
     top, left, height, width, row, start, flipped = table[:, :, None].unbind(1)
     y = torch.arange(highest, device=pixels.device).minimum(height - 1)
     x = torch.arange(widest, device=pixels.device).minimum(width - 1)
     cut = pixels[(start + (top + y) * row)[:, :, None] + (left + x)[:, None]].transpose(2, 3)
-    cut = cut.to(dtype, memory_format=torch.contiguous_format) - GREY  # small numbers, which fp16 rounds less
+    cut = cut.to(dtype, memory_format=torch.contiguous_format) - GREY  # fp16 rounds small numbers less
     down = make_resampling(height, highest, size).to(dtype)
     across = make_resampling(width, widest, size, flipped > 0).to(dtype)
     halfway = (cut.flatten(1, 2) @ across.transpose(1, 2)).view(-1, highest, 3 * size)
@@ -115,10 +117,10 @@ def make_resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | 
     """Compute matrices of antialiased bicubic resampling from the first `length` (B, 1) of `longest` samples to `size`.
 
     Args:
-        mirrored: bool (B, 1), whose outputs come in the opposite order.
+        mirrored: bool (B, 1), true for matrices whose outputs come in reverse order.
 
     Returns:
-        weights, fp32 (B, size, longest); those of an output sum to 1.
+        weights, fp32 (B, size, longest); the weights of each output sum to 1.
     """
     scale = (length / size)[:, :, None]
     outputs = torch.arange(size, device=length.device)
@@ -133,7 +135,7 @@ def make_resampling(length: Tensor, longest: int, size: int, mirrored: Tensor | 
 
 
 def make_centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
-    """The evaluation's crop: the central square of 0.875 of the short side, bilinear; shapes as in `random_crops`."""
+    """Crop for evaluation: the central square of 0.875 of the short side, bilinear; shapes as `make_random_crops`."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
     side = (CROP_SHARE * sizes.amin(dim=1, keepdim=True)).round().long().expand(-1, 2)
     return make_resized_crops(
@@ -144,7 +146,7 @@ def make_centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
 def make_resized_crops(
     images: Sequence[Tensor], boxes: Tensor, size: int, interpolation: TF.InterpolationMode
 ) -> Tensor:
-    """Each image's box (top, left, height, width), resized with antialiasing: uint8 (B, 3, size, size)."""
+    """Cut out each image's box (top, left, height, width) and resize with antialiasing: uint8 (B, 3, size, size)."""
     return torch.stack(
         [
             TF.resized_crop(image, *box, size=[size, size], interpolation=interpolation)
@@ -154,9 +156,13 @@ def make_resized_crops(
 
 
 def draw_crop_boxes(sizes: Tensor, draws: Draws, area: Area = AREA) -> Tensor:
-    """RandomResizedCrop's boxes for images of height and width `sizes` (B, 2): (B, 4), top, left, height, width.
+    """Draw RandomResizedCrop's boxes for images of height and width `sizes` (B, 2).
 
-    Of ten draws the first that fits counts; if none does, the largest centred box of an allowed aspect.
+    The first of ten draws that fits into the image is used. If no draw fits, the box is the largest centred one with
+    an allowed aspect.
+
+    Returns:
+        top, left, height, width: int64 (B, 4).
     """
     height, width = sizes.double().unbind(1)
     for_area, for_aspect, y, x = (draws.uniform(TRIES) for _ in range(4))

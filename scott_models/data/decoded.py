@@ -1,6 +1,6 @@
-"""All images of a run, decoded once: in one flat buffer on disk, mapped into memory, and found again by the next run.
+"""All images of a run, decoded once into a flat buffer on disk, which is mapped into memory and serves later runs.
 
-A set too large for that is decoded anew at every use; what is wrong with its files is still found once, at the start.
+A data set too large for the disk is decoded at every use. Its bad files are still found once, at the start.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ from ..progress import track
 from .memory import SHARE_OF_DEVICE
 from .sources import Row, Sample, load_image, without_warnings
 
-FORMAT = 2  # of the files below
-LISTED = 20  # bad files that a message names
-LARGEST = 64e9  # bytes of decoded images kept on disk, and at most half of what is free there
-PARTIAL, ABANDONED = "partial-", 3600  # seconds
+FORMAT = 2  # version of the cache's files
+LISTED = 20  # the most bad files that a message names
+LARGEST = 64e9  # the most bytes of decoded images on disk, or half of the free space if that is less
+PARTIAL, ABANDONED = "partial-", 3600  # prefix of unfinished folders; seconds without a write until they are deleted
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of any shapes, each reduced to `short_side` pixels on its short side (aspect kept) if it was larger.
+    """Hold images of any shapes, downsampled to at most `short_side` pixels on the short side (aspect kept).
 
     Attributes:
-        samples: where each comes from.
-        digest: of all their pixels, the same wherever the files lie.
+        samples: the source of each image.
+        digest: hash of all pixels, independent of where the files lie.
         copies: bool (N,), whether an earlier image has exactly the same pixels.
-        sizes: int64 (N, 2), height and width of each.
-        offsets: int64 (N,), where each begins in `pixels`.
-        pixels: uint8, one image after the other, each (H, W, 3); None if they are decoded at every use.
+        sizes: int64 (N, 2), height and width of each image.
+        offsets: int64 (N,), where each image begins in `pixels`.
+        pixels: uint8, one image after the other, each (H, W, 3); None if images are decoded at every use.
     """
 
     samples: list[Sample]
@@ -58,7 +58,7 @@ class Images:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, uint8 (3, H, W); a view of the buffer if there is one."""
+        """Return image `index`, uint8 (3, H, W): a view of `pixels`, or newly decoded if `pixels` is None."""
         if self.pixels is None:
             return torch.from_numpy(downsample(self.samples[index].image, self.short_side)).permute(2, 0, 1)
         height, width = self.sizes[index].tolist()
@@ -66,7 +66,7 @@ class Images:
         return self.pixels[start : start + height * width * 3].view(height, width, 3).permute(2, 0, 1)
 
     def on(self, device: torch.device) -> "Images":
-        """The same with the pixels on a GPU, if they take no more than 0.3 of its free memory."""
+        """Return the images with their pixels on a GPU, or `self` if the pixels exceed 0.3 of the GPU's free memory."""
         if device.type != "cuda" or self.pixels is None:
             return self
         if self.pixels.nbytes > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
@@ -75,18 +75,18 @@ class Images:
 
 
 def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = False) -> Images:
-    """Every image, from the cache if the same files were decoded before.
+    """Open every image, from the cache if the same files were decoded before.
 
     Args:
-        skip_bad: leave bad images out with a note, instead of raising.
+        skip_bad: leave out bad images with a note, instead of raising.
 
     Raises:
-        DataError: bad images, with their reasons, or none that is good.
+        DataError: images are bad (the message gives reasons), no image is good, or the disk has no room.
     """
     folder = find_cache_folder() / make_fingerprint(samples, short_side)
     index = read_index(folder)
     if index is None or any(not isinstance(_try(samples[i], short_side), DataError) for i in index["bad"]):
-        index = decode(samples, short_side, folder)  # anew, too, if what was bad no longer is: a disk may recover
+        index = decode(samples, short_side, folder)  # also if a bad image can be read now: a disk may recover
     if index["bad"]:
         message = _list_bad(index["bad"], len(samples), folder)
         if not skip_bad or len(index["bad"]) == len(samples):
@@ -106,7 +106,7 @@ def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = 
 
 
 def _list_bad(bad: dict[int, str], count: int, folder: Path) -> str:
-    """Bad images with their reasons; of very many some, and a file that has them all."""
+    """List bad images with their reasons; if there are many, list only the first and write all of them to a file."""
     lines = [f"{len(bad)} of {count} images cannot be used:", *bad.values()]
     if len(bad) > LISTED:
         (folder / "bad_images.txt").write_text("\n".join(lines[1:]) + "\n")
@@ -115,14 +115,14 @@ def _list_bad(bad: dict[int, str], count: int, folder: Path) -> str:
 
 
 def find_cache_folder() -> Path:
-    """Where decoded images are kept: $SCOTT_MODELS_CACHE, or scott_models in the user's cache folder."""
+    """Return the folder of decoded images: $SCOTT_MODELS_CACHE, or scott_models in the user's cache folder."""
     if folder := os.environ.get("SCOTT_MODELS_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott_models"
 
 
 def make_fingerprint(samples: Sequence[Sample], short_side: int) -> str:
-    """A name for these files as they are now, in this order, at this size."""
+    """Hash these files (path, size, modification time), their order and `short_side` to 32 hexadecimal digits."""
     digest = hashlib.sha256(f"{FORMAT} {short_side}".encode())
     for sample in samples:
         digest.update(f"\n{sample.image}".encode())
@@ -133,23 +133,24 @@ def make_fingerprint(samples: Sequence[Sample], short_side: int) -> str:
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """What `decode` wrote into a folder; None if there is nothing, or not all of it."""
+    """Read the index that `decode` wrote into a folder; return None if the folder is absent or incomplete."""
     try:
         index = torch.load(folder / "index", weights_only=True)
         whole = not index["kept"] or (folder / "pixels").stat().st_size == index["bytes"]
         return index if whole else None
-    except Exception:  # absent, cut or foreign: torch, pickle and zip errors of many kinds
+    except Exception:  # absent, cut or foreign: torch, pickle and zip raise many kinds of errors
         return None
 
 
 def decode(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str, Any]:
-    """Decode every image, in parallel, into a folder that is there as a whole or not at all; returns its index.
+    """Decode every image, in parallel, into a folder that appears complete or not at all; return its index.
 
-    The folder holds `index` (sizes (N, 2), 0 for bad images, whose reasons are under "bad") and, unless they would
-    take too much of the disk, `pixels`. Of two processes at it the one that ends first leaves its folder to both.
+    The folder holds the file `index` and, unless the pixels would take too much of the disk, the file `pixels`. The
+    index has sizes (N, 2), 0 for bad images, and the reasons of bad images under "bad". If two processes decode the
+    same images, both use the folder of the first to finish, unless the second could read images that are bad there.
 
     Raises:
-        DataError: no room for them.
+        DataError: the disk has no room for the decoded images, or cannot be written to.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,7 @@ def _write(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
 
 
 def _downsample_in_parallel(samples: Sequence[Sample], short_side: int) -> Iterator[np.ndarray | DataError]:
-    """Pixels, or what is wrong with the file, in order; no more than a few images ahead of their use."""
+    """Yield the pixels of each image in order, or the error of a bad file; decode only a few images ahead."""
     workers = count_cores()
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(samples)
@@ -222,7 +223,7 @@ def _downsample_in_parallel(samples: Sequence[Sample], short_side: int) -> Itera
 
 
 def count_cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -234,23 +235,23 @@ def _try(sample: Sample, short_side: int) -> np.ndarray | DataError:
 
 
 def downsample(image: Path | Row, short_side: int) -> np.ndarray:
-    """One image, at most `short_side` pixels on its short side: uint8 (H, W, 3).
+    """Load an image and downsample it to at most `short_side` pixels on its short side: uint8 (H, W, 3).
 
     Raises:
-        DataError: a bad image.
+        DataError: the image is bad.
     """
     loaded = load_image(image, short_side)
     scale = short_side / min(loaded.size)
     if scale < 1:
         size = (round(loaded.width * scale), round(loaded.height * scale))
         loaded = loaded.resize(size, Image.Resampling.BICUBIC)
-    return np.array(loaded)  # a copy, which torch may write to
+    return np.array(loaded)  # a copy, because torch needs a writable array
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Delete what killed processes left half-written: no write for an hour."""
+    """Delete the unfinished folders that killed processes left: folders without a write for an hour."""
     for partial in cache.glob(f"{PARTIAL}*"):
-        with suppress(OSError):  # its process may be alive, and renaming it now
+        with suppress(OSError):  # a live process may be renaming the folder now
             if time.time() - max(path.stat().st_mtime for path in (partial, *partial.iterdir())) > ABANDONED:
                 shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Work on a GPU without waiting for it: copy what was drawn on the CPU, compile once."""
+"""Copy small tensors to a GPU without waiting for it, and compile functions once."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ ALIGNED = 16  # bytes, a multiple of every dtype's size
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on a device, without waiting for what the device is doing."""
+    """Copy a small tensor from the CPU to a device, without waiting for the device's current work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy small tensors of the CPU to a device at once, without waiting for what the device is doing."""
+    """Copy small tensors from the CPU to a device in one transfer, without waiting for the device's current work."""
     sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     starts = list(accumulate(sizes, initial=0))
@@ -33,18 +33,18 @@ def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
 
 @cache
 def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a function by torch.compile, once whoever asks; where that fails, say so and go on with the function."""
+    """Compile a function with torch.compile, once per process; if this fails, print a note and use the function."""
     best = torch.compile(function)
 
     def call(*arguments: Any) -> Tensor:
         nonlocal best
         try:
             return best(*arguments)
-        except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+        except Exception as error:  # dynamo, inductor, triton and compilers raise many kinds of errors
             if best is function or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
-            print(f"{function.__name__}: torch.compile failed ({reason}); it goes on without", file=sys.stderr)
+            print(f"{function.__name__}: torch.compile failed ({reason}); continuing without it", file=sys.stderr)
             best = function
             return function(*arguments)
 

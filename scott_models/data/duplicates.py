@@ -1,4 +1,4 @@
-"""Test images that training has seen: exact copies, and nearly the same pictures by a perceptual hash."""
+"""Find test images that training has seen: exact copies, and near copies by a perceptual hash."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..progress import track
 from .parallel import load_batches
 from .sources import Row, load_image
 
-NEAR = 10  # of a hash's 256 bits that may differ
+NEAR = 10  # bits, of the 256 of a hash, in which near copies may differ
 HASH_SIDE = 16
 AT_ONCE = 1024
 Pair = tuple[str, str]
@@ -19,12 +19,12 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of a test image and the first training image like it.
+    """Hold pairs of a test image and a training image like it.
 
     Attributes:
-        exact: with the same pixels.
-        near: others, of which at most 10 of the 256 bits of their perceptual hashes differ: a copy at another size or
-            quality, not a mirrored or cut one.
+        exact: pairs with the same pixels, each with the first such training image.
+        near: other pairs, each with the nearest training image, whose perceptual hashes differ in at most 10 of 256
+            bits. Near copies have another size or quality; mirrored or cropped copies are not found.
     """
 
     exact: list[Pair]
@@ -44,14 +44,14 @@ def find_duplicates(train: Sequence[Path | Row], test: Sequence[Path | Row]) -> 
     """Compare every test image with every training image.
 
     Raises:
-        DataError: the first image that cannot be read.
+        DataError: an image cannot be read; the message names the first one.
     """
     seen_pixels, seen_hashes = _hashes(train, "duplicates, train")
     pixels, hashes = _hashes(test, "duplicates, test")
     first = {digest: i for i, digest in reversed(list(enumerate(seen_pixels)))}
     exact, near = [], []
     for start in range(0, len(test), AT_ONCE):
-        # Of bits as 1 and -1 the product is 256 less twice the number that differ.
+        # With bits as 1 and -1, the product of two hashes is 256 minus twice the number of differing bits.
         differing = (HASH_SIDE**2 - hashes[start : start + AT_ONCE] @ seen_hashes.T) / 2
         nearest = differing.argmin(axis=1)
         for i, j in enumerate(nearest.tolist(), start):
@@ -63,17 +63,17 @@ def find_duplicates(train: Sequence[Path | Row], test: Sequence[Path | Row]) -> 
 
 
 def _hashes(images: Sequence[Path | Row], what: str) -> tuple[list[int], np.ndarray]:
-    """A digest of each image's pixels, and its perceptual hash in bits of 1 and -1: float32 (n, 256)."""
+    """Return a digest of each image's pixels, and its perceptual hash as bits 1 and -1: float32 (n, 256)."""
     with needs_extra("eval"):
         from imagehash import phash
 
-    def both(image: Path | Row) -> tuple[int, np.ndarray]:
+    def digest_and_hash(image: Path | Row) -> tuple[int, np.ndarray]:
         picture = load_image(image)
         return hash((picture.size, picture.tobytes())), phash(picture, HASH_SIDE).hash.ravel()
 
     chunks = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
     found: list[tuple[int, np.ndarray]] = []
-    for chunk in load_batches(track(chunks, what, total=len(images), size=AT_ONCE), both, list):
+    for chunk in load_batches(track(chunks, what, total=len(images), size=AT_ONCE), digest_and_hash, list):
         found += chunk
     digests, bits = zip(*found)
     return list(digests), np.where(np.stack(bits), 1, -1).astype(np.float32)

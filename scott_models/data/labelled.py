@@ -16,13 +16,13 @@ from .sources import Row, Sample, find_samples
 T = TypeVar("T")
 Role = Literal["train", "test"]
 ROLES: dict[Role, tuple[str, ...]] = {"train": ("train", "val"), "test": ("test",)}
-NAMED = 5  # classes that a message lists
-HELD_OUT = 5  # one image of five is scored
+NAMED = 5  # the most classes that a message lists
+HELD_OUT = 5  # one image in five is held out
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and their classes: int64 (n,), numbers of `names`."""
+    """Hold images and their labels: int64 (n,), indices into the class `names`."""
 
     images: Sequence[Path | Row]
     labels: Tensor
@@ -32,7 +32,7 @@ class Labelled:
         return len(self.images)
 
     def only(self, chosen: Tensor) -> "Labelled":
-        """The images with these indices, int64 (k,)."""
+        """Return the images with the indices `chosen`, int64 (k,), and their labels."""
         return Labelled([self.images[i] for i in chosen.tolist()], self.labels[chosen], self.names)
 
     @classmethod
@@ -46,14 +46,15 @@ class Labelled:
 
 
 def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tuple[Labelled, Labelled]:
-    """Training and test images of folders with a folder for each class, or of data sets, with numbers for the classes.
+    """Find the training and the test images, with classes numbered in alphabetical order.
 
-    Of a source that has both splits training takes train and val, testing takes test: both may be the same source.
+    A source is a folder with one folder per class, or a data set. From a source that has both splits, training takes
+    train and val, and testing takes test. So both may use the same source.
 
     Raises:
-        DataError: images without a class, fewer than two classes, or test classes that training lacks.
+        DataError: images have no class, there are fewer than two classes, or training lacks a test class.
     """
-    samples = {"train": _of_role(train, "train"), "test": _of_role(test, "test")}
+    samples = {"train": _find_role_samples(train, "train"), "test": _find_role_samples(test, "test")}
     names = {role: {str(sample.label) for sample in found} for role, found in samples.items()}
     if missing := sorted(names["test"] - names["train"]):
         raise DataError(
@@ -67,7 +68,8 @@ def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tu
     counts = Counter(str(sample.label) for sample in samples["train"])
     if single := sorted(name for name, count in counts.items() if count == 1):
         print(
-            f"note: a single training image of {_list_names(single)}; none is held out to choose settings",
+            f"note: a single training image of {_list_names(single)}; "
+            "no image of such a class is held out to choose settings",
             file=sys.stderr,
         )
     ordered = sorted(names["train"])
@@ -75,20 +77,20 @@ def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tu
 
 
 def find_labelled_unsplit(sources: Sequence[str | Path]) -> Labelled:
-    """All images of sources with at least two classes, whatever their split.
+    """Find all images of the sources, of every split; there must be at least two classes.
 
     Raises:
-        DataError: images without a class, fewer than two classes, or no class of two images.
+        DataError: images have no class, there are fewer than two classes, or no class has two images.
     """
-    samples = _of_role(sources, None)
+    samples = _find_role_samples(sources, None)
     counts = Counter(str(sample.label) for sample in samples)
     names = sorted(counts)
     if len(names) < 2 or max(counts.values()) < 2:
-        raise DataError(f"classes: expected at least two, one of them of two images, found {_list_names(names)}")
+        raise DataError(f"classes: expected at least two, one of them with two images, found {_list_names(names)}")
     return Labelled.of(samples, names)
 
 
-def _of_role(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
+def _find_role_samples(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
     samples = []
     for source in sources:
         found = find_samples([source])
@@ -112,9 +114,9 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def hold_out(members: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """Split the images of a class, two or more of them, into four of five to train on and one of five to score.
+    """Split the images of a class, at least two, into four fifths to train on and one fifth to score.
 
-    The first ones are scored: at least one, and never all.
+    The first images are scored: at least one, and never all.
     """
     scored = min(max(1, len(members) // HELD_OUT), len(members) - 1)
     return members[scored:], members[:scored]

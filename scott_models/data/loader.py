@@ -1,7 +1,7 @@
-"""Which image when, its crops, and what they need: pure functions of (seed, epoch, index, view), whoever computes them.
+"""The crops of each batch and its other random inputs: pure functions of (seed, epoch, index, view) in any process.
 
-What is drawn and what is done are apart. Where images are on a GPU, processes that run ahead draw boxes, colours and
-masks, a few small arrays a batch, and this process cuts and resizes.
+Drawing and processing are separate. If images are on a GPU, worker processes run ahead and draw boxes, colours and
+masks, a few small arrays per batch. This process then cuts and resizes the crops.
 """
 
 import signal
@@ -30,15 +30,15 @@ from .memory import find_available_ram
 from .order import Order, Piece, Place
 from .random_streams import Draws, make_key
 
-Made: TypeAlias = Tensor | list[Tensor]  # of a batch its crops, uint8 (B, 3, H, W), or those of each view
+Made: TypeAlias = Tensor | list[Tensor]  # crops of a batch, uint8 (B, 3, H, W), or a list of one such tensor per view
 PATCH = 16  # pixels
 GRACE = 60  # seconds that a worker outlives a SIGTERM
-AHEAD = 2  # batches that each worker makes before they are asked for
+AHEAD = 2  # batches that each worker prepares in advance
 
 
 @dataclass(frozen=True)
 class View:
-    """Describe one of the crops of an image: its number, pixels of its sides, and its share of the image's area."""
+    """Describe one crop of an image: number of the view, side in pixels, and range of its share of the image's area."""
 
     number: int
     size: int
@@ -46,12 +46,12 @@ class View:
 
 
 class Crops(Dataset):
-    """The random crops of an image in an epoch: one, or several views.
+    """Make the random crops of an image in an epoch: one view or several.
 
     Args:
-        size: pixels of their sides.
-        views: how many of that size.
-        local_views: how many more of half that size, in whole patches, and of smaller parts of the image.
+        size: side of the crops, in pixels.
+        views: number of crops of that size.
+        local_views: number of further crops, of half that size in whole patches, from smaller parts of the image.
     """
 
     def __init__(self, images: Images, size: int, seed: int, views: int = 1, local_views: int = 0) -> None:
@@ -66,41 +66,44 @@ class Crops(Dataset):
         return Crops(self.images, size, self.seed, self.global_views, self.local_views)
 
     def ahead(self, workers: int) -> int:
-        """Tell how many processes make batches ahead: none for a CPU that has the decoded images."""
+        """Return the number of worker processes: at most `workers`, 0 without a GPU if images are decoded already."""
         needed = torch.cuda.is_available() or self.images.pixels is None or self.on_device
         return min(workers, count_cores()) if needed else 0
 
     def check_room(self, batch: int, parts: int, workers: int, sharing: int = 1) -> None:
-        """Make sure that the crops of a process's batch fit into RAM, with those that its workers hold ready.
+        """Check that the crops of a process's batch fit into RAM, with the batches that its workers hold ready.
 
         Args:
-            batch: images.
-            parts: in which they are worked through, as fp32.
-            workers: as `load` takes them.
-            sharing: processes of this machine that need as much.
+            batch: number of images.
+            parts: number of parts in which the batch is processed, as fp32.
+            workers: as in `load`.
+            sharing: number of processes of this machine that need as much memory.
 
         Raises:
-            RecipeError: they do not.
+            RecipeError: the crops do not fit.
         """
-        if self.on_device:  # whose memory tells by itself
+        if self.on_device:  # a GPU reports by itself that its memory is full
             return
         pixels = batch * sum(3 * view.size**2 for view in self.views)
         needed, free = pixels * (1 + AHEAD * self.ahead(workers)) + 4 * pixels // parts, find_available_ram() // sharing
         if needed > free:
             several = "objective.views_per_image, objective.local_views, " if len(self.views) > 1 else ""
             raise RecipeError(
-                f"recipe: expected crops of a batch that fit into the {free / 1e9:.1f} GB of memory that are free, "
-                f"found {len(self.views)} of each of {batch} images, which take {needed / 1e9:.1f} GB; lower "
+                f"recipe: expected crops of a batch that fit into {free / 1e9:.1f} GB of free memory, "
+                f"found {len(self.views)} crops of each of {batch} images, which take {needed / 1e9:.1f} GB; lower "
                 f"{several}optim.batch_size or run.workers"
             )
 
     @property
     def on_device(self) -> bool:
-        """Tell whether the images are on a GPU, and are cut there."""
+        """Return True if the images are on a GPU, where they are also cropped."""
         return self.images.pixels is not None and self.images.pixels.device.type != "cpu"
 
     def __getitems__(self, places: list[Place]) -> tuple[Tensor, Made]:
-        """Places (B) -> their epochs and indices (B, 2), crops uint8 (B, 3, size, size); of several views a list."""
+        """Return epochs and indices of B places, int64 (B, 2), and their crops, uint8 (B, 3, size, size).
+
+        With several views, the crops are a list with a tensor for each view.
+        """
         where = torch.tensor(places)
         epochs, numbers = where.unbind(1)
         indices = [index for _, index in places]
@@ -116,14 +119,14 @@ class Crops(Dataset):
 
 
 class Boxes(Dataset):
-    """Where the random crops of `Crops` are, without the images."""
+    """Draw the boxes of the random crops of `Crops`, without the images."""
 
     def __init__(self, crops: Crops) -> None:
         self.sizes, self.offsets = crops.images.sizes, crops.images.offsets
         self.key, self.views = crops.key, crops.views
 
     def __getitems__(self, places: list[Place]) -> tuple[Tensor, list[np.ndarray]]:
-        """Places (B) -> their epochs and indices (B, 2), a `crop_table` of them for each view."""
+        """Return epochs and indices of B places, int64 (B, 2), and a table from `make_crop_table` for each view."""
         where = torch.tensor(places)
         epochs, indices = where.unbind(1)
         sizes, offsets = self.sizes[indices.numpy()], self.offsets[indices.numpy()]
@@ -135,9 +138,10 @@ class Boxes(Dataset):
 
 
 class Planned(Dataset):
-    """Make what a batch needs ahead of its use: what `drawing` draws, or else the places; and crops, or their boxes.
+    """Prepare the inputs of a batch: what `drawing` draws, and the crops, or only their boxes if images are on a GPU.
 
-    Between processes numpy's arrays travel as bytes, where each of torch's tensors would need a file.
+    Without `drawing`, the first input is the epochs and indices of the images. Boxes are numpy arrays, because these
+    travel between processes as bytes, whereas each torch tensor would need a file.
     """
 
     def __init__(self, crops: Crops, drawing: Callable[[Draws], Any] | None) -> None:
@@ -163,17 +167,19 @@ def load(
 ) -> Generator[list[tuple[Any, Made]], None, None]:
     """Yield the parts of each update from `first` to `last`: lists of (what was drawn, crops uint8 (B, 3, size, size)).
 
-    Of several views a part has a list of crops.
+    With several views, a part has a list of crops.
 
-    For a CPU that has the decoded images all is made here. Otherwise as many processes as `workers`, or as there are
-    cores, run ahead until it is closed: they draw, and make the crops if the images are not on the GPU.
+    Without a GPU, if images are decoded already, this process makes everything. Otherwise worker processes run ahead
+    until the generator is closed: at most `workers`, and at most one per core. The workers draw, and they make the
+    crops unless the images are on the GPU.
 
     Args:
-        drawing: an objective's; without one come the epochs and indices, int64 (B, 2), that its draws follow from.
-        compiled: cut images that are on a GPU by torch.compile.
+        drawing: draws the inputs of an objective. Without it, what was drawn is replaced by the epochs and indices of
+            the images, int64 (B, 2), on which such draws depend.
+        compiled: cut images on a GPU with torch.compile.
 
     Raises:
-        DataError: an image that could be read at the start and cannot any more.
+        DataError: an image could be read at the start, but cannot be read now.
     """
     pixels, pinned = crops.images.pixels, torch.cuda.is_available() and not crops.on_device
     pieces = iterate(Planned(crops, drawing), order.pieces(first, last), crops.ahead(workers), pinned)
@@ -188,15 +194,15 @@ def load(
     try:
         for _ in range(first, last + 1):
             yield [cut(*next(pieces)) for _ in range(order.parts)]
-    except DataError as error:  # a worker's comes with its traceback, our sentence last
+    except DataError as error:  # a worker's error has a traceback before the sentence
         sentence = str(error).strip().splitlines()[-1]
         raise DataError(sentence.removeprefix("scott_models.errors.DataError: ")) from None
     finally:
-        del pieces  # which ends its workers
+        del pieces  # ends the workers
 
 
 def iterate(planned: Planned, pieces: Iterator[Piece], workers: int, pinned: bool = False) -> Iterator[Any]:
-    """Yield what is made of each piece, here or by processes, which end when nobody refers to it any more."""
+    """Iterate over the inputs of each piece; workers, if any, end when nothing refers to the iterator any more."""
     return iter(
         DataLoader(
             planned,
@@ -214,7 +220,10 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and a launcher's SIGTERM reach the whole group; the parent, which must save, ends its workers in time."""
+    """Ignore Ctrl-C, and end only `GRACE` seconds after a SIGTERM.
+
+    Both signals reach the whole process group. The parent must save first, and then ends its workers itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -1,4 +1,4 @@
-"""How much may be kept in memory, so that it need not be made again: shares of what is free, of a GPU's and of RAM."""
+"""Limits for data kept in memory to avoid computing it again: shares of a GPU's free memory and of available RAM."""
 
 import os
 from contextlib import suppress
@@ -7,35 +7,35 @@ from pathlib import Path
 import torch
 
 SHARE_OF_DEVICE = 0.3  # of a GPU's free memory
-SHARE_OF_RAM = 0.25  # of what is available, that one thing kept may take
-UNKNOWN_RAM = 2**32  # bytes of a machine that does not say how much it has
+SHARE_OF_RAM = 0.25  # of the available RAM
+UNKNOWN_RAM = 2**32  # bytes, assumed if the machine does not report its memory
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def find_room(device: torch.device) -> int:
-    """Return the bytes that one thing kept may take: 0.3 of a GPU's free memory, or 0.25 of the RAM available."""
+    """Return the bytes that one object kept may take: 0.3 of a GPU's free memory, or 0.25 of the available RAM."""
     if device.type != "cuda":
         return int(SHARE_OF_RAM * find_available_ram())
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for nothing now
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved, but unused
     return int(SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] + held))
 
 
 def choose_place(size: int, device: torch.device) -> torch.device | None:
-    """Choose where `size` bytes may be kept: on the device, or else in RAM; None: in neither."""
+    """Choose where to keep `size` bytes: on the device, or else in RAM; return None if neither has room."""
     places = dict.fromkeys([device, torch.device("cpu")])
     return next((place for place in places if size <= find_room(place)), None)
 
 
 def find_available_ram() -> int:
-    """Return the bytes that this process can still take, within its container's limit, before others are swapped out.
+    """Return the bytes that this process can still take within its container's limit without causing swapping.
 
-    A system that does not say has half of its memory available.
+    If the system does not report its available memory, assume half of its total memory.
     """
     free = []
-    with suppress(OSError, ValueError, KeyError):  # no Linux
+    with suppress(OSError, ValueError, KeyError):  # not Linux
         free.append(_numbers(MEMINFO)["MemAvailable:"] * 1024)
     if not free:
-        with suppress(OSError, ValueError, AttributeError):  # no such name, or no such function: Windows
+        with suppress(OSError, ValueError, AttributeError):  # Windows has no such name or function
             free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
         used = int((CGROUP / "memory.current").read_text()) - _numbers(CGROUP / "memory.stat")["inactive_file"]
@@ -44,6 +44,6 @@ def find_available_ram() -> int:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Read the numbers of a file of lines "name number", by name."""
+    """Read a file of lines "name number" as a dictionary."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

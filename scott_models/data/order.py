@@ -1,4 +1,4 @@
-"""Which image comes when: a pure function of seed and epoch."""
+"""The order of images: a pure function of seed and epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Place = tuple[int, int]  # epoch, index
 
 @dataclass(frozen=True)
 class Piece:
-    """A process's part of a batch: the number of its update, and the places of its images."""
+    """Describe one process's part of a batch: the number of the update, and the places of the images."""
 
     update: int
     places: list[Place]
@@ -23,10 +23,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of all images in every epoch, and the part of it that one process sees.
+    """Describe the order of all images in every epoch, and the part of the order that one process sees.
 
-    An epoch's last, incomplete batch is dropped. A batch is cut into processes * parts equal pieces; part p of the
-    process with this rank is piece p * processes + rank.
+    The last, incomplete batch of an epoch is dropped. A batch is cut into processes * parts equal pieces. Part p of
+    the process with rank `rank` is piece p * processes + rank.
     """
 
     count: int
@@ -38,17 +38,17 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Updates an epoch has."""
+        """Return the number of updates in an epoch."""
         return self.count // self.batch
 
     def of_update(self, step: int) -> list[Place]:
-        """All images of update `step` (from 1)."""
+        """Return the places of all images of update `step` (counted from 1)."""
         epoch, place = divmod(step - 1, self.steps)
         order = _order(self.seed, epoch, self.count)
         return [(epoch, i) for i in order[place * self.batch : (place + 1) * self.batch].tolist()]
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
-        """This process's parts of updates `first` to `last`, one after the other."""
+        """Yield this process's parts of updates `first` to `last`, in order."""
         size = self.batch // (self.processes * self.parts)
         for step in range(first, last + 1):
             places = self.of_update(step)

@@ -1,4 +1,4 @@
-"""Load items in threads, a batch ahead of whoever uses them."""
+"""Load items in threads, one batch ahead of its use."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 def load_batches(chunks: Iterable[Sequence[T]], load: Callable[[T], U], collate: Callable[[list[U]], V]) -> Iterator[V]:
-    """collate([load(item), ...]) of each chunk; while one is used, threads load the next."""
+    """Yield collate([load(item), ...]) of each chunk; while one chunk is used, threads load the next chunk."""
     with without_warnings(), ThreadPoolExecutor() as pool:
         ahead: list[Future[U]] | None = None
         for chunk in chain(chunks, [None]):

@@ -1,4 +1,4 @@
-"""Images from folders and known data sets: found, with their labels and splits, opened, checked, turned upright."""
+"""Find images in folders and known data sets, with labels and splits; open and check them, and turn them upright."""
 
 import os
 import warnings
@@ -15,13 +15,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import DataError, needs_extra
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by a folder's name
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # folder -> split
 SMALLEST_SIDE = 16  # pixels: one patch
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image that is no file of its own: row `index` of a Hugging Face data set, in its column `column`."""
+    """Refer to an image without a file of its own: row `index` of a Hugging Face data set, in column `column`."""
 
     name: str
     dataset: Any
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set, and what is known of it: its class and its split, "train", "val" or "test"."""
+    """Describe one image of a data set: its class and its split "train", "val" or "test", each None if unknown."""
 
     image: Path | Row
     label: str | None = None
@@ -45,17 +45,17 @@ class Sample:
 
 
 def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> list[Sample]:
-    """All images of the sources, in their order.
+    """Find all images of the sources, in the order of the sources.
 
     Args:
         sources: folders, or "flowers102:ROOT" and "pets37:ROOT" (torchvision's data sets, already downloaded),
             "imagenet100:ROOT" (an ImageNet folder, of which the 100 classes are taken), "hf:NAME" (a data set of the
-            Hugging Face Hub, or a folder that its `save_to_disk` wrote).
-        splits: which splits to take; all images if empty. A folder's split is named by its first level,
-            FOLDER/train/..., or by the folder itself; an image's class is the folder it lies in.
+            Hugging Face Hub, or a folder written by its `save_to_disk`).
+        splits: the splits to take; all images if empty. In a folder, the split is the name of the first level,
+            FOLDER/train/..., or of the folder itself. An image's class is the folder that holds the image.
 
     Raises:
-        DataError: no source, one that is not there or holds no image, or one without a split asked for.
+        DataError: no source is given, or a source does not exist, holds no image or lacks one of `splits`.
     """
     if not sources:
         raise DataError("expected at least one folder of images, got none")
@@ -76,7 +76,7 @@ def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> l
 
 
 def find_folder_samples(folder: str | Path) -> list[Sample]:
-    """The images of a folder; a class is the folder an image lies in, unless that is `folder` or a split's folder."""
+    """Find the images of a folder. A class is the folder that holds an image, except `folder` or a split's folder."""
     root = Path(folder)
     samples = []
     for path in find_images([root]):
@@ -97,12 +97,12 @@ def _imagenet100(root: str) -> list[Sample]:
 
 @cache
 def read_imagenet100_classes() -> frozenset[str]:
-    """The WordNet ids of the original's ImageNet-100."""
+    """Read the WordNet ids of the 100 classes of the original's ImageNet-100."""
     return frozenset((Path(__file__).parents[1] / "imagenet100_wnids.txt").read_text().split())
 
 
 def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str], list[Sample]]:
-    """A reader of a torchvision data set, whose own `names` of splits are given with ours."""
+    """Make a reader of a torchvision data set; `names` maps its names of splits to ours."""
 
     def read(root: str) -> list[Sample]:
         from torchvision import datasets
@@ -127,7 +127,7 @@ def _hugging_face(name: str) -> list[Sample]:
         import datasets
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-    except Exception as error:  # of many kinds: no such data set, no network, a damaged file
+    except Exception as error:  # many kinds: no such data set, no network, a damaged file
         raise DataError(f"hf:{name}: cannot be loaded by datasets: {error}") from error
     splits = loaded if isinstance(loaded, dict) else {None: loaded}
     samples = []
@@ -160,10 +160,10 @@ READERS: dict[str, Callable[[str], list[Sample]]] = {
 
 
 def find_images(folders: Sequence[str | Path]) -> list[Path]:
-    """Every image file below the folders (flat, nested, or by class), sorted within each; a file stands for itself.
+    """Find every image file below the folders (flat, nested, or by class), sorted within each; a file may be given too.
 
     Raises:
-        DataError: no folder at all, or one that is not there or holds no image.
+        DataError: no folder is given, or a folder does not exist or holds no image.
     """
     if not folders:
         raise DataError("expected at least one folder of images, got none")
@@ -179,7 +179,7 @@ def find_images(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, through links to folders too, each folder once."""
+    """Yield the image files below a folder; follow links to folders, and visit each folder once."""
     seen = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(name)
@@ -192,24 +192,27 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.Image:
-    """One image, upright by its EXIF orientation, as RGB; transparency shows white, of an animation the first picture.
+    """Load an image as RGB, turned upright by its EXIF orientation.
+
+    Transparent pixels are shown on white. Of an animation only the first picture is loaded.
 
     Args:
-        short_side: pixels that will do; a larger JPEG is then decoded at a half, a quarter or an eighth of its size,
-            as long as that leaves twice as many.
+        short_side: the pixels needed on the short side. A larger JPEG is then decoded at a half, a quarter or an
+            eighth of its size, as long as each side keeps at least twice `short_side`.
 
     Raises:
-        DataError: a file that is no image or is damaged, or an image smaller than one patch on a side.
+        DataError: the file cannot be opened, is not an image or is damaged; or the image is too large for Pillow, has
+            32 bits per channel, or is smaller than one patch on a side.
     """
     try:
         with path.open() if isinstance(path, Row) else Image.open(path) as file:
             if short_side:
                 file.draft(None, (2 * short_side, 2 * short_side))
             if file.mode in ("I", "F"):
-                raise DataError(f"{path}: expected 8 or 16 bits a channel, found 32; convert it to 8-bit RGB")
+                raise DataError(f"{path}: expected 8 or 16 bits per channel, found 32; convert it to 8-bit RGB")
             image = _to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError:
-        raise DataError(f"{path}: expected an image, found a file that is none") from None
+        raise DataError(f"{path}: expected an image, found another kind of file") from None
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path}: expected an image of a size that Pillow opens, found a larger one ({error})"
@@ -229,9 +232,9 @@ def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.I
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Around work of many decoding threads: no warnings of odd but readable files; what cannot be read raises.
+    """Suppress warnings about odd but readable files while many threads decode; unreadable files raise errors.
 
-    Warning filters belong to the whole process, so that a thread must not change them for itself.
+    Warning filters belong to the whole process, so a single thread must not change them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

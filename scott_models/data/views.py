@@ -1,4 +1,4 @@
-"""Views of an image: how crops of it become the images that an objective takes."""
+"""Views of an image: the images that an objective takes, made from crops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from torch import Tensor
 from .colours import Colours, change_colours, normalize
 from .random_streams import Draws
 
-VIEWS = {"different": 2, "same": 1, "none": 0}  # how often colours are drawn
+VIEWS = {"different": 2, "same": 1, "none": 0}  # number of colour draws for two views
 
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Make two views from crops; their colours may be drawn before there are crops.
+    """Make two views from crops. Their colours may be drawn before the crops exist.
 
     Args:
-        mode: "different", each view its own colours; "same", one draw for both (Table 8); "none", no colour change.
-        compiled: on a GPU, change the colours of the whole batch in a few kernels of torch.compile's.
+        mode: "different", a draw of colours for each view; "same", one draw for both (Table 8); "none", no change.
+        compiled: on a GPU, change the colours of the whole batch with few kernels from torch.compile.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
 
     mode: str = "different"
@@ -32,14 +32,14 @@ class TwoViews:
             raise ValueError(f"views: expected one of {tuple(VIEWS)}, got {self.mode!r}")
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
-        """Draw the colours of both views: of each, of both together, or of none."""
+        """Draw the colours of the two views: two draws, one draw for both, or no draw."""
         return tuple(Colours.draw(draws) for _ in range(VIEWS[self.mode]))
 
     def __call__(self, crops: Tensor, drawn: "torch.Generator | Draws | tuple[Colours, ...]") -> tuple[Tensor, Tensor]:
         """Make context and target images, float (B, 3, H, W), ImageNet-normalised, from crops uint8 (B, 3, H, W).
 
         Args:
-            drawn: the colours, as `draw` gives them, or what draws them.
+            drawn: the colours, as `draw` returns them, or a source of random numbers to draw them.
         """
         colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(crops)))
         images = [change_colours(crops, each, self.compiled) for each in colours] or [normalize(crops.float() / 255)]
@@ -48,12 +48,12 @@ class TwoViews:
 
 @dataclass(frozen=True)
 class EachView:
-    """Make an image from each of several crops; their colours may be drawn before there are crops.
+    """Make an image from each of several crops. Their colours may be drawn before the crops exist.
 
     Args:
-        count: of crops.
-        mode: "different", each crop its own colours; "same", one draw for all; "none", no colour change.
-        compiled: as `TwoViews`.
+        count: number of crops.
+        mode: "different", a draw of colours for each crop; "same", one draw for all; "none", no colour change.
+        compiled: as in `TwoViews`.
     """
 
     count: int
@@ -61,19 +61,19 @@ class EachView:
     compiled: bool = False
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
-        """Draw the colours of the crops: of each, of all together, or of none."""
+        """Draw the colours of the crops: a draw for each crop, one draw for all crops, or no draw."""
         return tuple(Colours.draw(draws) for _ in range({**VIEWS, "different": self.count}[self.mode]))
 
     def __call__(
         self, crops: Tensor | Sequence[Tensor], drawn: "torch.Generator | Draws | tuple[Colours, ...]"
     ) -> list[Tensor]:
-        """Make images, float (B, 3, H, W) each, ImageNet-normalised, from crops uint8 (B, 3, H, W), one or several.
+        """Make images, float (B, 3, H, W), ImageNet-normalised, from one or more tensors of crops uint8 (B, 3, H, W).
 
         Args:
-            drawn: the colours, as `draw` gives them, or what draws them.
+            drawn: the colours, as `draw` returns them, or a source of random numbers to draw them.
 
         Raises:
-            ValueError: another number of crops.
+            ValueError: the number of crops is not `count`.
         """
         crops = [crops] if isinstance(crops, Tensor) else list(crops)
         if len(crops) != self.count:
@@ -81,18 +81,18 @@ class EachView:
         colours = drawn if isinstance(drawn, tuple) else self.draw(Draws.of(drawn, len(crops[0])))
         if not colours:
             return [normalize(each.float() / 255) for each in crops]
-        each_its_own = colours if len(colours) == len(crops) else len(crops) * colours
-        return [change_colours(some, change, self.compiled) for some, change in zip(crops, each_its_own)]
+        for_each_crop = colours if len(colours) == len(crops) else len(crops) * colours
+        return [change_colours(crop, change, self.compiled) for crop, change in zip(crops, for_each_crop)]
 
 
 @dataclass(frozen=True)
 class TwoCrops:
-    """Make context and target images of a crop by `TwoViews`, and a third image of another crop by `EachView`."""
+    """Make context and target images from one crop by `TwoViews`, and a third image from another by `EachView`."""
 
     pair: TwoViews
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
-        """Draw the colours of all three, as the pair's mode has them."""
+        """Draw the colours of all three images, in the mode of the pair."""
         return self.pair.draw(draws) + self._other.draw(draws)
 
     def __call__(

@@ -1,6 +1,6 @@
-"""Supervised training of a classifier, from scratch or from weights.
+"""Supervised training of a classifier, from random or pretrained weights.
 
-It is a recipe, an objective and a run on the machinery of `training`.
+This package holds the recipe, the objective and the run; the engine and the training loop are those of `training`.
 """
 
 from .recipe import FinetuneRecipe

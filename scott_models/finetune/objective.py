@@ -1,4 +1,4 @@
-"""Cross-entropy of a classifier, as an objective that the training loop knows."""
+"""Train a classifier by cross-entropy: an objective for the training loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,9 @@ class SupervisedPlan:
     """Hold what was drawn for a batch.
 
     Attributes:
-        images: int64 (B,), which of the run's they are.
-        colours: None if images keep theirs.
-        shares: float64 (B,), of each image where it is mixed with another; none if none are.
+        images: int64 (B,), indices of the images among those of the run.
+        colours: changes of the colours; None if images keep their colours.
+        shares: float64 (B,), share of each image in its mixture with another image; empty without mixup.
     """
 
     images: np.ndarray
@@ -34,7 +34,12 @@ class SupervisedPlan:
 
 @dataclass(frozen=True)
 class SupervisedDrawing:
-    """Draw for a batch: other colours if wanted, and the shares of mixed images if `mixup` is not 0."""
+    """Draw the random numbers of a batch.
+
+    Args:
+        colours: also draw changes of the colours.
+        mixup: both parameters of the Beta distribution of the shares of mixed images; 0: draw no shares.
+    """
 
     colours: bool
     mixup: float
@@ -48,10 +53,14 @@ class SupervisedDrawing:
 
 
 class Supervised(nn.Module):
-    """Cross-entropy of a classifier: an objective as pretraining knows them (pretrain/build.py).
+    """Train a classifier by cross-entropy, with the methods of an objective that pretrain/build.py describes.
+
+    Args:
+        model: any timm model with `num_classes` outputs.
+        compiled: change colours by a compiled function.
 
     Attributes:
-        labels: int64, of all images of the run, on the CPU; set once they are known.
+        labels: int64 (images,), the classes of all images of the run, on the CPU; set once the images are known.
     """
 
     labels: Tensor
@@ -70,11 +79,18 @@ class Supervised(nn.Module):
 
     @property
     def drawing(self) -> "SupervisedDrawing":
-        """Return what draws ahead for `inputs`."""
+        """Return what draws ahead the random numbers that `inputs` needs; it can be pickled."""
         return SupervisedDrawing(self.colours, self.optim.mixup)
 
     def inputs(self, crops: Tensor, draws: "Draws | SupervisedPlan") -> tuple[Tensor, Tensor]:
-        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W) and the shares of the classes in each (B, classes)."""
+        """Turn crops, uint8 (B, 3, H, W), into images and targets.
+
+        Args:
+            draws: a plan that was drawn before, or the random numbers to draw it from.
+
+        Returns:
+            normalised images, float (B, 3, H, W), and the share of each class in each image, float (B, classes).
+        """
         plan = draws if isinstance(draws, SupervisedPlan) else self.drawing(draws)
         if plan.colours:
             images = change_colours(crops, plan.colours, self.compiled, self.mean, self.std)
@@ -91,10 +107,14 @@ class Supervised(nn.Module):
         return F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.optim.label_smoothing)
 
     def after_step(self, step: float, total: int) -> None:
-        """Nothing follows a classifier."""
+        """Do nothing: there is no target network to update."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Group parameters: vectors, biases and what the model names are not decayed; early layers learn slower."""
+        """Group the parameters by weight decay and learning rate.
+
+        Vectors, biases and the parameters in the model's `no_weight_decay()` have no weight decay. The learning rate
+        of a layer is that of the next layer times `layer_decay`.
+        """
         named: set[str] = getattr(self.model, "no_weight_decay", set)()  # such as positions and class tokens
         groups = param_groups_layer_decay(
             self.model, weight_decay=1.0, no_weight_decay_list=named, layer_decay=self.optim.layer_decay

@@ -1,4 +1,4 @@
-"""A recipe of supervised training, in frozen dataclasses."""
+"""Hold a recipe of supervised training in frozen dataclasses."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..training.settings import Schedule, Settings, require
 
 @dataclass(frozen=True)
 class Model:
-    """Any timm model; dropouts that are 0 are not asked of it."""
+    """Describe a timm model. Dropout rates of 0 are not passed to timm, since not all models take them."""
 
     name: str = "scott_3_16"
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -28,8 +28,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    short_side: int = 320  # pixels, to which larger images are reduced once, aspect kept
-    colours: bool = True  # whether views have the colours of pretraining's, or their own
+    short_side: int = 320  # pixels; larger images are downsampled to it once, with their aspect ratio
+    colours: bool = True  # change colours as in pretraining; false: images keep their colours
 
     def __post_init__(self) -> None:
         require(self.short_side >= 16, "data.short_side", "at least 16 pixels", self.short_side)
@@ -40,9 +40,9 @@ class Optim(Schedule):
     epochs: float = 100
     batch_size: int = 64
     warmup_epochs: float = 10
-    layer_decay: float = 1.0  # what the learning rate is multiplied with from each layer to the one before
+    layer_decay: float = 1.0  # factor on the learning rate from each layer to the layer before it
     label_smoothing: float = 0.1
-    mixup: float = 0.0  # both parameters of the Beta distribution of two images' shares; 0: none are mixed
+    mixup: float = 0.0  # both parameters of the Beta distribution of the shares of two mixed images; 0: no mixing
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +53,7 @@ class Optim(Schedule):
 
 @dataclass(frozen=True)
 class Monitor:
-    every: float = 10  # epochs between looks at the test images, which decide nothing; the last is always looked at
+    every: float = 10  # epochs between tests, and one after the last epoch; nothing is chosen by their results
 
     def __post_init__(self) -> None:
         require(self.every > 0, "monitor.every", "more than 0 epochs", self.every)
@@ -61,7 +61,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class FinetuneRecipe(Settings):
-    """Describe supervised training."""
+    """Hold all settings of supervised training."""
 
     folder: ClassVar[Path] = Path(__file__).parent / "recipes"
     model: Model = field(default_factory=Model)

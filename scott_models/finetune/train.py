@@ -1,4 +1,4 @@
-"""Supervised training of a classifier, from scratch or from weights, on the machinery of pretraining."""
+"""Train a classifier on labelled images, from random or pretrained weights, by the training loop of pretraining."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from ..writing import write_text_whole
 from .objective import Supervised
 from .recipe import FinetuneRecipe, Model
 
-BATCH = 64
+BATCH = 64  # images per forward pass of a test
 
 
 def finetune(
@@ -38,16 +38,23 @@ def finetune(
     budget: Budget | None = None,
     skip_bad: bool = False,
 ) -> Accuracy:
-    """Train a classifier of labelled images; returns its accuracy on the test images after the last epoch.
+    """Train a classifier on labelled images.
 
-    The run folder `out` receives what pretraining's does; its export/ is the classifier, with the names of its classes.
+    The run folder `out` holds the same files as in pretraining. Its export/ is the classifier, with the names of its
+    classes.
 
     Args:
-        train, test: sources as `find_labelled` takes them.
-        budget, skip_bad: as `scott_models.pretrain.pretrain` takes them.
+        train, test: sources of images, as `find_labelled` takes them.
+        out: the run folder.
+        resume: go on from the last checkpoint in `out`, if there is one.
+        budget, skip_bad: as in `scott_models.pretrain.pretrain`.
+
+    Returns:
+        the accuracy on the test images after the last epoch, in percent.
 
     Raises:
-        as `scott_models.pretrain.pretrain`; WeightsError: a model that cannot be had.
+        WeightsError: the weights of one of this package's models were not found or are damaged.
+        as `scott_models.pretrain.pretrain`.
     """
     trained, tested = find_labelled(train, test)
     run = FineTuning(recipe, train, Path(out), resume, budget, skip_bad, trained, tested)
@@ -58,10 +65,10 @@ def finetune(
 
 @dataclass(frozen=True)
 class Watched(Accuracy):
-    """Hold the accuracy of a classifier under training."""
+    """Hold the accuracy of a classifier during training, in percent."""
 
     def better_than(self, other: "Watched") -> bool:
-        """Nothing is chosen on test images."""
+        """Return False: no checkpoint is chosen by its accuracy on test images."""
         return False
 
     def __str__(self) -> str:
@@ -70,7 +77,7 @@ class Watched(Accuracy):
 
 
 class Tested:
-    """Measures a classifier on all test images."""
+    """Measure the accuracy of a classifier on all test images."""
 
     def __init__(self, tested: Labelled, size: int, device: torch.device, autocast: Callable[[], Any]) -> None:
         self.tested, self.size, self.device, self.autocast = tested, size, device, autocast
@@ -88,7 +95,7 @@ class Tested:
 
 
 class FineTuning(Run):
-    """Supervised training under way."""
+    """Run supervised training, from the first update to the export."""
 
     kind_of_health = Watched
 
@@ -122,13 +129,13 @@ class FineTuning(Run):
         return Tested(self.tested, recipe.model.img_size, engine.device, engine.autocast)
 
     def build_album(self, recipe: Any, images: Images) -> None:
-        """None: its model may be of any kind."""
+        """Return None: an album needs a SCOTT encoder, and the model may be any timm model."""
 
     def verdict(self, now: Any, control: Any) -> str:
         return str(now)
 
     def watch(self, step: int) -> bool:
-        """Never the best: the last epoch counts, and none is chosen by its accuracy on test images."""
+        """Measure the classifier and return False: the last epoch counts, no epoch is chosen by its test accuracy."""
         super().watch(step)
         return False
 
@@ -140,8 +147,8 @@ class FineTuning(Run):
             f"""# {recipe.model.name}, a classifier of {len(self.trained.names)} classes
 
 {self.order.count:,} images of {", ".join(map(str, self.data))}; {recipe.optim.epochs:g} epochs from
-{recipe.model.weights} weights; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is recipe.toml,
-what it ran on environment.json, every figure metrics.jsonl.
+{recipe.model.weights} weights; {recipe.model.img_size} px; seed {recipe.run.seed}. The whole recipe is in recipe.toml,
+the machine and packages in environment.json, all measurements in metrics.jsonl.
 
 {rows or "Not yet tested."}
 The last epoch counts. Once the run has ended, `export/` is a timm model that names its classes:
@@ -168,11 +175,11 @@ model.pretrained_cfg["label_names"]
 
 
 def build_classifier(model: Model, classes: int) -> nn.Module:
-    """A timm model with a fresh head.
+    """Build a timm model with a new head for `classes` classes.
 
     Raises:
-        RecipeError: settings it cannot take.
-        WeightsError: weights that cannot be had.
+        RecipeError: timm cannot create the model with these settings, or cannot load the weights of its own models.
+        WeightsError: the weights of one of this package's models were not found or are damaged.
     """
     rates = {"pos_drop_rate": model.pos_drop, "proj_drop_rate": model.proj_drop, "attn_drop_rate": model.attn_drop}
     rates |= {"drop_path_rate": model.drop_path}

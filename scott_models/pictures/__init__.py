@@ -1,6 +1,6 @@
-"""Pictures of what a model sees: components of patches, attention, neighbours.
+"""Pictures of what a model sees: principal components of patches, attention maps, nearest neighbours.
 
-`sheet.py` puts them together.
+`sheet.py` arranges them in rows.
 """
 
 from .attention_maps import draw_attention

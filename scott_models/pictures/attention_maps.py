@@ -1,4 +1,4 @@
-"""Where the heads of a block look, as pictures."""
+"""Attention maps of the heads of a block, drawn as pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +23,18 @@ def draw_attention(
     block: int = -1,
     look: Look = "smooth",
 ) -> Tensor:
-    """Draw a row for each image: what the model saw of it, then a map for each head; returns the maps.
+    """Draw a row for each image: the image as the model sees it, then a map for each head.
 
     Args:
-        images, out, name, img_size, look: as `draw_pca` takes them; the model is one of ours.
-        block: which transformer block; negative ones count from the last.
+        images, out, name, img_size, look: as in `draw_pca`; the model is one of ours.
+        block: index of the transformer block; negative indices count from the last block.
+
+    Returns:
+        the maps, (I, heads, h, w).
 
     Raises:
-        DataError: files that cannot be used or written, another family's model, or a block it does not have.
-        WeightsError: a model or an image size that cannot be had.
+        DataError: a file cannot be used or written, the model is of another family, or the model has no such block.
+        WeightsError: the model cannot be loaded, or cannot take the image size.
     """
     paths = find_images(images)
     out = check_drawable(out, len(paths))
@@ -50,14 +53,14 @@ def draw_attention(
 
 @torch.no_grad()
 def draw_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
-    """How much attention each patch gets, averaged over those that attend: (I, 3, H, W) -> (I, heads, h, w).
+    """Compute the attention to each patch, averaged over all attending patches: (I, 3, H, W) -> (I, heads, h, w).
 
     Raises:
-        DataError: a model without `get_attention`, or a block it does not have.
+        DataError: the model has no `get_attention`, or no such block.
     """
     if not hasattr(model, "get_attention"):
         raise DataError(
-            f"attention: expected one of our models, whose blocks can show it, found {type(model).__name__}"
+            f"attention: expected one of our models, which can return attention, found {type(model).__name__}"
         )
     depth = len(model.blocks)
     if not -depth <= block < depth:
@@ -65,7 +68,7 @@ def draw_maps(model: nn.Module, inputs: Tensor, block: int = -1) -> Tensor:
     rows, columns = get_grid(model, inputs)
     device = next(model.parameters()).device
     maps = []
-    for image in track(inputs.split(1), "attention", total=len(inputs)):  # N x N of each head is large
+    for image in track(inputs.split(1), "attention", total=len(inputs)):  # one by one: N x N numbers a head
         (attention,) = model.get_attention(image.to(device), (block,))
         maps.append(attention.mean(dim=2).view(1, -1, rows, columns).float().cpu())
     return torch.cat(maps)

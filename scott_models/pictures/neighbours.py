@@ -1,4 +1,4 @@
-"""Which images of a gallery a model finds most alike."""
+"""Nearest neighbours: the images of a gallery whose features are most similar to those of a query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CELL = 160  # pixels
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image of the gallery, and the cosine between its pooled features and the query's, -1 to 1."""
+    """Describe an image of the gallery by the cosine between its pooled features and the query's, -1 to 1."""
 
     query: str
     image: str
@@ -35,38 +35,38 @@ def draw_neighbours(
     count: int = 8,
     img_size: int | None = None,
 ) -> list[list[Neighbour]]:
-    """Find the nearest images of the gallery of each query, the nearest first; a query is not its own neighbour.
+    """Find the images of the gallery nearest to each query, nearest first; a query is not its own neighbour.
 
     Args:
-        queries, gallery: files, or folders, searched below too.
-        out: a picture to write, a row for each query; None: none.
-        name: any timm model, "local-dir:FOLDER", or the folder of a run; or what `load_model` made of it with the
-            same `img_size`.
+        queries, gallery: files, or folders that are searched with their subfolders.
+        out: the picture to write, with a row for each query; no picture if None.
+        name: any timm model, "local-dir:FOLDER", or the folder of a run; or a model that `load_model` returned for
+            the same `img_size`.
         img_size: pixels; by default the size the weights were trained at.
 
     Raises:
-        DataError: files that cannot be used or written, or a gallery without another image.
-        WeightsError: a model or an image size that cannot be had.
+        DataError: a file cannot be used or written, the gallery has no other image, or count is below 1.
+        WeightsError: the model cannot be loaded, or cannot take the image size.
     """
     if count < 1:
         raise DataError(f"count: expected at least 1 neighbour, got {count}")
-    asked = find_images(queries)
-    held = [*{path.resolve(): path for path in find_images(gallery)}.values()]  # folders may overlap
-    out = check_drawable(out, len(asked), CELL) if out else None
+    query_paths = find_images(queries)
+    gallery_paths = [*{path.resolve(): path for path in find_images(gallery)}.values()]  # folders may overlap
+    out = check_drawable(out, len(query_paths), CELL) if out else None
     model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     features = [
         torch.nn.functional.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)
-        for paths, what in ((asked, "queries"), (held, "gallery"))
+        for paths, what in ((query_paths, "queries"), (gallery_paths, "gallery"))
     ]
     cosines = features[0] @ features[1].T
     found = []
-    for path, row in zip(asked, cosines):
-        order = [int(i) for i in row.argsort(descending=True) if held[int(i)].resolve() != path.resolve()]
+    for path, row in zip(query_paths, cosines):
+        order = [int(i) for i in row.argsort(descending=True) if gallery_paths[int(i)].resolve() != path.resolve()]
         if not order:
             raise DataError(f"{path}: expected another image in the gallery, found only itself")
-        found.append([Neighbour(str(path), str(held[i]), row[i].item()) for i in order[:count]])
+        found.append([Neighbour(str(path), str(gallery_paths[i]), row[i].item()) for i in order[:count]])
     if out:
-        shown = track(zip(asked, found), "reading", total=len(asked), unit="rows")
+        shown = track(zip(query_paths, found), "reading", total=len(query_paths), unit="rows")
         rows = [[(_make_thumbnail(path), path.name), *map(_add_caption, near)] for path, near in shown]
         draw_sheet(rows, out, cell=CELL)
     return found

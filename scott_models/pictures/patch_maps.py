@@ -1,4 +1,4 @@
-"""Features of patches where they are: maps of a set of images, beside the very pixels the model saw."""
+"""Maps of patch features of a set of images, together with the pixels that the model saw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from ..probes.features import forward_features, resolve_transform_config
 from ..progress import track
 
 PATCHES_AT_ONCE = 12_544  # 64 images of 14 x 14 patches
-SHOWN = 256  # images, at most: all are held at once, and a picture of more is none
+SHOWN = 256  # images at most: all are in memory at once, and a picture of more would be too large to read
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Images as a model sees them.
+    """Hold I images as a model sees them.
 
     Attributes:
-        pictures: the squares that were cut out of the images, I of them.
+        pictures: the squares that were cut out of the images.
         inputs: (I, 3, H, W), normalised.
     """
 
@@ -32,16 +32,16 @@ class Seen:
 
 
 def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = None) -> Seen:
-    """The largest square in the middle of each image, at the size the model takes.
+    """Read the largest square in the middle of each image, at the size the model takes.
 
     Args:
         img_size: pixels, as given to `load_model`; by default the size the weights were trained at.
 
     Raises:
-        DataError: too many images, or one that cannot be used.
+        DataError: there are too many images, or an image cannot be used.
     """
     if len(images) > SHOWN:
-        raise DataError(f"expected at most {SHOWN} images to draw, found {len(images)}; name some of them")
+        raise DataError(f"expected at most {SHOWN} images to draw, found {len(images)}; give fewer")
     config = {**resolve_transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
     transform = create_transform(**config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -51,10 +51,10 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
 
 
 def compute_patch_maps(model: nn.Module, inputs: Tensor, what: str = "features") -> Tensor:
-    """Features of the patches of images (I, 3, H, W) -> (I, h, w, D), fp32.
+    """Compute the patch features of images (I, 3, H, W) -> (I, h, w, D), fp32.
 
     Raises:
-        DataError: a model without patch tokens.
+        DataError: the model has no patch tokens.
     """
     grid = get_grid(model, inputs)
     at_once = max(1, PATCHES_AT_ONCE // (grid[0] * grid[1]))
@@ -62,20 +62,20 @@ def compute_patch_maps(model: nn.Module, inputs: Tensor, what: str = "features")
     for batch in track(inputs.split(at_once), what, total=len(inputs), size=at_once):
         _, tokens = forward_features(model, batch)
         if tokens is None or tokens.shape[1] != grid[0] * grid[1]:
-            raise DataError(f"expected a model of {grid[0]} x {grid[1]} patch tokens, found {type(model).__name__}")
+            raise DataError(f"expected a model with {grid[0]} x {grid[1]} patch tokens, found {type(model).__name__}")
         maps.append(tokens.cpu().view(len(tokens), *grid, -1))
     return torch.cat(maps)
 
 
 def get_grid(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches.
+    """Return the numbers of rows and columns of patches.
 
     Raises:
-        DataError: a model without patches.
+        DataError: the model has no patches, or a side of the images is not a multiple of the patch size.
     """
     size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if size is None:
-        raise DataError(f"expected a vision transformer, whose features are of patches, found {type(model).__name__}")
+        raise DataError(f"expected a vision transformer, which has patch features, found {type(model).__name__}")
     size = (size, size) if isinstance(size, int) else size
     if inputs.shape[-2] % size[0] or inputs.shape[-1] % size[1]:
         raise DataError(

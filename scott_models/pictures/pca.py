@@ -1,6 +1,6 @@
-"""What patches have in common, as colours: principal components of patch features over a set of images, jointly.
+"""Principal components of patch features over a whole set of images, drawn as colours.
 
-As in DINOv2's figures: the first component separates foreground from background; three components of the foreground
+As in DINOv2's figures, the first component separates foreground from background. Three components of the foreground
 patches alone become red, green and blue. The same colour means the same thing in all images of a set.
 """
 
@@ -17,12 +17,12 @@ from ..probes.features import check_npz_path, load_model, save_npz, to_device
 from .patch_maps import compute_patch_maps, look_at
 from .sheet import Look, check_drawable, draw_map, draw_sheet
 
-CLIPPED = 0.01  # share of the foreground at either end of a component that the colours do not resolve
+CLIPPED = 0.01  # share of the foreground at either end of a component whose colours are clipped
 
 
 @dataclass(frozen=True)
 class Components:
-    """Of I images of h x w patches.
+    """Hold the principal components of I images of h x w patches.
 
     Attributes:
         first: (I, h, w), the first component of all patches, higher in the foreground.
@@ -44,20 +44,20 @@ def draw_pca(
     look: Look = "smooth",
     token_map: str | Path | None = None,
 ) -> Components:
-    """Draw a row for each image: what the model saw of it, first component, foreground, colours.
+    """Draw a row for each image: the image as the model sees it, its first component, foreground and colours.
 
     Args:
-        images: files, or folders, searched below too.
+        images: files, or folders that are searched with their subfolders.
         out: the picture to write.
-        name: any timm model with patch tokens, "local-dir:FOLDER", or the folder of a run; or what `load_model` made
-            of it with the same `img_size`.
-        img_size: pixels, in whole patches; more of them make finer maps; by default the size the weights were
-            trained at.
+        name: any timm model with patch tokens, "local-dir:FOLDER", or the folder of a run; or a model that
+            `load_model` returned for the same `img_size`.
+        img_size: pixels, a multiple of the patch size; larger sizes give finer maps; by default the size the weights
+            were trained at.
         token_map: an .npz file for `names`, `features` (I, h, w, D), `first`, `foreground` and `colours`.
 
     Raises:
-        DataError: files that cannot be used or written, or a model without patch tokens.
-        WeightsError: a model or an image size that cannot be had.
+        DataError: a file cannot be used or written, the model has no patch tokens, or there is only one patch.
+        WeightsError: the model cannot be loaded, or cannot take the image size.
     """
     paths, kept = find_images(images), check_npz_path(token_map) if token_map else None
     out = check_drawable(out, len(paths))
@@ -86,11 +86,11 @@ def draw_pca(
 
 
 def find_components(tokens: Tensor) -> Components:
-    """Principal components of the patch features (I, h, w, D) of a set of images.
+    """Find the principal components of the patch features (I, h, w, D) of a set of images.
 
-    The foreground is the side of Otsu's threshold on the first component that patches at the images' borders are less
-    often on: what is photographed is rarely at the edge. A component's own sign is arbitrary; that of the colours is
-    chosen so that the feature that weighs most counts upwards.
+    Otsu's threshold divides the first component into two sides. The foreground is the side that is rarer at the images'
+    borders than inside, because a photographed object is rarely at the edge. The sign of a component is arbitrary. For
+    the colours, it is chosen so that the feature with the largest weight counts upwards.
     """
     maps = tokens.double()
     first = project(maps.flatten(0, 2), 1)[:, 0].view(maps.shape[:3])
@@ -106,7 +106,7 @@ def find_components(tokens: Tensor) -> Components:
 
 
 def project(features: Tensor, count: int) -> Tensor:
-    """The first principal components of features (n, D) -> (n, count), each with a sign that does not vary."""
+    """Project features (n, D) onto their first principal components: (n, count), with reproducible signs."""
     centred = features - features.mean(dim=0)
     _, directions = torch.linalg.eigh(centred.T @ centred)
     directions = directions.flip(1)[:, :count]
@@ -115,7 +115,7 @@ def project(features: Tensor, count: int) -> Tensor:
 
 
 def find_threshold(values: Tensor) -> float:
-    """The threshold that leaves the least variance within both sides (Otsu, 1979)."""
+    """Find the threshold that leaves the least variance within both sides (Otsu, 1979)."""
     ordered = values.flatten().sort().values
     n = torch.arange(1, len(ordered), dtype=ordered.dtype)
     below = ordered.cumsum(0)[:-1]
@@ -125,12 +125,12 @@ def find_threshold(values: Tensor) -> float:
 
 
 def touches_border(foreground: Tensor) -> float:
-    """The share of foreground among the outermost patches of masks (I, h, w)."""
+    """Compute the share of foreground among the outermost patches of masks (I, h, w)."""
     edge = torch.ones_like(foreground)
     edge[:, 1:-1, 1:-1] = False
     return foreground[edge].double().mean().item()
 
 
 def select_inside(foreground: Tensor) -> float:
-    """The share of foreground among the others."""
+    """Compute the share of foreground among the inner patches of masks (I, h, w)."""
     return foreground[:, 1:-1, 1:-1].double().mean().item()

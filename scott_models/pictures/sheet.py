@@ -1,4 +1,4 @@
-"""Sheets of small pictures, in rows: what `scott pca`, `attention` and `neighbours` draw."""
+"""Sheets of small pictures in rows, drawn by `scott pca`, `attention` and `neighbours`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +35,10 @@ GLOW = np.array(
 
 
 def check_drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
-    """The path of a sheet of so many rows that can be written: ask before what takes long.
+    """Validate early that a sheet with this number of rows can be written at this path, and return the path.
 
     Raises:
-        DataError: another format, one that cannot hold so many, or a folder that is not there.
+        DataError: the format is unknown or cannot hold this number of rows, or the folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS or not path.parent.is_dir():
@@ -50,11 +50,13 @@ def check_drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
 
 
 def draw_map(values: Tensor, side: tuple[int, int], look: Look) -> Image.Image:
-    """A map of h x w values as a picture: a glow (0 ... 1), red, green and blue (three each), or white for True.
+    """Draw a map of h x w patches as a picture.
+
+    Single values (0 ... 1) are drawn as a glow, three values as red, green and blue, and True as white.
 
     Args:
         side: (height, width) of the picture, pixels.
-        look: smooth goes from one patch to the next bit by bit; blocky shows the patches.
+        look: "smooth" interpolates between patches; "blocky" shows the patches.
     """
     array = values.float().clamp(0, 1).numpy()
     if values.dtype == torch.bool:
@@ -68,7 +70,7 @@ def draw_map(values: Tensor, side: tuple[int, int], look: Look) -> Image.Image:
 
 
 def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *, cell: int = CELL) -> None:
-    """Write rows of pictures with captions below, whole or not at all.
+    """Write rows of pictures with captions below them to a file, whole or not at all.
 
     Args:
         cell: pixels of a picture's longer side.
@@ -84,21 +86,21 @@ def draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, str]]], path: Path, *,
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
             x, y = GAP + j * step_x, GAP + i * step_y
             sheet.paste(picture.convert("RGB").resize(size, how), (x, y))
-            draw.text((x, y + cell + 1), _fitting(caption, font, cell), fill=INK, font=font)
+            draw.text((x, y + cell + 1), _shorten(caption, font, cell), fill=INK, font=font)
     with written_whole(path) as beside:
         sheet.save(beside)
 
 
 def join_pictures(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
-    """PixelCache side by side, each in a square of `cell` pixels."""
+    """Join pictures side by side, each resized to a square of `cell` pixels."""
     row = Image.new("RGB", (len(pictures) * (cell + GAP) - GAP, cell), PAPER)
     for i, picture in enumerate(pictures):
         row.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (i * (cell + GAP), 0))
     return row
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The end of a text too long for its place: names differ there."""
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Cut off the start of a text that is too wide, because names differ at their ends."""
     whole = text
     while text and font.getlength(text if text == whole else "…" + text) > width:
         text = text[1:]

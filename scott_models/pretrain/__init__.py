@@ -1,7 +1,8 @@
-"""MIM-JEPA pretraining: masks and predictor -> objective -> engine -> training loop.
+"""Pretraining by MIM-JEPA and other objectives.
 
-`mimjepa.py` is the method, `recipe.py` its settings; other objectives have a file each. The package can be called:
-`scott_models.pretrain(recipe, data, out)` is `scott_models.pretrain.pretrain`.
+To read the method, start with `mimjepa.py`, then `predictor.py` and `masks.py`. `recipe.py` holds the settings of a
+run, `train.py` runs the training loop. Each other objective has a file of its own. The package itself can be called:
+`scott_models.pretrain(recipe, data, out)` calls `scott_models.pretrain.pretrain`.
 """
 
 import sys
@@ -32,7 +33,7 @@ __all__ = [
 
 
 class _Callable(ModuleType):
-    """A package whose name is also that of its function: calling it calls that."""
+    """Make this package callable: a call of the package calls its function `pretrain`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.pretrain(*args, **kwargs)

@@ -1,6 +1,7 @@
-"""python -m scott_models.pretrain RECIPE section.field=value ... --data FOLDER --out RUN, also by `accelerate launch`.
+"""Run pretraining by `python -m scott_models.pretrain RECIPE section.field=value ... --data FOLDER --out RUN`.
 
-It needs no command-line library, so that it runs on a machine that has little more than torch, timm and accelerate.
+`accelerate launch` can start this module too. It needs no command-line library, so it also runs on a machine that has
+little more than torch, timm and accelerate.
 """
 
 import argparse
@@ -25,26 +26,30 @@ EXAMPLES = """for example:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scott_models.pretrain",
-        description="Pretrain a model on your own images, no labels needed, by MIM-JEPA or another --objective.",
+        description="Pretrain a model on your own images, without labels, by MIM-JEPA or another --objective.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "name of a recipe of the package, or path of a TOML file; default: flowers102 on a GPU, small elsewhere"
+    names = "name of a recipe in the package, or path of a TOML file; default: flowers102 on a GPU, otherwise small"
     parser.add_argument("recipe", nargs="?", help=names)
-    parser.add_argument("changes", nargs="*", help="what differs from the recipe, as section.field=value")
-    parser.add_argument("--data", action="append", default=[], help="a folder of images, or flowers102:ROOT, ...")
+    parser.add_argument("changes", nargs="*", help="changes to the recipe, as section.field=value")
+    parser.add_argument(
+        "--data", action="append", default=[], help="folder of images, or flowers102:ROOT, ...; repeatable"
+    )
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="with its paper's masks; default: the recipe's")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="objective, with its own masks; default: the recipe's")
     parser.add_argument("--init", help="weights to start from: a released tag, local-dir:FOLDER, or a run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--finish", action="store_true", help="bring the run in --out, which was stopped, to an end")
-    parser.add_argument("--minutes", type=float, help="fit epochs and schedules into this time")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--finish", action="store_true", help="finish the stopped run in --out early")
+    parser.add_argument("--minutes", type=float, help="fit epochs and schedules to this time")
     parser.add_argument("--images-seen", type=int, help="fit epochs and schedules to this many images")
-    parser.add_argument("--epochs", type=float, help="fit schedules to so many epochs")
-    parser.add_argument("--bad-images", choices=("error", "skip"), default="error", help="what to do with them")
-    parser.add_argument("--export", choices=("target", "context"), help="which encoder to export; default: target")
+    parser.add_argument("--epochs", type=float, help="fit schedules to this many epochs")
+    parser.add_argument(
+        "--bad-images", choices=("error", "skip"), default="error", help="stop at unusable images, or skip them"
+    )
+    parser.add_argument("--export", choices=("target", "context"), help="encoder to export; default: target")
     given = parser.parse_intermixed_args()
-    if given.recipe and "=" in given.recipe and not given.recipe.endswith(".toml"):  # the first of the changes
+    if given.recipe and "=" in given.recipe and not given.recipe.endswith(".toml"):  # a change, not a recipe
         given.recipe, given.changes = None, [given.recipe, *given.changes]
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
     changes += [f"model.init={dumps(given.init)}"] if given.init else []

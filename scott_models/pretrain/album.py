@@ -1,4 +1,4 @@
-"""What an encoder makes of a few images while it trains: principal components of their patches, look by look."""
+"""Pictures of an encoder during training: principal components of the patch features of a few images."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,21 +16,23 @@ from ..pictures.pca import find_components
 from ..pictures.sheet import draw_map, join_pictures
 
 PICTURES = 6
-FINER = 2  # times the run's image size, for maps of more patches
-LARGEST = 448  # pixels, unless the run's own images are larger
+FINER = 2  # images are this many times larger than in training, so that the maps have more patches
+LARGEST = 448  # pixels; limits FINER, but never below the run's own image size
 CELL = 160  # pixels of a picture
 
 
 class Album:
-    """A folder of strips, images.webp and one for each look, step_000000123.webp: as `scott pca` draws them.
+    """Draw strips of pictures into a folder: images.webp, and step_000000123.webp for the look after update 123.
 
-    The components are those of one look; colours of different looks have nothing in common.
+    The maps are those of `scott pca`. Components are computed anew at each look, so colours of different looks cannot
+    be compared.
 
     Args:
-        images: uint8 (3, H, W) each.
-        size: pixels of the run's images.
-        encoder: whose architecture is looked at; it is copied.
-        autocast: makes the context of the forward passes.
+        folder: folder to write to; created with the first strip.
+        images: uint8 (3, H, W) each; the first `PICTURES` are drawn.
+        size: side of the run's images, pixels.
+        encoder: model of the architecture to draw; it is copied.
+        autocast: function that returns the context of the forward passes.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class Album:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.folder, self.autocast = folder, autocast
-        self.encoder = deepcopy(encoder).eval()  # at another size
+        self.encoder = deepcopy(encoder).eval()  # a copy, since its input size differs
         side = max(size, min(FINER * size, LARGEST) // 16 * 16)
         self.encoder.set_input_size((side, side))
         self.crops = make_centre_crops(images[:PICTURES], side)
 
     @torch.no_grad()
     def add(self, step: int, encoder: Any) -> None:
-        """Draw what the encoder's weights make of the images; those of broken weights (NaN) are left out."""
+        """Draw the strips of one look, with the weights of `encoder`; draw nothing if features are NaN or infinite."""
         self.encoder.load_state_dict(encoder.state_dict())
         inputs = normalize(self.crops.to(next(self.encoder.parameters()).device).float() / 255)
         with self.autocast():

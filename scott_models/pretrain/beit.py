@@ -1,7 +1,7 @@
-"""BEiT's form of denoising: the hidden patches' tokens, named by the encoder itself in the place of its mask token.
+"""BEiT's objective: predict the tokens of hidden patches with an encoder that sees mask tokens in their place.
 
-Source: "BEiT: BERT Pre-Training of Image Transformers" (arXiv 2106.08254) with the targets of arXiv 2112.10740: 40 % of
-the patches hidden in blocks, cross-entropy of their tokens.
+Source: "BEiT: BERT Pre-Training of Image Transformers" (arXiv 2106.08254), with the targets of arXiv 2112.10740. By
+default 40 % of the patches are hidden, in blocks. The loss is the cross-entropy of their tokens.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .vocabulary import Denoising, Vocabulary
 
 
 class NamingStudent(nn.Module):
-    """What is trained, as one module: encoder, and the head that names tokens."""
+    """Join the trained parts in one module: the encoder, and the head that predicts tokens."""
 
     def __init__(self, encoder: SCOTT, words: int) -> None:
         super().__init__()
@@ -33,24 +33,31 @@ class NamingStudent(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Images (B, 3, H, W), visible bool (B, N), the places of hidden patches (B, K) -> their logits (B, K, V)."""
+        """Predict the tokens of the hidden patches: logits (B, K, V).
+
+        Args:
+            images: (B, 3, H, W).
+            visible: bool (B, N), True for visible patches.
+            hidden: indices of the hidden patches, int64 (B, K).
+        """
         tokens = self.encoder.forward_tokens(images, visible)
         tokens = tokens.gather(1, hidden[..., None].expand(-1, -1, tokens.shape[-1]))
         return self.head(self.norm(tokens))
 
 
 class BEiT(Denoising):
-    """Cross-entropy of the hidden patches' tokens.
+    """Train an encoder by the cross-entropy of the hidden patches' tokens.
 
     Args:
-        encoder: it needs a mask token.
-        vocabulary: of the tokens.
-        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. The context
-            is encoded, tokens are the target's.
-        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N), equally many in each image.
+        encoder: an encoder with a mask token.
+        vocabulary: makes the tokens.
+        views: function that makes context and target images: (crops uint8, draws) -> two normalised batches. The
+            context images are encoded; the tokens are those of the target images.
+        mask: function that samples masks: (grid, batch=..., generator=...) -> visible, bool (batch, N), with the same
+            number of visible patches in each image.
 
     Raises:
-        ValueError: an encoder without a mask token.
+        ValueError: the encoder has no mask token.
     """
 
     def __init__(
@@ -66,11 +73,16 @@ class BEiT(Denoising):
         super().__init__(NamingStudent(encoder, vocabulary.size), vocabulary, views, mask)
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), visible bool (B, N); hidden places and tokens (B, K)."""
+        """Make the arguments of `forward` from crops uint8 (B, 3, H, W).
+
+        Returns:
+            images (B, 3, H, W); visible, bool (B, N); the indices of the hidden patches and their tokens, both int64
+            (B, K).
+        """
         images, target, visible, _, hidden = self._drawing.inputs(crops, generator)
         return images, visible, hidden, self.vocabulary(target).gather(1, hidden)
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Averaged over the hidden patches: a scalar."""
+        """Compute the cross-entropy, a scalar, averaged over the hidden patches."""
         logits = self.student(images, visible, hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())

@@ -1,17 +1,17 @@
-"""Build a recipe's objective: one for each name.
+"""Build the objective that a recipe names.
 
-An objective is a module with three methods, and the training loop knows no more of it:
-`inputs(crops, draws) -> tuple`, `forward(*inputs) -> loss`, `after_step(step, total)`; and for what comes of a run,
-`encoders`, by name. `draws.images` says which images of the run a batch has. Optional are:
+An objective is a module with three methods: `inputs(crops, draws) -> tuple`, `forward(*inputs) -> loss` and
+`after_step(step, total)`. It also has `encoders`, a dict of the encoders to monitor and to export. The training loop
+uses nothing else. `draws.images` are the indices of the batch's images in the run. An objective may also have:
 
-- `views_per_image` and `local_views`: how many crops of each image it takes, large and small ones (1 and 0 if absent);
-  of more than one `inputs` gets a list, the large ones first;
-- `drawing`, which can be pickled: other processes draw with it ahead, and `inputs` gets `drawing(draws)`, of numpy
-  arrays, in place of the draws;
-- `prepare(crops, folder)`, to look at the images before the first update;
-- `set_input_size(size)`, for runs that begin with small images.
+- `views_per_image` and `local_views`: the numbers of large and of small crops of each image (1 and 0 if absent). With
+  more than one crop, `inputs` gets a list of crops, large ones first.
+- `drawing`: a function that can be pickled. Worker processes call `drawing(draws)` ahead of time, and `inputs` gets the
+  result, which holds numpy arrays, in place of the draws.
+- `prepare(crops, folder)`: called before the first update, for an objective that must see images first.
+- `set_input_size(size)`: called in runs that begin with small images.
 
-Its children with trained parameters are what several processes share; each may be replaced by a wrapper with a
+With several processes, each child module with trained parameters may be replaced by a wrapper, which holds the child as
 `.module`.
 """
 
@@ -41,12 +41,12 @@ from .vocabulary import Vocabulary
 
 
 class Given(NamedTuple):
-    """Hold what builders need besides a recipe and an encoder.
+    """Hold the arguments of the builders besides the recipe and the encoder.
 
     Attributes:
-        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N).
-        images: tells how many the run has, which may take long.
-        compiled: whether torch.compile takes the colours.
+        mask: function that samples masks: (grid, batch=..., generator=...) -> visible, bool (batch, N).
+        images: function that returns the number of images of the run; a call may take long.
+        compiled: True if torch.compile compiles the colour changes.
     """
 
     mask: Callable[..., Tensor]
@@ -54,22 +54,23 @@ class Given(NamedTuple):
     compiled: bool
 
     def views(self, recipe: Recipe) -> Views:
-        """Return what makes the two views of a crop."""
+        """Return the function that makes the views of an image from its crops."""
         pair = TwoViews(recipe.data.views, self.compiled)
         return TwoCrops(pair) if recipe.objective.name == "mimjepa" and recipe.objective.views_per_image == 2 else pair
 
 
 def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled: bool = False) -> nn.Module:
-    """Build the objective that a recipe names, around an encoder with fresh weights or those it starts from.
+    """Build the objective that a recipe names, around an encoder with random weights or with those of `model.init`.
 
     Args:
-        images: tells how many the run has, for an objective that has parameters for each; by default none.
-        compiled: let torch.compile take the views and, at its first call, the loss.
+        images: function that returns the number of images of the run, which an objective with parameters for each
+            image needs; by default it returns 0.
+        compiled: compile the colour changes and the loss by torch.compile, at their first call.
 
     Raises:
-        DataError: too few images for an objective that tells them apart.
-        RecipeError: a model this package does not have, or settings a model or a mask cannot take.
-        WeightsError: weights to start from that cannot be had, or are another model's.
+        DataError: too few images for an objective with a class for each image.
+        RecipeError: a model that this package does not have, or settings that the model or the mask cannot take.
+        WeightsError: the weights to start from are missing, damaged, or those of another model.
     """
     model, name = recipe.model, recipe.objective.name
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
@@ -95,8 +96,8 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
                 grid = encoder.patch_embed.dynamic_feat_size((size, size))
                 visible = mask(grid, batch=1, generator=torch.Generator())
                 both = visible.any() and not visible.all()
-                require(bool(both), f"model.{field}", "enough patches to hide some and see some", size)
-    except (ValueError, AssertionError) as error:  # timm's of heads that do not divide the width
+                require(bool(both), f"model.{field}", "enough patches to hide some and show some", size)
+    except (ValueError, AssertionError) as error:  # timm asserts that the heads divide the width
         raise RecipeError(f"recipe: {error}") from error
     if model.init:
         load_start(encoder, model.init, model.name, grow=model.grow)
@@ -107,7 +108,7 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
 
 
 def draw_mask(mask: Mask) -> Callable[..., Tensor]:
-    """Return what draws the masks of a recipe: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
+    """Return the mask function of a recipe: (grid, batch=..., generator=...) -> visible, bool (batch, N)."""
     kind = masks.random if mask.kind == "random" else partial(masks.blockwise, blocks=mask.blocks)
     return partial(kind, ratio=mask.ratio)
 
@@ -132,25 +133,25 @@ def mimjepa(recipe: Recipe, encoder: SCOTT, given: Given) -> MIMJEPA:
 
 
 def pooled(recipe: Recipe, encoder: SCOTT) -> Pooled | None:
-    """Build the term on pooled features that a recipe names."""
+    """Build the term on pooled features that a recipe names; return None if there is no such term."""
     chosen = recipe.objective
     if chosen.pooled == "none":
         return None
-    require_several(recipe, "which the pooled term compares")
+    require_several(recipe, "since the pooled term compares images")
     settings = {"weight": chosen.pooled_weight, "temperature": chosen.temperature}
     return Pooled(chosen.pooled, encoder.embed_dim, chosen.projector, **settings)
 
 
 def require_several(recipe: Recipe, why: str) -> None:
-    """Raise RecipeError unless the parts of a batch have several images."""
+    """Raise RecipeError unless each part of a batch has at least two images; `why` ends the message."""
     several = recipe.optim.batch_size // recipe.run.accumulate > 1
     require(several, "run.accumulate", f"parts of 2 images or more, {why}", recipe.run.accumulate)
 
 
 def visreg(recipe: Recipe, encoder: SCOTT, given: Given) -> VISReg:
-    """Build VISReg, or its objective with another term, around an encoder."""
+    """Build VISReg, or the same objective with another pooled term, around an encoder."""
     chosen = recipe.objective
-    require_several(recipe, "which are compared")
+    require_several(recipe, "since visreg compares images")
     comparison = Comparison(
         chosen.pooled,
         encoder.embed_dim,
@@ -167,16 +168,18 @@ def diet(recipe: Recipe, encoder: SCOTT, given: Given) -> DIET:
     """Build DIET around an encoder, with a class for each image."""
     smoothing, colours, images = recipe.objective.label_smoothing, recipe.data.views, given.images()
     if images < 2:
-        raise DataError(f"expected 2 images or more, which diet tells apart, found {images}")
+        raise DataError(f"diet: expected 2 images or more, found {images}; add images")
     return DIET(encoder, images, label_smoothing=smoothing, colours=colours, compiled=given.compiled)
 
 
 def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
-    """Build SplitMask around an encoder; its masks are halves."""
+    """Build SplitMask around an encoder; its masks must hide half of the patches."""
     chosen, heads = recipe.objective, encoder.blocks[0].attn.num_heads
-    require(recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits in halves", recipe.mask.ratio)
+    require(
+        recipe.mask.ratio == 0.5, "mask.ratio", "0.5, since splitmask splits patches into halves", recipe.mask.ratio
+    )
     if chosen.match:
-        require_several(recipe, "to match them")
+        require_several(recipe, "since objective.match compares images")
     fits = chosen.decoder_dim % heads == chosen.decoder_dim % 4 == 0
     require(fits, "objective.decoder_dim", f"a multiple of 4 and of {heads} heads", chosen.decoder_dim)
     decoder = Decoder(
@@ -193,12 +196,12 @@ def splitmask(recipe: Recipe, encoder: SCOTT, given: Given) -> SplitMask:
 
 
 def beit(recipe: Recipe, encoder: SCOTT, given: Given) -> BEiT:
-    """Build BEiT's form around an encoder."""
+    """Build BEiT's objective around an encoder."""
     return BEiT(encoder, vocabulary(recipe, encoder), views=given.views(recipe), mask=given.mask)
 
 
 def vocabulary(recipe: Recipe, encoder: SCOTT) -> Vocabulary:
-    """Build the vocabulary of a recipe, still to be filled."""
+    """Build the vocabulary of a recipe, without words; `Vocabulary.fill` makes the words."""
     chosen = recipe.objective
     return Vocabulary(encoder.patch_embed.patch_size[0], chosen.words, kind=chosen.vocabulary, seed=recipe.run.seed)
 

@@ -1,7 +1,7 @@
-"""DIET: each image is a class of its own, and a linear layer on the average features names it.
+"""DIET: each image is a class of its own, which a linear layer on the average features predicts.
 
-Source: "Unsupervised Learning on a DIET" (arXiv 2302.10260; also arXiv 2406.10743). It is for a few thousand images,
-as the layer has a row for each; label smoothing of 0.8 is the paper's.
+Source: "Unsupervised Learning on a DIET" (arXiv 2302.10260; also arXiv 2406.10743). DIET suits a few thousand images,
+because the layer has a row for each image. The label smoothing of 0.8 is the paper's.
 """
 
 import torch
@@ -18,7 +18,7 @@ from .one_encoder import OneEncoder
 
 
 class IndexStudent(nn.Module):
-    """What is trained, as one module: encoder, and the head that names images."""
+    """Join the trained parts in one module: the encoder, and the head that predicts the image's index."""
 
     def __init__(self, encoder: SCOTT, images: int) -> None:
         super().__init__()
@@ -28,19 +28,19 @@ class IndexStudent(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits of which they are, (B, images)."""
+        """Predict which image of the run each crop (B, 3, H, W) is of: logits (B, images)."""
         return self.head(self.encoder.forward_features(crops).mean(dim=1))
 
 
 class DIET(OneEncoder):
-    """Cross-entropy of the images' numbers.
+    """Train an encoder by the cross-entropy of the images' indices.
 
     Args:
-        encoder: it needs no mask token.
-        images: how many the run has.
-        label_smoothing: share of a target that all images have together, 0 to below 1.
-        colours: as `EachView`'s mode.
-        compiled: as `EachView`.
+        encoder: needs no mask token.
+        images: number of images of the run.
+        label_smoothing: share of the target that is spread evenly over all images, 0 to below 1.
+        colours: mode of `EachView`.
+        compiled: as in `EachView`.
     """
 
     def __init__(
@@ -57,9 +57,16 @@ class DIET(OneEncoder):
         self.drawing = Drawing(EachView(1, colours, compiled), more=name_images)
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), and which of the run's they are, int64 (B,)."""
+        """Make the arguments of `forward` from crops uint8 (B, 3, H, W).
+
+        Returns:
+            images (B, 3, H, W), and their indices in the run, int64 (B,).
+
+        Raises:
+            ValueError: `generator` does not know the indices.
+        """
         return self.drawing.inputs(crops, generator)
 
     def forward(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Averaged over the images: a scalar."""
+        """Compute the cross-entropy, a scalar, averaged over the images."""
         return F.cross_entropy(self.student(images).float(), numbers, label_smoothing=self.label_smoothing)

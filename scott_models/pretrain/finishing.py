@@ -1,4 +1,4 @@
-"""A run that is brought to an end when somebody wants its result, however long it was planned."""
+"""Finish a stopped run early: bring its schedules to their end in fewer updates than planned."""
 
 import json
 from collections.abc import Sequence
@@ -14,28 +14,28 @@ from .train import Pretraining
 
 
 def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, skip_bad: bool = False) -> Path:
-    """Bring a run that was stopped to an early end; returns the folder of the exported encoder.
+    """Finish a stopped run early; return the folder of the exported encoder.
 
-    From its last update on the learning rate falls by a cosine, and the target's and the weights' decay go on, to the
-    values that the recipe ends with. recipe.toml says so, and `pretrain` with `resume` goes on with a finish that is
-    cut. The run's images and what it exports are as they were.
+    From the last update on, the learning rate falls to its final value by a cosine. The decay of the target encoder and
+    the weight decay run through the rest of their schedules. recipe.toml records the finish, so `pretrain` with
+    `resume` continues a finish that is stopped. The run keeps its images and the encoder that it exports.
 
     Args:
-        out: a run folder.
-        budget: for what is left.
+        out: run folder.
+        budget: minutes, images or epochs that are left.
         data: where the run's images are now; by default where they were.
-        skip_bad: as `pretrain`; a run that did so goes on with it.
+        skip_bad: as in `pretrain`; a run that skipped bad images continues to skip them.
 
     Raises:
-        RecipeError: a run that never started, is still warming up, is being finished already or has ended.
-        as `pretrain`.
+        RecipeError: the run never started, is still in its warm-up, is being finished already or has ended.
+        DataError, WeightsError, TrainingError, Interrupted: as in `pretrain`.
     """
     out = Path(out)
     start, done = read_last_start(out)
     recipe = Recipe.load(out / "recipe.toml")
     optim = recipe.optim
     if optim.finish_updates and done < optim.finish_after + optim.finish_updates:
-        raise RecipeError(f"{out}: is being finished already; go on with --resume")
+        raise RecipeError(f"{out}: expected a run to finish, found one being finished already; go on with --resume")
     if optim.finish_updates:
         raise RecipeError(f"{out}: expected a run to finish, found one that has ended, after update {done:,}")
     check_level(out, recipe, done, start["images"] // recipe.optim.batch_size)
@@ -48,22 +48,22 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
 
 
 def read_last_start(out: Path) -> tuple[dict[str, Any], int]:
-    """Read how a run was started the last time, as environment.json has it, and its last checkpoint's update.
+    """Read the last start of a run from environment.json, and the update of its last checkpoint.
 
     Raises:
-        RecipeError: it has no checkpoint, or lacks what says how it was started.
+        RecipeError: the run has no checkpoint, or recipe.toml or environment.json is missing or damaged.
     """
     steps = [int(path.stem.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*.pt")]
     if not steps:
-        raise RecipeError(f"{out}: expected a run to finish, found no checkpoint of one")
+        raise RecipeError(f"{out}: expected a run to finish, found no checkpoint")
     try:
         start = json.loads((out / "environment.json").read_text())[-1]
         if not (out / "recipe.toml").is_file() or not {"images", "data", "command"} <= start.keys():
-            raise LookupError("something is missing")
+            raise LookupError("an entry or recipe.toml is missing")
     except (OSError, ValueError, LookupError, AttributeError) as error:
         raise RecipeError(
-            f"{out}: expected recipe.toml and environment.json of the run to finish, found none or damaged ones "
-            f"({error}); go on with the command that started it, and --resume"
+            f"{out}: expected recipe.toml and environment.json of the run to finish, found missing or damaged ones "
+            f"({error}); repeat the command that started the run, with --resume"
         ) from None
     return start, max(steps)
 
@@ -71,14 +71,14 @@ def read_last_start(out: Path) -> tuple[dict[str, Any], int]:
 def check_finish(
     recipe: str | None, settings: Sequence[str], budget: Budget | None, export: str | None = None
 ) -> Budget:
-    """Refuse what a command line gives beside `--finish` and contradicts it; returns the budget.
+    """Check the options beside `--finish`; return the budget.
 
     Raises:
-        RecipeError: a recipe, settings or what to export, which the run has; or no budget.
+        RecipeError: a recipe, settings or an encoder to export are given, which the run has already, or no budget.
     """
     if recipe or settings or export:
         given = recipe or " ".join(settings) or f"--export {export}"
-        raise RecipeError(f"--finish: expected no recipe and no settings, which the run has, got {given}")
+        raise RecipeError(f"--finish: expected no recipe and no settings, since the run has them, got {given}")
     if budget is None:
-        raise RecipeError("--finish: expected --minutes, --epochs or --images-seen for what is left of the run")
+        raise RecipeError("--finish: expected --minutes, --epochs or --images-seen for the rest of the run")
     return budget

@@ -1,6 +1,6 @@
-"""Which patches a model may see: boolean (B, N), True = visible, every image with exactly the same count.
+"""Random masks: bool (B, N), True for visible patches, with exactly the same number visible in every image.
 
-Source: paper, Section 3 (blockwise sampling after BEiT) and the released code, which makes the blocks *visible*.
+Source: paper, Section 3 (blockwise masking as in BEiT), and the released code, in which the blocks are *visible*.
 """
 
 import math
@@ -11,25 +11,28 @@ from torch import Tensor
 
 from ..data.random_streams import Draws
 
-# The smallest block, in patches of the paper's 14 x 14 grid; on a smaller grid it shrinks with the number of patches.
+# Area of the smallest block on the paper's 14 x 14 grid. A smaller grid has a proportionally smaller minimum.
 MIN_PATCHES, PAPER_GRID = 16, 14 * 14
-LOG_ASPECT = (math.log(0.3), math.log(3.3))
-LOOK_AHEAD = 16  # rectangles of each image that are looked at together, at least
+LOG_ASPECT = (math.log(0.3), math.log(3.3))  # range of log(height / width)
+LOOK_AHEAD = 16  # candidate rectangles tested together for each image, at least
 
 
 def blockwise(
     grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator | Draws, blocks: str = "visible"
 ) -> Tensor:
-    """Union of random rectangles, drawn until the count is exact: bool (batch, rows * columns).
+    """Sample blockwise masks, bool (batch, rows * columns): unions of random rectangles with an exact patch count.
 
-    A block's area is uniform between 16 patches and what is still needed, its aspect log-uniform in (0.3, 3.3); it is
-    taken if it is smaller than the grid on both sides and adds at least one patch and no more than needed. Grids of
-    fewer than 196 patches use 16 N / 196 patches as the smallest area.
+    The area of a rectangle is uniform between 16 patches and the number of patches still needed. Its aspect ratio,
+    height / width, is log-uniform in (0.3, 3.3). A rectangle is accepted if it is smaller than the grid on both sides
+    and adds at least one patch, but no more than needed. On grids with N < 196 patches the smallest area is 16 N / 196.
 
     Args:
+        grid: (rows, columns) of patches.
         ratio: share of patches to hide, 0 to 1, exclusive.
-        blocks: "visible", the released code: the blocks are seen, ceil((1 - ratio) N) patches of them;
-            "masked", the paper's text: the blocks are hidden, ceil(ratio N) patches of them.
+        batch: number of images.
+        generator: source of the random numbers.
+        blocks: "visible" (released code): the rectangles are visible and cover ceil((1 - ratio) N) patches;
+            "masked" (text of the paper): the rectangles are hidden and cover ceil(ratio N) patches.
 
     Raises:
         ValueError: a ratio outside (0, 1), an unknown `blocks`, or a grid so narrow that no rectangle is smaller than
@@ -38,55 +41,64 @@ def blockwise(
     rows, columns = grid
     if blocks not in ("visible", "masked"):
         raise ValueError(f"blocks: expected 'visible' or 'masked', got {blocks!r}")
-    narrowest = max(1, round((_smallest(grid) * math.exp(LOG_ASPECT[0])) ** 0.5))
+    narrowest = max(1, round((_smallest_area(grid) * math.exp(LOG_ASPECT[0])) ** 0.5))
     if min(grid) <= narrowest:
         raise ValueError(f"grid: blocks need more than {narrowest} rows and columns of patches, got {rows} x {columns}")
-    count = _count(ratio, grid, hidden=blocks == "masked")
+    count = _count_patches(ratio, grid, hidden=blocks == "masked")
     covered = _cover(rows, columns, count, batch, Draws.of(generator, batch))
     return covered if blocks == "visible" else ~covered
 
 
 def random(grid: tuple[int, int], ratio: float, batch: int, generator: torch.Generator | Draws) -> Tensor:
-    """Independent patches, ceil((1 - ratio) N) of them visible: bool (batch, rows * columns).
+    """Sample masks of independent patches, bool (batch, rows * columns), with ceil((1 - ratio) N) of them visible.
+
+    Args:
+        grid: (rows, columns) of patches.
+        ratio: share of patches to hide, 0 to 1, exclusive.
+        batch: number of images.
+        generator: source of the random numbers.
 
     Raises:
         ValueError: a ratio outside (0, 1).
     """
-    visible_count = _count(ratio, grid, hidden=False)
+    visible_count = _count_patches(ratio, grid, hidden=False)
     noise = Draws.of(generator, batch).uniform(grid[0] * grid[1])
     return noise.T.argsort(dim=1).argsort(dim=1) < visible_count
 
 
-def _count(ratio: float, grid: tuple[int, int], *, hidden: bool) -> int:
-    """How many patches a share is, rounded up; of the hidden ones, or of the visible."""
+def _count_patches(ratio: float, grid: tuple[int, int], *, hidden: bool) -> int:
+    """Compute the number of hidden or of visible patches, rounded up."""
     if not 0 < ratio < 1:
         raise ValueError(f"ratio: expected a number between 0 and 1, exclusive, got {ratio:g}")
     share = ratio if hidden else 1 - ratio
-    return math.ceil(round(share * grid[0] * grid[1], 6))  # 1 - 0.6 is a little more than 0.4
+    return math.ceil(round(share * grid[0] * grid[1], 6))  # in floats 1 - 0.6 is slightly more than 0.4
 
 
-def _smallest(grid: tuple[int, int]) -> float:
-    """Area of the smallest block, in patches."""
+def _smallest_area(grid: tuple[int, int]) -> float:
+    """Compute the area of the smallest block, in patches."""
     return MIN_PATCHES * min(1.0, grid[0] * grid[1] / PAPER_GRID)
 
 
 def _cover(rows: int, columns: int, count: int, batch: int, draws: Draws) -> Tensor:
-    """Rectangles, each image's one after the other: the first of its draws that fits, until it has `count` patches.
+    """Cover exactly `count` patches of each image with rectangles, bool (batch, rows * columns).
 
-    Many draws are looked at together, since most do not fit: what a rectangle would add follows from the sums over all
-    rectangles that begin in the first corner.
+    Each image takes the first candidate that is accepted, until it has `count` patches. Most candidates are rejected,
+    so many are tested together. A summed-area table of each image gives the number of patches a candidate would add.
     """
-    smallest = _smallest((rows, columns))
+    smallest = _smallest_area((rows, columns))
     covered = np.zeros((batch, rows, columns), dtype=bool)
     needed, tried = np.full(batch, count), np.zeros(batch, dtype=np.int64)
     while len(pending := np.flatnonzero(needed)):
+        # Each round tests at least LOOK_AHEAD candidates for an image, and more once few images are pending.
         tries = max(LOOK_AHEAD, LOOK_AHEAD * batch // (4 * len(pending)))
+        # Four random numbers for each candidate: area, aspect ratio, top and left.
         numbers = draws.ahead(pending, 4 * tried[pending], 4 * tries).reshape(tries, 4, -1)
         for_area, for_aspect, for_top, for_left = numbers.transpose(1, 0, 2)
         area = smallest + (needed[pending] - smallest) * for_area
         aspect = np.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * for_aspect)
         height, width = np.round(np.sqrt(area * aspect)).astype(int), np.round(np.sqrt(area / aspect)).astype(int)
         fits = (height < rows) & (width < columns)
+        # A candidate that is too large becomes an empty rectangle, which is never accepted.
         height, width = np.where(fits, height, 0), np.where(fits, width, 0)
         top, left = (for_top * (rows - height + 1)).astype(int), (for_left * (columns - width + 1)).astype(int)
         bottom, right = top + height, left + width

@@ -1,7 +1,7 @@
-"""Is the run alive? The loss does not tell: it may fall while all features become one. Features and probes do.
+"""Monitor a run by its features and by probes on them: the loss can fall while the features of all images collapse.
 
-Every figure stands beside that of the same encoder before its first update (random weights, unless the run starts from
-others): colours alone say much about some data sets, so a probe's score means nothing without it.
+Every figure is compared with that of the same encoder before its first update (random weights, unless the run starts
+from trained ones). In some data sets colours alone tell the classes apart, so a probe's score means nothing by itself.
 """
 
 import math
@@ -27,24 +27,24 @@ from .recipe import Recipe
 T = TypeVar("T")
 BATCH = 64
 DEAD_RANK, DEAD_SPREAD = 2.0, 0.02
-COLLAPSED_SHARE = 0.5  # of the random weights' rank or spread
-SHARE_OF_DEVICE = 0.1  # of a GPU's free memory, for the crops
-PATIENCE = 3  # looks without a better one
+COLLAPSED_SHARE = 0.5  # of the RankMe or the spread before the first update
+SHARE_OF_DEVICE = 0.1  # largest share of a GPU's free memory for the crops
+PATIENCE = 3  # looks without a higher kNN score, after which advice is given
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the frozen, average-pooled features of images look like.
+    """Hold the monitor's measurements of frozen, average-pooled features of images.
 
-    A figure that is no number may be given as None, as metrics.jsonl has it: JSON knows no NaN.
+    For rankme, spread and cosine, None becomes NaN: metrics.jsonl holds null for NaN, which JSON does not have.
 
     Attributes:
         rankme: effective number of dimensions used, 1 to D (Garrido and others, 2023): exp of the entropy of the
-            singular values' shares.
+            normalised singular values.
         spread: standard deviation over images of the features scaled to length 1, times sqrt(D), mean over dimensions:
-            1 if they point everywhere alike, 0 if all are the same.
-        cosine: mean cosine between two images, -1 to 1.
-        knn, ridge: top-1 % on the held-out images; None without labels.
+            1 if the features point in all directions equally, 0 if all are the same.
+        cosine: mean cosine similarity between two images, -1 to 1.
+        knn, ridge: top-1 accuracy on the held-out images, %; None without labels.
     """
 
     rankme: float
@@ -56,11 +56,11 @@ class Health:
     def __post_init__(self) -> None:
         for name in ("rankme", "spread", "cosine"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, math.nan)  # the way into a frozen dataclass
+                object.__setattr__(self, name, math.nan)  # the dataclass is frozen
 
     @classmethod
     def of(cls, features: Tensor) -> "Health":
-        """Of features (n, D)."""
+        """Compute rankme, spread and cosine of features (n, D)."""
         count, dim = features.shape
         share = torch.linalg.svdvals(features.double())
         share = share / share.sum()
@@ -71,18 +71,24 @@ class Health:
         return cls(rankme.item(), spread.item(), cosine.item())
 
     def better_than(self, other: "Health") -> bool:
-        """By kNN, or without labels by RankMe."""
+        """Tell whether kNN, or without labels RankMe, is higher than in `other`."""
         return self.rankme > other.rankme if self.knn is None or other.knn is None else self.knn > other.knn
 
 
-BROKEN = Health(rankme=0.0, spread=0.0, cosine=1.0)  # features that are no numbers; any other RankMe is 1 or more
+BROKEN = Health(rankme=0.0, spread=0.0, cosine=1.0)  # for NaN or infinite features; else RankMe is at least 1
 
 
 def judge(now: Health, control: Health, start: str = "random weights") -> str:
-    """One line: healthy, partial collapse or dead, with the figures it rests on beside those of the `start`."""
+    """Return a verdict in one line: healthy, partial collapse or dead, with the figures behind it.
+
+    Args:
+        now: the latest measurement.
+        control: the measurement before the first update.
+        start: the weights before the first update, in words.
+    """
     figures = f"RankMe {now.rankme:.1f} ({control.rankme:.1f}), spread {now.spread:.2f} ({control.spread:.2f})"
     figures += f", mean cosine {now.cosine:.2f} ({control.cosine:.2f})"
-    gains = None  # of the better probe
+    gains = None  # of the probe that gained more
     if now.knn is not None and now.ridge is not None and control.knn is not None and control.ridge is not None:
         figures += f", kNN {now.knn:.1f} ({control.knn:.1f}), ridge {now.ridge:.1f} ({control.ridge:.1f})"
         gains = max(now.knn - control.knn, now.ridge - control.ridge)
@@ -98,26 +104,37 @@ def judge(now: Health, control: Health, start: str = "random weights") -> str:
 
 
 def give_advice(health: dict[int, Health]) -> str:
-    """Say so, and what to do, if kNN has risen above its start and not at all in the last looks; else nothing."""
+    """Return advice to finish the run if kNN rose above its start, but not in the last looks; otherwise "".
+
+    Args:
+        health: the monitor's results by update; 0 is before the first update.
+    """
     found = [look.knn for _, look in sorted(health.items())]
     scores = [score for score in found if score is not None]
     best = max(range(len(scores)), key=scores.__getitem__, default=0)
     if len(scores) < len(found) or not 0 < best < len(scores) - PATIENCE:
         return ""
-    return f"; kNN has not risen for {len(scores) - 1 - best} looks: Ctrl-C and --finish would end the run well"
+    return f"; kNN has not risen for {len(scores) - 1 - best} looks: stop the run by Ctrl-C and finish it by --finish"
 
 
 class Monitor:
-    """Measures an encoder on a fixed choice of images.
+    """Measure an encoder on a fixed sample of images.
 
-    Images of a test split are left out, unless there are no others, or the recipe's `monitor.test` asks for them to be
-    what is scored. Labels are used if every image has one, of at least two classes: of each class one image of five,
-    at least one, is held out to score the probes, the others train them. Exact copies of an earlier image are never
-    chosen. Crops are made once, and kept on a GPU if they take no more than 0.1 of its free memory.
+    Images of a test split are left out, unless there are no others or `monitor.test` of the recipe is set; the probes
+    are then scored on the test split. Labels are used if every image has one and there are at least two classes. One
+    in five images of each class, and at least one, is then held out to score the probes; the others train them. Exact
+    copies of an earlier image are never chosen. Crops are made once. A GPU keeps them if they need at most 0.1 of its
+    free memory.
 
     Args:
-        autocast: makes the context of the forward passes.
-        watches: False for all processes but the first, which need no crops.
+        images: images of the run.
+        recipe: gives the image size, the seed and the settings of the monitor.
+        device: device of the forward passes.
+        autocast: function that returns the context of the forward passes.
+        watches: False in all processes but the first; they make no crops.
+
+    Raises:
+        RecipeError: `monitor.test` is set, but there are no labelled images of a test split.
     """
 
     def __init__(
@@ -142,7 +159,7 @@ class Monitor:
 
     @torch.no_grad()
     def __call__(self, encoder: Any) -> Health:
-        """Health of an encoder's features, in eval mode; the encoder's own mode is left as it was."""
+        """Measure the encoder in eval mode; its training or eval mode is restored afterwards."""
         was_training = encoder.training
         encoder.eval()
         pooled = []
@@ -162,7 +179,7 @@ class Monitor:
 
 
 def make_crops(images: Images, chosen: Sequence[int], size: int) -> Tensor:
-    """Cut the central squares of the chosen images: uint8 (n, 3, size, size)."""
+    """Crop the chosen images to their central squares: uint8 (n, 3, size, size)."""
     crops = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     starts = range(0, len(chosen), BATCH)
     for start in track(starts, "cropping", total=len(chosen), size=BATCH):
@@ -172,10 +189,16 @@ def make_crops(images: Images, chosen: Sequence[int], size: int) -> Tensor:
 
 
 def choose_images(images: Images, count: int, test: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Which images train the probes and which score them; without usable labels all are in the first.
+    """Choose the images that train the probes and those that score them; return the indices of both.
+
+    Without usable labels, all chosen images are in the first list.
+
+    Args:
+        count: largest number of images; with `test`, of each list.
+        test: score the probes on the test split.
 
     Raises:
-        RecipeError: `test` without labelled images of a test split.
+        RecipeError: `test` is True, but there are no labelled images of a test split.
     """
     order = [int(i) for i in rng.permutation(len(images)) if not images.copies[i]]
     samples = images.samples
@@ -197,5 +220,5 @@ def choose_images(images: Images, count: int, test: bool, rng: np.random.Generat
 
 
 def pick_evenly(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, from all over."""
+    """Pick at most `count` of the items, at even distances."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

@@ -1,4 +1,4 @@
-"""What objectives share that train one encoder and have no other."""
+"""The base class of objectives with one encoder and no target encoder."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from ..training.processes import unwrap
 
 
 class OneEncoder(nn.Module):
-    """An objective whose encoder is its student's.
+    """Hold the student of an objective; the student's encoder is the only one.
 
     Attributes:
-        student: with an `encoder`, and a `set_grid` if it has positions of its own; several processes wrap it.
+        student: module with an `encoder`, and with `set_grid` if it has positions of its own. With several processes a
+            wrapper replaces it.
     """
 
     student: Any
@@ -23,16 +24,16 @@ class OneEncoder(nn.Module):
 
     @property
     def encoders(self) -> dict[str, SCOTT]:
-        """What may be watched and exported: there is one encoder, whatever it is asked for as."""
+        """Return the encoders that can be monitored and exported: the same one under both names."""
         encoder = unwrap(self.student).encoder
         return {"target": encoder, "context": encoder}
 
     def set_input_size(self, size: int) -> None:
-        """Take crops of so many pixels from now on."""
+        """Set the side of the crops, in pixels, from now on."""
         student = unwrap(self.student)
         student.encoder.set_input_size(size)
         if hasattr(student, "set_grid"):
             student.set_grid(student.encoder.patch_embed.grid_size)
 
     def after_step(self, step: float, total: int) -> None:
-        """Nothing follows an update."""
+        """Do nothing: there is no target encoder to update."""

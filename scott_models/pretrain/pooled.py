@@ -1,7 +1,8 @@
-"""A term on pooled features beside MIM-JEPA's loss: it keeps images apart from the first update on.
+"""Terms on pooled features, which keep the features of different images apart; MIM-JEPA can add one to its loss.
 
 The moving average alone does not keep features from collapsing in the first epochs (C-JEPA, arXiv 2410.19560). A term
-looks at one vector an image, behind a projector that exports leave out, in fp32, and at the images of all processes.
+compares one vector of each image with those of the other images, of all processes, in fp32. A projector maps pooled
+features to these vectors; exports leave it out.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,23 +21,24 @@ from .recipe import Term
 
 TERMS: tuple[Term, ...] = get_args(Term)
 SLICED = ("visreg", "sigreg")
-SLICES = 256  # directions of those, anew in every update
-FREQUENCIES = torch.linspace(-5, 5, 17)  # where sigreg compares characteristic functions
-COVARIANCE = 1 / 25  # weight beside the variance's (VICReg, arXiv 2105.04906)
-TINY = 1e-4  # added to variances before their root is taken (the same)
+SLICES = 256  # directions of the sliced terms, drawn anew for every update
+FREQUENCIES = torch.linspace(-5, 5, 17)  # at which sigreg compares characteristic functions
+COVARIANCE = 1 / 25  # weight of the covariance term, with 1 for the variance term (VICReg, arXiv 2105.04906)
+TINY = 1e-4  # added to variances before the square root (VICReg)
 
 
 class Pooled(nn.Module):
-    """One of the terms, with its projectors and its weight.
+    """Compute one of the terms, behind its projectors and times its weight.
 
     Args:
-        dim: of the features.
-        projector: widths of its layers, the last one of what the term compares.
-        weight: what the term is multiplied with.
+        term: name of the term.
+        dim: width of the features.
+        projector: widths of the projector's layers; the last is the width of the vectors that the term compares.
+        weight: factor of the term.
         temperature: of infonce.
 
     Raises:
-        ValueError: an unknown term.
+        ValueError: an unknown term, or "none".
     """
 
     def __init__(
@@ -52,11 +54,17 @@ class Pooled(nn.Module):
 
     @property
     def drawing(self) -> Callable[[Draws], tuple[np.ndarray, ...]]:
-        """Return what draws for an update, directions or nothing; can be pickled."""
+        """Return the function that draws an update's random directions, or nothing; it can be pickled."""
         return choose_draw(self.term, self.width)
 
     def forward(self, context: Tensor, target: Tensor, *drawn: Tensor) -> Tensor:
-        """Pooled features of context and target, (B, D) each, and what was drawn -> the weighted term, a scalar."""
+        """Compute the weighted term, a scalar.
+
+        Args:
+            context: pooled context features (B, D).
+            target: pooled target features (B, D); only infonce uses them.
+            drawn: result of `drawing`.
+        """
         with torch.autocast(context.device.type, enabled=False):
             ours = self.context(gather(context.float())[0])
             if self.target is not None:
@@ -67,9 +75,9 @@ class Pooled(nn.Module):
 
 
 def build_projector(dim: int, widths: Sequence[int]) -> nn.Sequential:
-    """Build linear layers from `dim` through `widths`, with batch norm and ReLU between.
+    """Build linear layers from `dim` through `widths`, with batch norm and ReLU between them.
 
-    The norm always uses the batch at hand, so that weights are all there is to keep.
+    Batch norm always uses the statistics of the current batch, so a checkpoint needs to hold weights only.
     """
     layers: list[nn.Module] = []
     for width in widths[:-1]:
@@ -79,29 +87,37 @@ def build_projector(dim: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 def choose_draw(term: Term, width: int) -> Callable[[Draws], tuple[np.ndarray, ...]]:
-    """Return what draws for a term: of those that look along directions these, the same for all images of an update."""
+    """Return the function that draws random numbers for a term: directions for the sliced terms, otherwise nothing."""
     return partial(draw_directions, width=width, count=SLICES) if term in SLICED else draw_nothing
 
 
 def draw_directions(draws: Draws, width: int, count: int) -> tuple[np.ndarray]:
-    """Draw directions that all images of an update share, columns of length 1: fp32 (width, count)."""
+    """Draw directions that all images of an update share, fp32 (width, count), with columns of length 1."""
     normal = torch.special.ndtri(draws.shared.uniform(width * count).clamp(min=2**-53)).view(width, count)
     return (F.normalize(normal, dim=0).float().numpy(),)
 
 
 def regularise(term: Term, features: Tensor, *drawn: Tensor) -> Tensor:
-    """Measure by a term how far features (n, W) of n images are from being spread out: a scalar."""
+    """Compute visreg, sigreg or vicreg, a scalar: how far features (n, W) of n images are from being spread out.
+
+    Args:
+        drawn: directions (W, S) of the sliced terms.
+    """
     if term in SLICED:
         return (visreg if term == "visreg" else sigreg)(features, *drawn)
     return vicreg(features)
 
 
 def visreg(features: Tensor, directions: Tensor) -> Tensor:
-    """Measure how far features (n, W) are from a standard normal distribution: centre, scale and shape.
+    """Measure how far features (n, W) are from a standard normal distribution, in centre, scale and shape: a scalar.
 
-    The mean's square; how far each standard deviation is from 1, squared; and, of features that are scaled to a
-    deviation of 1, the squared distance of their projections on `directions` (W, S) from a normal distribution's
-    quantiles (sliced Wasserstein distance). Source: VISReg, arXiv 2606.02572.
+    The loss is the sum of three parts:
+    - centre: the squared mean;
+    - scale: the squared distance of each standard deviation from 1;
+    - shape: for features scaled to a deviation of 1, the squared distance of their projections on `directions` (W, S)
+      from the quantiles of a normal distribution (sliced Wasserstein distance).
+
+    Source: VISReg, arXiv 2606.02572.
     """
     centre = features.mean(dim=0)
     deviation = (features.var(dim=0, correction=0) + TINY).sqrt()
@@ -111,25 +127,28 @@ def visreg(features: Tensor, directions: Tensor) -> Tensor:
 
 
 def compute_normal_quantiles(count: int, device: torch.device) -> Tensor:
-    """List what `count` sorted samples of a standard normal distribution should be: (count,)."""
+    """Compute the quantiles of a standard normal distribution for `count` sorted samples: (count,)."""
     return torch.special.ndtri((torch.arange(count, device=device) + 0.5) / count)
 
 
 def sigreg(features: Tensor, directions: Tensor) -> Tensor:
-    """Test features (n, W) along `directions` (W, S) for a standard normal distribution: Epps and Pulley's statistic.
+    """Compute Epps and Pulley's statistic, a scalar: a test of features (n, W) for a standard normal distribution.
 
-    It is n times the squared distance of the two characteristic functions, integrated over frequencies under a normal
-    window, mean over directions. Source: LeJEPA, arXiv 2511.08544, Section 4.2.
+    The statistic is n times the squared distance of the two characteristic functions, integrated over frequencies with
+    a normal window. It is averaged over `directions` (W, S). Source: LeJEPA, arXiv 2511.08544, Section 4.2.
     """
     frequencies = FREQUENCIES.to(features.device)
-    normal = torch.exp(-frequencies.square() / 2)  # its characteristic function, and the window
+    normal = torch.exp(-frequencies.square() / 2)  # characteristic function of the normal distribution, and the window
     angles = (features @ directions)[..., None] * frequencies
     distance = (angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()
     return len(features) * torch.trapezoid(distance * normal, frequencies).mean()
 
 
 def vicreg(features: Tensor) -> Tensor:
-    """Penalise deviations below 1, and correlations, of features (n, W): VICReg's variance and covariance terms."""
+    """Compute VICReg's variance and covariance terms of features (n, W), a scalar.
+
+    They penalise standard deviations below 1 and covariances between features.
+    """
     centred = features - features.mean(dim=0)
     covariance = centred.T @ centred / (len(features) - 1)
     deviation = (covariance.diagonal() + TINY).sqrt()
@@ -138,7 +157,10 @@ def vicreg(features: Tensor) -> Tensor:
 
 
 def infonce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """Measure how well each image of `ours` (n, W) is told from the others among `theirs` (n, W), and the reverse."""
+    """Compute InfoNCE between the rows of `ours` and of `theirs`, (n, W) each: a scalar, averaged over both directions.
+
+    Row i of `ours` and row i of `theirs` belong to the same image.
+    """
     logits = F.normalize(ours, dim=1) @ F.normalize(theirs, dim=1).T / temperature
     own = torch.arange(len(ours), device=ours.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

@@ -1,4 +1,4 @@
-"""The predictor: from features of the visible context to the target's features of every patch."""
+"""The predictor of MIM-JEPA: context features -> predicted target features of every patch."""
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,26 @@ from ..models.layers import Block, sincos_2d
 
 
 class Predictor(nn.Module):
-    """A shallow transformer over all patches: context features (B, N, D) -> predicted target features (B, N, D).
+    """Predict target features (B, N, D) from context features (B, N, D) by a shallow transformer over all patches.
 
     Source: paper, Section 3.3; released code for the head (SiLU, LayerNorm, Linear) and the initialisation.
 
     Args:
-        num_patches: patches of the square grid, or (rows, columns).
-        encoder_depth: blocks of the encoder in front, which makes the initial residual branches smaller.
-        pos_drop, attn_drop, proj_drop: dropout after the position, of attention weights, after attention's output.
-        drop_path: stochastic depth of the last block, rising linearly from 0.
-        mask_token: whether features come of the visible patches alone, and a learned token stands for the others.
+        embed_dim: D, the width of the features.
+        num_patches: number of patches of a square grid, or (rows, columns).
+        num_heads: attention heads of each block.
+        encoder_depth: number of blocks in the encoder; the more there are, the smaller the initial weights of the
+            residual branches.
+        depth: number of blocks in the predictor.
+        pos_drop: dropout rate after the positions are added.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate after the attention's output projection.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0 in the first block.
+        mask_token: True if the features are those of the visible patches only; a learned mask token then stands for
+            each hidden patch.
 
     Raises:
-        ValueError: a `num_patches` that is no square number.
+        ValueError: `num_patches` is an integer but not a square number.
     """
 
     pos_embed: Tensor
@@ -59,19 +66,20 @@ class Predictor(nn.Module):
         )
         self.head = nn.Sequential(nn.SiLU(), nn.LayerNorm(embed_dim), Linear(embed_dim, embed_dim))
         for i, block in enumerate(self.blocks, start=1):
-            # The released code divides twice: by the depth here, and again by the depth in the whole network.
+            # The released code scales twice: by the depth in the predictor, and by the depth in the whole network.
             block.init_weights(residual_divisor=(2 * i) ** 0.5 * (2 * (i + encoder_depth)) ** 0.5)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Have positions for another grid, (rows, columns), from now on."""
+        """Compute the positions for another grid, (rows, columns)."""
         self.pos_embed = sincos_2d(grid, self.pos_embed.shape[-1], self.pos_embed.device)[None]
 
     def forward(self, features: Tensor, places: Tensor | None = None) -> Tensor:
-        """Context features -> predictions of all patches (B, N, D).
+        """Predict the target features of all patches, (B, N, D).
 
         Args:
-            features: of all patches (B, N, D); or of K visible ones (B, K, D), of a predictor with a mask token.
-            places: of these, int64 (B, K).
+            features: context features of all patches, (B, N, D), or of the K visible patches, (B, K, D); the latter
+                needs a predictor with a mask token, and `places`.
+            places: indices of the visible patches, int64 (B, K).
         """
         if places is not None:
             assert self.mask_token is not None

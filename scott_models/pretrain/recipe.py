@@ -1,6 +1,7 @@
-"""A recipe: everything a pretraining run depends on, in frozen dataclasses whose defaults are the paper's table.
+"""Recipes: all settings of a pretraining run, as frozen dataclasses. The defaults are those of the paper's table.
 
-A TOML file under `recipes/` says only what differs, and opens with the expected score, hardware, time and command.
+A TOML file in `recipes/` sets only what differs from the defaults. The comment at its head gives the expected score,
+hardware, time and command.
 """
 
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from ..training.settings import Run, Schedule, Settings, require
 
 
 def choose_recipe(out: Path | None = None) -> str:
-    """Choose the recipe where none is named: the paper's on a GPU, one for short runs on a CPU.
+    """Choose the recipe if no name is given: the paper's on a GPU, one for short runs on a CPU.
 
     Args:
-        out: the folder of a run to go on with; if it has a recipe, that.
+        out: run folder to resume; if it has a recipe.toml, that recipe is chosen.
     """
     if out and (out / "recipe.toml").is_file():
         return str(out / "recipe.toml")
@@ -25,7 +26,7 @@ def choose_recipe(out: Path | None = None) -> str:
 
 
 Term = Literal["none", "visreg", "sigreg", "vicreg", "infonce"]
-# By the full name of an objective.
+# Titles by `Objective.full_name`.
 TITLES = {
     "mimjepa": "MIM-JEPA",
     "splitmask": "SplitMask",
@@ -40,8 +41,8 @@ TITLES = {
     "mimjepa-vicreg": "MIM-JEPA with VICReg's terms",
     "mimjepa-infonce": "MIM-JEPA with an InfoNCE term",
 }
-DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for the denoising objectives
-# What goes with an objective, whatever a recipe says.
+DRY = ["model.pos_drop=0", "model.proj_drop=0", "model.attn_drop=0"]  # our choice for all objectives but mimjepa
+# Settings that `--objective` sets, whatever the recipe says.
 OBJECTIVES = {
     "mimjepa": ["data.views=different", "mask.kind=blockwise", "mask.ratio=0.6", "mask.blocks=visible"],
     "splitmask": ["data.views=same", "mask.kind=random", "mask.ratio=0.5", "mask.blocks=visible", *DRY],
@@ -49,7 +50,7 @@ OBJECTIVES = {
     "visreg": ["data.views=different", "objective.pooled=visreg", "objective.pooled_weight=1", *DRY],
     "diet": ["data.views=different", *DRY],
 }
-# What goes with all of them, unless they say otherwise.
+# Settings of every objective, unless its own list above says otherwise.
 PLAIN = ["context=all", "pooled=none", "views_per_image=0", "local_views=0"]
 PLAIN = [f"objective.{setting}" for setting in PLAIN]
 OBJECTIVES = {name: [f"objective.name={name}", *PLAIN, *settings] for name, settings in OBJECTIVES.items()}
@@ -57,24 +58,24 @@ OBJECTIVES = {name: [f"objective.name={name}", *PLAIN, *settings] for name, sett
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained (paper, Section 4 and Appendix C; dropouts of the released code)."""
+    """Describe the model to train (paper, Section 4 and Appendix C; dropout rates of the released code)."""
 
     name: str = "scott_12_16"
     img_size: int = 224  # pixels
-    small_img_size: int = 0  # pixels with which a run begins; 0: img_size
-    small_share: float = 0.75  # of the updates that see these
+    small_img_size: int = 0  # pixels of the first updates; 0: img_size
+    small_share: float = 0.75  # share of the updates with small_img_size
     predictor_depth: int = 3  # blocks
     pos_drop: float = 0.2
     proj_drop: float = 0.2
     attn_drop: float = 0.1
     drop_path: float = 0.1
-    num_heads: int = 0  # of attention; 0: the model's own
-    init: str = ""  # weights to start from: a released tag, "local-dir:FOLDER" or a run; random ones if empty
-    grow: bool = False  # whether `init` may be a shallower model's: its blocks come first, the others start fresh
+    num_heads: int = 0  # attention heads; 0: the model's own number
+    init: str = ""  # weights to start from: a released tag, "local-dir:FOLDER" or a run; empty: random weights
+    grow: bool = False  # init may be of a shallower model: its blocks come first, the others start at random
 
     @property
     def start(self) -> str:
-        """What the encoder is before the first update, in words."""
+        """Return, in words, the weights of the encoder before the first update."""
         return self.init or "random weights"
 
     def __post_init__(self) -> None:
@@ -92,9 +93,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    splits: tuple[str, ...] = ()  # of a data set's train, val and test; all images if empty (transductive)
-    short_side: int = 320  # pixels, to which larger images are reduced once, aspect kept
-    views: Literal["different", "same", "none"] = "different"
+    """Describe the images to train on."""
+
+    splits: tuple[str, ...] = ()  # some of train, val and test; empty: all images (transductive)
+    short_side: int = 320  # pixels; larger images are downsampled to it once, with their aspect ratio kept
+    views: Literal["different", "same", "none"] = "different"  # colour changes of an image's views
 
     def __post_init__(self) -> None:
         known = set(self.splits) <= {"train", "val", "test"}
@@ -104,52 +107,54 @@ class Data:
 
 @dataclass(frozen=True)
 class Mask:
+    """Describe the masks, as `masks.blockwise` and `masks.random` sample them."""
+
     kind: Literal["blockwise", "random"] = "blockwise"
-    ratio: float = 0.6  # share of patches hidden
-    blocks: Literal["visible", "masked"] = "visible"  # which the blocks are: released code, or paper
+    ratio: float = 0.6  # share of patches to hide
+    blocks: Literal["visible", "masked"] = "visible"  # what the blocks are: visible (released code), masked (paper)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learned (docs/objectives.md).
+    """Describe the objective (docs/objectives.md).
 
-    The words are of `splitmask` and `beit` (arXiv 2112.10740), the pooled term is of `mimjepa` and `visreg`.
+    `splitmask` and `beit` use a vocabulary of words (arXiv 2112.10740). `mimjepa` and `visreg` take a pooled term.
     """
 
     name: Literal["mimjepa", "splitmask", "beit", "visreg", "diet"] = "mimjepa"
-    context: Literal["all", "visible"] = "all"  # what mimjepa's context encoder works through: mask tokens too, or not
+    context: Literal["all", "visible"] = "all"  # patches in mimjepa's context encoder; hidden ones are mask tokens
     vocabulary: Literal["patches", "kmeans", "projection"] = "patches"
-    words: int = 8192  # of the vocabulary; images with fewer patches give fewer
+    words: int = 8192  # size of the vocabulary; smaller if the images have fewer patches
     decoder_depth: int = 2  # blocks of splitmask's decoder
-    decoder_dim: int = 0  # its width; 0: the encoder's
+    decoder_dim: int = 0  # width of splitmask's decoder; 0: the encoder's width
     match: float = 1.0  # weight of splitmask's InfoNCE beside the cross-entropy
-    temperature: float = 0.2  # of that InfoNCE, and of the pooled one
-    pooled: Term = "none"  # on pooled features
-    pooled_weight: float = 0.3  # of that term beside the loss
-    projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of that term
-    views_per_image: int = 0  # large crops: of visreg 2 or more, of mimjepa 1, or 2 for infonce; 0: the fewest
-    local_views: int = 0  # small crops beside them
-    label_smoothing: float = 0.8  # of diet
+    temperature: float = 0.2  # of splitmask's InfoNCE and of the pooled infonce
+    pooled: Term = "none"  # term on pooled features
+    pooled_weight: float = 0.3  # weight of the pooled term in the loss
+    projector: tuple[int, ...] = (1024, 128)  # widths of the layers in front of the pooled term
+    views_per_image: int = 0  # large crops: visreg 2 or more, mimjepa 1, or 2 with infonce; 0: the smallest number
+    local_views: int = 0  # small crops of visreg
+    label_smoothing: float = 0.8  # of diet, 0 to below 1
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Return the title for READMEs and reports."""
         return TITLES[self.full_name]
 
     @property
     def full_name(self) -> str:
-        """Its name; with a term that is not the name's own, followed by the term's."""
+        """Return the name, followed by the pooled term unless the term is the default of that name."""
         return self.name if self.pooled in ("none", self.name) else f"{self.name}-{self.pooled}"
 
     @property
     def compares_images(self) -> bool:
-        """Whether the loss depends on which images come together."""
+        """Tell whether the loss of an image depends on the other images of the batch."""
         return self.pooled != "none" or (self.name == "splitmask" and self.match > 0)
 
     def __post_init__(self) -> None:
         require(self.words > 1, "objective.words", "at least 2", self.words)
         require(self.decoder_depth > 0, "objective.decoder_depth", "at least 1 block", self.decoder_depth)
-        wide = self.decoder_dim == 0 or self.decoder_dim >= 32  # below, an MLP would have no width
+        wide = self.decoder_dim == 0 or self.decoder_dim >= 32  # for smaller widths the MLP's hidden width rounds to 0
         require(wide, "objective.decoder_dim", "0 (the encoder's) or at least 32", self.decoder_dim)
         require(self.match >= 0, "objective.match", "a weight of 0 or more", self.match)
         require(self.temperature > 0, "objective.temperature", "more than 0", self.temperature)
@@ -157,14 +162,14 @@ class Objective:
         wide = len(self.projector) > 0 and min(self.projector) > 0
         require(wide, "objective.projector", "widths of 1 or more", list(self.projector))
         if self.name == "visreg":
-            require(self.pooled != "none", "objective.pooled", "a term, which visreg needs", self.pooled)
+            require(self.pooled != "none", "objective.pooled", "a term for visreg", self.pooled)
         elif self.name != "mimjepa":
-            require(self.pooled == "none", "objective.pooled", f"none, which {self.name} takes", self.pooled)
+            require(self.pooled == "none", "objective.pooled", f"'none' for {self.name}", self.pooled)
         of_mimjepa = self.name == "mimjepa" or self.context == "all"
-        require(of_mimjepa, "objective.context", f"all, which {self.name} takes", self.context)
+        require(of_mimjepa, "objective.context", f"'all' for {self.name}", self.context)
         views, compared = self.views_per_image, self.name == "mimjepa" and self.pooled == "infonce"
         fits = views == 0 or (views > 1 if self.name == "visreg" else views == 1 or (views == 2 and compared))
-        expected = "2 or more for visreg, 1 for others, 2 for mimjepa with objective.pooled=infonce too; or 0"
+        expected = "0, 2 or more for visreg, 1 for the others, also 2 for mimjepa with objective.pooled=infonce"
         require(fits, "objective.views_per_image", expected, views)
         fits = self.local_views == 0 or (self.name == "visreg" and self.local_views > 0)
         require(fits, "objective.local_views", "0, or more for visreg", self.local_views)
@@ -174,19 +179,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Optim(Schedule):
-    """The same, and the target encoder's moving average."""
+    """Add the decay of the target encoder's moving average to the schedules of the optimiser."""
 
-    start_ema: float = 0.996
-    final_ema: float = 1.0
+    start_ema: float = 0.996  # decay before the first update
+    final_ema: float = 1.0  # decay at the last update, linear in between
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """How the run is watched; it changes nothing in the weights."""
+    """Describe how the run is monitored. Monitoring does not change the weights."""
 
-    every: float = 10  # epochs; 0: never
-    images: int = 2000  # at most, for features and probes
-    test: bool = False  # whether the probes are scored on the test split instead of a held-out part of the others
+    every: float = 10  # epochs between two looks; 0: never
+    images: int = 2000  # largest number of images for features and probes
+    test: bool = False  # score the probes on the test split instead of on held-out images of the other splits
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "monitor.every", "0 epochs (never) or more", self.every)
@@ -195,7 +200,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Of pretraining, by MIM-JEPA unless `objective` says otherwise."""
+    """Hold all settings of a pretraining run, by MIM-JEPA unless `objective` names another method."""
 
     folder: ClassVar[Path] = Path(__file__).parent / "recipes"
     model: Model = field(default_factory=Model)
@@ -207,8 +212,9 @@ class Recipe(Settings):
     run: Run = field(default_factory=Run)
 
     def differences(self, other: Self) -> list[str]:
+        """List the settings in which another recipe would train other weights, as `Settings.differences` does."""
         found = super().differences(other)
         ours, theirs = self.run.accumulate, other.run.accumulate
-        if ours != theirs and self.objective.compares_images:  # those of a part
+        if ours != theirs and self.objective.compares_images:  # only images of the same part are compared
             found.append(f"run.accumulate: {ours!r} and {theirs!r}")
         return found

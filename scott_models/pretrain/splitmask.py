@@ -1,8 +1,10 @@
-"""SplitMask: each half of an image's patches, encoded alone, names the other half's and finds it among other images.
+"""SplitMask: split an image's patches into halves, encode each half alone, and predict the other half from it.
 
-Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740). What it
-leaves open is this project's choice (docs/objectives.md): the decoder's width, that descriptors are compared without a
-layer in between, and how both losses weigh.
+Each half predicts the tokens of the other half, and must find the other half among those of other images.
+
+Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740). The paper leaves some
+points open, which this project chose (docs/objectives.md): the width of the decoder, the comparison of descriptors
+without a layer in between, and the weights of both losses.
 """
 
 from collections.abc import Callable
@@ -24,13 +26,16 @@ from .vocabulary import Denoising, Vocabulary
 
 
 class Decoder(nn.Module):
-    """A shallow transformer that fills in: encoded patches (B, K, D), their places, int64 (B, K) -> all (B, N, W).
+    """Fill in the hidden patches by a shallow transformer: K encoded patches of each image -> features of all N.
 
     Args:
-        embed_dim: D, of the encoder.
-        grid: rows and columns of patches.
-        encoder_depth: blocks of the encoder in front, which makes the initial residual branches smaller.
-        dim: W, the decoder's own width; D if 0. Of another width, a linear layer comes first.
+        embed_dim: D, the width of the encoder.
+        grid: (rows, columns) of patches.
+        num_heads: attention heads of each block.
+        encoder_depth: number of blocks in the encoder; the more there are, the smaller the initial weights of the
+            residual branches.
+        depth: number of blocks in the decoder.
+        dim: W, the width of the decoder; 0: D. If W differs from D, a linear layer comes first.
     """
 
     pos_embed: Tensor
@@ -50,10 +55,11 @@ class Decoder(nn.Module):
             block.init_weights(residual_divisor=(2 * (i + encoder_depth)) ** 0.5)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Have positions for another grid, (rows, columns), from now on."""
+        """Compute the positions for another grid, (rows, columns)."""
         self.pos_embed = sincos_2d(grid, self.dim, self.pos_embed.device)[None]
 
     def forward(self, encoded: Tensor, places: Tensor) -> Tensor:
+        """Decode encoded patches (B, K, D) at the indices `places`, int64 (B, K), to features of all, (B, N, W)."""
         encoded = self.proj(encoded)
         tokens = self.mask_token.to(encoded.dtype).expand(len(encoded), self.pos_embed.shape[1], -1)
         tokens = tokens.scatter(1, places[..., None].expand_as(encoded), encoded)
@@ -61,7 +67,7 @@ class Decoder(nn.Module):
 
 
 class SplitStudent(nn.Module):
-    """What is trained, as one module: encoder, decoder, and the head that names tokens."""
+    """Join the trained parts in one module: the encoder, the decoder, and the head that predicts tokens."""
 
     def __init__(self, encoder: SCOTT, decoder: Decoder, words: int) -> None:
         super().__init__()
@@ -71,18 +77,23 @@ class SplitStudent(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Have positions for another grid, (rows, columns), from now on."""
+        """Compute the positions for another grid, (rows, columns)."""
         self.decoder.set_grid(grid)
 
     def forward(
         self, images: Tensor, first: Tensor, ours: Tensor | None = None, theirs: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W), their first half bool (B, N) -> logits (B, N, V), descriptors of both halves (B, W).
-
-        A patch's logits come from the half that it is not in.
+        """Encode and decode each half alone.
 
         Args:
-            ours, theirs: places of the first half and of the second, as `SCOTT.forward_visible` takes them.
+            images: (B, 3, H, W).
+            first: bool (B, N), True for the patches of the first half.
+            ours, theirs: indices of the patches of the first and of the second half, int64 (B, K) and (B, N - K);
+                found from `first` if None.
+
+        Returns:
+            logits (B, N, V), where those of a patch come from the half without it; and the descriptors of the first and
+            of the second half, (B, W) each.
         """
         ours = find_places(first) if ours is None else ours
         theirs = find_places(~first) if theirs is None else theirs
@@ -95,16 +106,17 @@ class SplitStudent(nn.Module):
 
 
 class SplitMask(Denoising):
-    """Split, inpaint, match: cross-entropy of the hidden patches' tokens, and InfoNCE between the two halves.
+    """Train an encoder by the cross-entropy of the hidden patches' tokens, and by InfoNCE between the two halves.
 
     Args:
-        encoder: it sees half of the patches at a time, and needs no mask token.
-        vocabulary: of the tokens.
-        match: weight of InfoNCE beside the cross-entropy.
+        encoder: sees half of the patches at a time; needs no mask token.
+        decoder: fills in the other half.
+        vocabulary: makes the tokens.
+        match: weight of InfoNCE, with 1 for the cross-entropy.
         temperature: of InfoNCE.
-        views: how crops become (context, target) images: (crops uint8, draws) -> two normalised batches. The context
-            is encoded, tokens are the target's.
-        split: (grid, batch=..., generator=...) -> the first half, bool (batch, N).
+        views: function that makes context and target images: (crops uint8, draws) -> two normalised batches. The
+            context images are encoded; the tokens are those of the target images.
+        split: function that samples the first half: (grid, batch=..., generator=...) -> bool (batch, N).
     """
 
     def __init__(
@@ -122,15 +134,21 @@ class SplitMask(Denoising):
         self.match, self.temperature = match, temperature
 
     def inputs(self, crops: Tensor, generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> images (B, 3, H, W), tokens int64 (B, N), the first half bool (B, N).
+        """Make the arguments of `forward` from crops uint8 (B, 3, H, W).
 
-        And the places of both halves, int64 (B, K) and (B, N - K).
+        Returns:
+            images (B, 3, H, W); tokens, int64 (B, N); the first half, bool (B, N); the indices of the patches of the
+            first and of the second half, int64 (B, K) and (B, N - K).
         """
         images, target, *halves = self._drawing.inputs(crops, generator)
         return images, self.vocabulary(target), *halves
 
     def forward(self, images: Tensor, tokens: Tensor, first: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Cross-entropy over all patches, each hidden once, plus the weighted mean of both directions' InfoNCE."""
+        """Compute the loss, a scalar: cross-entropy plus the weighted InfoNCE.
+
+        The cross-entropy is averaged over all patches, each of which is hidden once. InfoNCE is averaged over both
+        directions.
+        """
         logits, one, other = self.student(images, first, ours, theirs)
         inpaint = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
         match = info_nce(one, other, self.temperature) + info_nce(other, one, self.temperature)
@@ -138,9 +156,12 @@ class SplitMask(Denoising):
 
 
 def info_nce(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """How well each of `ours` (B, D) is told from its own among `theirs` (B, D) of all processes: a scalar."""
+    """Compute InfoNCE from `ours` (B, D) to `theirs` (B, D), a scalar, averaged over the rows of `ours`.
+
+    Row i of both belongs to the same image. Negatives are the rows of `theirs` of all processes.
+    """
     ours, theirs = (F.normalize(x.float(), dim=1) for x in (ours, theirs))
     everyone, before = gather(theirs)
     own = torch.arange(before, before + len(ours), device=ours.device)
-    with torch.autocast(ours.device.type, enabled=False):  # cosines near 1 differ by less than bf16 tells
+    with torch.autocast(ours.device.type, enabled=False):  # bf16 cannot resolve cosines near 1
         return F.cross_entropy(ours @ everyone.T / temperature, own)

@@ -1,4 +1,4 @@
-"""Weights that a run starts from, in place of random ones."""
+"""Trained weights that a run starts from, instead of random ones."""
 
 import json
 from collections.abc import Mapping
@@ -16,30 +16,32 @@ from ..weights import local_dir, timm_configs
 
 
 def load_start(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> None:
-    """Replace an encoder's fresh weights by trained ones; the mask token stays fresh where those have none.
+    """Replace an encoder's random weights by trained ones; the mask token stays random if the file has none.
 
     Args:
+        encoder: changed in place.
         init: a released tag, "local-dir:FOLDER", or the folder of a run that has ended.
-        name: of the encoder's model.
-        grow: let the weights be a shallower model's, of any number of heads. Its blocks come first, the others stay
-            fresh: they add so little yet that features are about the shallower model's.
+        name: model name of the encoder.
+        grow: accept the weights of a shallower model, with any number of heads. Its blocks come first. The other blocks
+            stay random; they change features so little that these stay close to the shallower model's.
 
     Raises:
-        WeightsError: weights that cannot be had, or are another model's.
+        RecipeError: `init` is a tag of another model, and `grow` is False.
+        WeightsError: the weights are missing, damaged, or those of another model or number of heads.
     """
     if init in weights.manifest():
         model = init.split(".", maxsplit=1)[0]
-        require(grow or model == name, "model.name", f"{model}, whose weights {init} are, or model.grow=true", name)
+        require(grow or model == name, "model.name", f"{model}, the model of {init}, or model.grow=true", name)
         path, released = weights.load(init)
-        heads = timm_configs.get_registered_args(model)["num_heads"]  # or it would not be a tag's
+        heads = timm_configs.get_registered_args(model)["num_heads"]  # released weights have the model's own number
     else:
         released, folder = None, Path(init.removeprefix("local-dir:"))
         path = next(iter(folder.glob("export/model.safetensors")), folder / "model.safetensors")
         if not path.is_file():
             tags = sorted(weights.manifest())
-            raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER; found no {path}")
+            raise WeightsError(f"init: expected one of {tags}, a run, or local-dir:FOLDER, found no {path}")
         heads = find_num_heads(path)
-    if heads != (own := encoder.blocks[0].attn.num_heads) and not grow:  # which no shape tells
+    if heads != (own := encoder.blocks[0].attn.num_heads) and not grow:  # which the shapes of the weights do not show
         raise WeightsError(
             f"init: expected weights of {own} heads, found {heads} in {path}; set model.num_heads={heads}"
         )
@@ -51,25 +53,25 @@ def load_start(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
             state |= check_further_blocks(encoder, state)
         state = checkpoint_filter_fn(state, encoder)
         encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
-    except (RuntimeError, SafetensorError) as error:  # other shapes; a damaged file
-        reason = " ".join(str(error).split("\n")[:2])  # the first of many
+    except (RuntimeError, SafetensorError) as error:  # wrong shapes, or a damaged file
+        reason = " ".join(str(error).split("\n")[:2])  # torch lists every wrong shape; show the first
         raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
 
 
 def check_further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's own weights of the blocks that come after those of a shallower model's `state`."""
+    """Return the encoder's own weights of the blocks that the shallower model of `state` lacks."""
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     own = encoder.state_dict().items()
     return {name: tensor for name, tensor in own if name.startswith("blocks.") and int(name.split(".")[1]) >= depth}
 
 
 def find_num_heads(path: Path) -> int:
-    """How many heads the attention of exported weights has, by the configuration beside them.
+    """Read the number of attention heads of exported weights from the config.json beside them.
 
     Raises:
-        WeightsError: there is none, or not one of a model of this package.
+        WeightsError: config.json is missing or damaged, or names a model that this package does not have.
     """
-    expected = f"beside the weights the configuration of one of {MODELS}, for the number of heads"
+    expected = f"the configuration of one of {MODELS}, for the number of heads"
     with local_dir.read_record(path.with_name("config.json"), expected) as config:
         content = json.loads(config.read_text())
         if (model := content["architecture"]) not in MODELS:

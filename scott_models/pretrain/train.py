@@ -1,4 +1,4 @@
-"""Pretraining: the training loop with a recipe's objective, its monitor and its album."""
+"""Pretraining: the function `pretrain`, and the run behind it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,22 +28,29 @@ def pretrain(
     skip_bad: bool = False,
     export: Literal["target", "context"] = "target",
 ) -> Path:
-    """Pretrain on all images of the sources `data`; returns the folder of the exported encoder.
+    """Pretrain a model on the images of `data`; return the folder of the exported encoder.
 
-    The run folder `out` receives recipe.toml, environment.json, metrics.jsonl, checkpoints/, README.md and, at the end,
-    export/ in timm's local-dir layout. Under `accelerate launch` every process calls this with the same arguments.
+    The run writes recipe.toml, environment.json, metrics.jsonl, checkpoints/, looks/ and README.md into `out` and, at
+    the end, export/ in timm's local-dir layout. Under `accelerate launch` every process calls this function with the
+    same arguments.
 
     Args:
-        data: folders of images, or names of data sets, as `scott_models.data.find_samples` takes them.
-        budget: minutes, images or epochs, to which schedules are fitted; a resumed run keeps what it chose.
-        skip_bad: leave out images that cannot be used, instead of raising.
-        export: which encoder is exported, and watched on the way.
+        recipe: all settings of the run.
+        data: folders of images, or names of data sets, as `scott_models.data.find_samples` takes them. All their
+            images are used, unless `recipe.data.splits` names splits.
+        out: run folder; created if it does not exist.
+        resume: continue the run in `out` from its last checkpoint; without a checkpoint, start a new run.
+        budget: minutes, images or epochs; the schedules are fitted to it. A resumed run keeps its fitted epochs.
+        skip_bad: leave out images that cannot be used, instead of raising an error.
+        export: encoder to export, and to monitor during the run.
 
     Raises:
-        DataError: images that cannot be used, fewer of them than a batch, or no room for a checkpoint.
-        RecipeError: settings that do not fit, a run folder in use and no `resume`, or a resumed run of another recipe.
-        TrainingError: the loss or a gradient was not finite in three updates in a row.
-        Interrupted: by Ctrl-C or SIGTERM, after saving.
+        DataError: an image cannot be used, there are fewer images than a batch, or the disk is full.
+        RecipeError: settings do not fit, `out` holds a run but `resume` is False, or the run to resume has another
+            recipe or other images.
+        WeightsError: the weights to start from are missing, damaged, or those of another model.
+        TrainingError: the loss or a gradient was NaN or infinite in three updates in a row.
+        Interrupted: Ctrl-C or SIGTERM stopped the run, after it saved a checkpoint.
     """
     run = Pretraining(recipe, data, Path(out), resume, budget, skip_bad, export)
     run.train()
@@ -51,7 +58,7 @@ def pretrain(
 
 
 class Pretraining(Run):
-    """A pretraining under way."""
+    """Run one pretraining, from its recipe to the export."""
 
     kind_of_health = Health
 
@@ -66,7 +73,7 @@ class Pretraining(Run):
         return Monitor(images, recipe, engine.device, engine.autocast, watches=engine.is_main)
 
     def build_album(self, recipe: Any, images: Images) -> Album:
-        """Build an album of images that the monitor chose, of many classes."""
+        """Build an album of some of the monitor's images, spread over the classes."""
         assert isinstance(self.monitor, Monitor)
         chosen = [images[i] for i in pick_evenly(self.monitor.held_out or self.monitor.train, PICTURES)]
         return Album(self.out / "looks", chosen, recipe.model.img_size, self.encoder, self.engine.autocast)
@@ -87,15 +94,21 @@ class Pretraining(Run):
 def write_readme(
     path: Path, recipe: Recipe, sources: Sequence[str | Path], images: int, health: dict[int, Health]
 ) -> None:
-    """Say what the run is, how it fares and what to do with it."""
+    """Write the README of a run: its settings, its health so far, and how to use its result.
+
+    Args:
+        sources: the `data` of `pretrain`.
+        images: number of images of the run.
+        health: the monitor's results by update; 0 is before the first update.
+    """
     done = max(health, default=0)
     start = recipe.model.start
-    state = f"After update {done:,}: {judge(health[done], health[0], start)}." if done else "Not yet watched."
+    state = f"After update {done:,}: {judge(health[done], health[0], start)}." if done else "Not monitored yet."
     if recipe.optim.finish_updates:
         planned = round(recipe.optim.epochs * (images // recipe.optim.batch_size))
         state += (
-            f" From update {recipe.optim.finish_after:,} of {planned:,} on it was brought to an end in "
-            f"{recipe.optim.finish_updates:,} updates."
+            f" After update {recipe.optim.finish_after:,} of {planned:,} the run was finished early, in "
+            f"{recipe.optim.finish_updates:,} more updates."
         )
     small, size = recipe.small_img_size, recipe.model.img_size
     sizes = f"{small}, then {size}" if small else f"{size}"
@@ -105,15 +118,15 @@ def write_readme(
         f"""# {recipe.model.name}, pretrained by {recipe.objective.title}
 
 {images:,} images of {", ".join(map(str, sources))}; {recipe.optim.epochs:g} epochs; batches of
-{recipe.optim.batch_size}; {sizes} px; seed {recipe.run.seed}. The whole recipe is recipe.toml, what it
-ran on environment.json, every figure metrics.jsonl.
+{recipe.optim.batch_size}; {sizes} px; seed {recipe.run.seed}. recipe.toml has all settings, environment.json
+the machine and the software, metrics.jsonl all figures.
 
 {state}
 
 | update | RankMe | spread | mean cosine | kNN % | ridge % |
 |---|---|---|---|---|---|
 {rows}
-Once the run has ended, `export/` is a timm model:
+Once the run has ended, `export/` holds a timm model:
 
 ```python
 import scott_models, timm
@@ -121,8 +134,8 @@ import scott_models, timm
 model = timm.create_model("local-dir:{path.parent / "export"}", pretrained=True)  # num_classes=10 adds a classifier
 ```
 
-A run that was stopped goes on with the command that started it and `--resume`; `scott pretrain --out {path.parent}
---finish --minutes 30` brings it to its end in that time.
+To continue a stopped run, repeat the command that started it, with `--resume`. To finish it early, in 30 minutes:
+`scott pretrain --out {path.parent} --finish --minutes 30`.
 """,
     )
 

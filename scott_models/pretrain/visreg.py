@@ -1,7 +1,7 @@
-"""VISReg and its kin: crops of an image agree, and the images of a batch are spread out. There is no target encoder.
+"""VISReg and related objectives: features of an image's crops agree, and features of different images are spread out.
 
-Source: VISReg, arXiv 2606.02572; LeJEPA, arXiv 2511.08544, for the crops; `objective.pooled` chooses another term than
-VISReg's, with which this is LeJEPA (sigreg), VICReg (vicreg) or InfoNCE between crops (infonce).
+There is no target encoder. Source: VISReg, arXiv 2606.02572; LeJEPA, arXiv 2511.08544, for the crops. With another term
+in `objective.pooled` the objective is LeJEPA's (sigreg), VICReg's (vicreg) or InfoNCE between crops (infonce).
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from .recipe import Term
 
 
 class PooledEncoder(nn.Module):
-    """What is trained in each process's own part of a batch: the encoder, whose features are averaged."""
+    """Encode crops and average their patch features; each process does so for its own part of a batch."""
 
     def __init__(self, encoder: SCOTT) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, *crops: Tensor) -> Tensor:
-        """Crops (B, 3, H, W), those of one size next to each other -> average features of each (B, views, D)."""
+        """Compute average features (B, views, D) of crops (B, 3, H, W); crops of one size are next to each other."""
         features: list[Tensor] = []
         for size in dict.fromkeys(each.shape[-1] for each in crops):
             some = [each for each in crops if each.shape[-1] == size]
@@ -37,14 +37,14 @@ class PooledEncoder(nn.Module):
 
 
 class Comparison(nn.Module):
-    """Compare what a projector makes of crops' features, in fp32 and between the images of all processes.
+    """Compare projected features of crops, in fp32 and between the images of all processes.
 
     Args:
-        term: on the images of a batch.
-        dim: of the features.
-        projector: widths of its layers.
-        views: how many crops are large; what these are on average all are drawn to.
-        weight: of the term beside the distance of crops of an image.
+        term: term that compares the images of a batch.
+        dim: width of the features.
+        projector: widths of the projector's layers.
+        views: number of large crops; all crops are pulled to the mean of the large ones.
+        weight: weight of the term, with 1 for the distance between crops of an image; infonce has neither.
         temperature: of infonce.
     """
 
@@ -56,7 +56,12 @@ class Comparison(nn.Module):
         self.projector = build_projector(dim, projector)
 
     def forward(self, features: Tensor, *drawn: Tensor) -> Tensor:
-        """Features (B, views, D), and what was drawn for the term -> the loss, a scalar."""
+        """Compute the loss, a scalar.
+
+        Args:
+            features: average features of all crops (B, views, D), large crops first.
+            drawn: directions of the term, if it needs any.
+        """
         with torch.autocast(features.device.type, enabled=False):
             everyone = gather(features.float())[0].transpose(0, 1)
             projected = self.projector(everyone.flatten(0, 1)).view(*everyone.shape[:2], -1)
@@ -73,15 +78,15 @@ class Comparison(nn.Module):
 
 
 class VISReg(OneEncoder):
-    """Distance between crops of an image, and a term that spreads the images out.
+    """Train an encoder by the distance between crops of an image, and by a term that spreads the images out.
 
     Args:
-        encoder: with `dynamic_img_size` if there are local views, which are smaller.
-        comparison: of the crops' features.
-        views_per_image: large crops, two or more.
-        local_views: small crops.
-        colours: as `EachView`'s mode.
-        compiled: as `EachView`.
+        encoder: created with `dynamic_img_size=True` if there are local views, which are smaller.
+        comparison: computes the loss from the features of the crops.
+        views_per_image: number of large crops, two or more.
+        local_views: number of small crops.
+        colours: mode of `EachView`.
+        compiled: as in `EachView`.
     """
 
     def __init__(
@@ -95,16 +100,16 @@ class VISReg(OneEncoder):
         compiled: bool = False,
     ) -> None:
         super().__init__(PooledEncoder(encoder))
-        self.comparison: Any = comparison  # several processes wrap it
+        self.comparison: Any = comparison  # Any: with several processes a wrapper replaces it
         self.views_per_image, self.local_views = views_per_image, local_views
         more = choose_draw(comparison.term, comparison.projector[-1].out_features)
         self.drawing = Drawing(EachView(views_per_image + local_views, colours, compiled), more=more)
 
     def inputs(self, crops: Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W), several of each image -> as many images (B, 3, H, W), and the term's directions."""
+        """Make the arguments of `forward` from crops uint8 (B, 3, H, W): as many images, then the term's directions."""
         return self.drawing.inputs(crops, generator)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Images of all views, then what the term draws -> a scalar."""
+        """Compute the loss, a scalar, from the results of `inputs`."""
         count = self.views_per_image + self.local_views
         return self.comparison(self.student(*inputs[:count]), *inputs[count:])

@@ -1,7 +1,7 @@
-"""Discrete targets without a trained tokenizer: a patch's token is the nearest word of a fixed vocabulary.
+"""Discrete targets without a trained tokenizer: the token of a patch is the nearest word of a fixed vocabulary.
 
-"Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740) finds that words taken from
-the images themselves, or even at random, serve a denoising objective as well as a tokenizer trained on millions.
+Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (arXiv 2112.10740). The paper finds that
+words from the images themselves, or random words, serve as well as a tokenizer trained on millions of images.
 """
 
 import sys
@@ -28,21 +28,26 @@ from .one_encoder import OneEncoder
 
 Kind = Literal["patches", "kmeans", "projection"]
 FILE = "vocabulary.safetensors"
-PER_CROP = 8  # patches taken of a crop, at most
-PER_WORD = 16  # patches that k-means sees for each word
-AT_ONCE = 64  # crops
-PIECE = 2**24  # similarities that are held at a time on a CPU
-ANEW = "delete it, and the same words are made anew"
+PER_CROP = 8  # largest number of patches from one crop
+PER_WORD = 16  # patches for each word of k-means
+AT_ONCE = 64  # crops in a batch
+PIECE = 2**24  # similarities computed at a time on a CPU
+ANEW = "delete it, and the run makes its words again"
 
 
 class Vocabulary(nn.Module):
-    """Words, and which is nearest: images (B, 3, H, W), ImageNet-normalised -> tokens int64 (B, N).
+    """Find the nearest word of each patch: images (B, 3, H, W), ImageNet-normalised -> tokens, int64 (B, N).
 
-    Nearest by the cosine between a patch's normalised pixels and a word.
+    The nearest word has the largest cosine similarity with the patch's normalised pixels.
 
     Args:
-        patch_size: pixels on a side.
-        size: of the vocabulary, at most; images with fewer patches give fewer words.
+        patch_size: side of a patch, pixels.
+        size: largest number of words; images with fewer patches give fewer words.
+        kind: how words are made; see `make_words`.
+        seed: the same seed and the same images give the same words.
+
+    Raises:
+        UserError: `kind` is "kmeans", but scikit-learn is not installed.
     """
 
     words: Tensor
@@ -50,29 +55,35 @@ class Vocabulary(nn.Module):
     def __init__(self, patch_size: int, size: int = 8192, *, kind: Kind = "patches", seed: int = 0) -> None:
         super().__init__()
         self.patch_size, self.size, self.kind, self.seed = patch_size, size, kind, seed
-        # Not in a checkpoint: a run keeps it in a file of its own, or makes it again from its seed.
+        # Not in a checkpoint: a run keeps its words in a file, or makes them again from its seed.
         self.register_buffer("words", torch.empty(0, 3 * patch_size**2), persistent=False)
         if kind == "kmeans":
-            kmeans()  # before any work is done in vain
+            kmeans()  # fail early if scikit-learn is missing
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the tokens; raise RuntimeError if the vocabulary has no words yet."""
         if not len(self.words):
             raise RuntimeError("vocabulary: expected words, found none; fill it first")
         patches = cut_patches(images, self.patch_size)
         size = max(1, PIECE // len(self.words)) if images.device.type == "cpu" else patches.shape[0] * patches.shape[1]
-        # In fp32 on a GPU too: the best words are near ties, and TF32 gave 2.6 % of real patches another, bf16 10 %.
+        # fp32 on a GPU too: the best two words are often close, so TF32 changed 2.6 % of real tokens and bf16 10 %.
         nearest = [(some @ self.words.T).argmax(dim=1) for some in patches.flatten(0, 1).split(size)]
         tokens = nearest[0] if len(nearest) == 1 else torch.cat(nearest)
         return tokens.view(patches.shape[:2])
 
     def fill(self, crops: Crops, folder: Path) -> None:
-        """Take the words from a run's folder, or make them of its images and write them there.
+        """Read the words from a run's folder, or make them from its images and write them there.
 
-        What an earlier start left there is made anew unless it is the same; once a run has checkpoints, it is refused.
+        Words of other images or settings, which an earlier start left there, are replaced. If the run has checkpoints
+        already, they are refused.
+
+        Args:
+            crops: crops of the run's images.
+            folder: run folder.
 
         Raises:
-            DataError: words that are damaged, or those of other images or settings than the run's.
+            DataError: the file is damaged, or the run has checkpoints and the words are not its own.
         """
         path, began = folder / FILE, any(folder.glob("checkpoints/step_*.pt"))
         made = f"{self.kind} {self.size} {self.seed} {self.patch_size} {crops.size} {crops.images.digest}"
@@ -81,7 +92,7 @@ class Vocabulary(nn.Module):
             raise DataError(f"{path}: expected this run's words ({made}), found others ({theirs}); {ANEW}")
         if words is None or theirs != made:
             if began:
-                print(f"{path}: expected the run's words, found none; making them anew", file=sys.stderr)
+                print(f"{path}: expected the run's words, found no file; making them again", file=sys.stderr)
             words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
             folder.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as beside:
@@ -90,7 +101,11 @@ class Vocabulary(nn.Module):
 
 
 def read_words(path: Path) -> tuple[Tensor, str]:
-    """Words, and of what they were made."""
+    """Read the words, and a description of what they were made from.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("words"), (file.metadata() or {}).get("made", "")
@@ -99,17 +114,17 @@ def read_words(path: Path) -> tuple[Tensor, str]:
 
 
 def cut_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, 3, H, W) -> their patches' pixels as vectors of length 1, row by row: (B, N, 3 p p)."""
+    """Cut images (B, 3, H, W) into patches, row by row: pixels as vectors of length 1, (B, N, 3 p p)."""
     columns = F.unfold(images.float(), patch_size, stride=patch_size)
     return F.normalize(columns, dim=1).transpose(1, 2)
 
 
 def make_words(crops: Crops, patch_size: int, kind: Kind, size: int, seed: int) -> Tensor:
-    """A vocabulary of at most `size` words: vectors of length 1, fp32 (V, 3 p p), the same for the same seed.
+    """Make at most `size` words: vectors of length 1, fp32 (V, 3 p p), the same for the same seed.
 
-    - patches: patches of random crops of the images;
-    - kmeans: centres of such patches, by scikit-learn;
-    - projection: random directions, so that a token is the largest of V random projections of a patch.
+    Args:
+        kind: "patches", patches of random crops of the images; "kmeans", cluster centres of such patches, by
+            scikit-learn; "projection", random directions, so that a token is the largest of V random projections.
     """
     generator = torch.Generator().manual_seed(int(make_key(seed, "words", 0)) >> 1)
     size = min(size, len(crops.images) * (crops.size // patch_size) ** 2)
@@ -121,13 +136,13 @@ def make_words(crops: Crops, patch_size: int, kind: Kind, size: int, seed: int) 
 
 
 def sample_patches(crops: Crops, patch_size: int, wanted: int, seed: int, generator: torch.Generator) -> Tensor:
-    """So many patches of random crops, no more of a crop than a few: (wanted, 3 p p)."""
+    """Sample `wanted` patches of random crops, at most `PER_CROP` of each crop: (wanted, 3 p p)."""
     grid = (crops.size // patch_size) ** 2
     per_crop = min(PER_CROP, grid)
     count = ceil(wanted / per_crop)
     chosen = torch.randint(len(crops.images), (count,), generator=generator)
     found = []
-    places = list(enumerate(chosen.tolist()))  # every crop as if of an epoch of its own
+    places = list(enumerate(chosen.tolist()))  # an epoch of its own for each crop, so that an image's crops differ
     batches = [places[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
     for batch in track(batches, "vocabulary", total=count, size=AT_ONCE):
         _, pixels = crops.__getitems__(batch)
@@ -139,24 +154,26 @@ def sample_patches(crops: Crops, patch_size: int, wanted: int, seed: int, genera
 
 
 def find_centres(patches: Tensor, size: int, seed: int) -> Tensor:
-    """Of `size` clusters of patches (n, P), as vectors of length 1."""
-    print(f"k-means: {size} words of {len(patches):,} patches", file=sys.stderr)
+    """Compute the centres of `size` clusters of patches (n, P), as vectors of length 1: fp32 (size, P)."""
+    print(f"k-means: making {size} words from {len(patches):,} patches", file=sys.stderr)
     means = kmeans()(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)
     return F.normalize(torch.from_numpy(means.fit(patches.numpy()).cluster_centers_.astype(np.float32)), dim=1)
 
 
 def kmeans() -> Any:
-    """scikit-learn's, if it is installed."""
+    """Import scikit-learn's k-means; raise UserError if scikit-learn is not installed."""
     with needs_extra("kmeans"):
         from sklearn.cluster import MiniBatchKMeans
     return MiniBatchKMeans
 
 
 class Denoising(OneEncoder):
-    """An objective of one encoder, which is its student's, of a vocabulary, and of masks that show equally much.
+    """Hold what BEiT and SplitMask share: a student with one encoder, a vocabulary, views and masks.
 
     Args:
-        views, mask: as `Drawing` takes them.
+        student: module with the encoder.
+        vocabulary: makes the tokens.
+        views, mask: as in `Drawing`; masks show the same number of patches in each image.
     """
 
     def __init__(self, student: nn.Module, vocabulary: Vocabulary, views: Any, mask: Callable[..., Tensor]) -> None:
@@ -170,9 +187,9 @@ class Denoising(OneEncoder):
 
     @property
     def drawing(self) -> Drawing | None:
-        """Return what draws ahead for `inputs`, if the views can."""
+        """Return a function that draws random numbers for `inputs` ahead of time; None if the views cannot."""
         return self._drawing.ahead
 
     def prepare(self, crops: Crops, folder: Path) -> None:
-        """Fill the vocabulary: with the words of a run's folder, or new ones of its images."""
+        """Fill the vocabulary with the words of the run's folder, or with new words from its images."""
         self.vocabulary.fill(crops, folder)

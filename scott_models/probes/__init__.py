@@ -1,6 +1,6 @@
-"""What frozen features of any timm model are worth: classifiers, trained heads, scores beside random weights.
+"""Probes: classifiers and trained heads on the frozen features of any timm model, compared with random weights.
 
-`features.py` computes the features, `evaluate.py` scores them.
+`features.py` computes the features; `evaluate.py` scores the probes.
 """
 
 from .evaluate import probe, retrieve

@@ -1,7 +1,7 @@
-"""Classifiers of frozen features, without training by gradient steps, and what their predictions are worth.
+"""Classifiers on frozen features that are solved for instead of trained on batches, and metrics of predictions.
 
-Each takes training features (M, D), their labels, int64 (M,) below `classes`, and test features (n, D), and returns
-scores (n, classes), the more the likelier.
+`knn` and `ridge` take training features (M, D), their labels, int64 (M,) below `classes`, and test features (n, D).
+They return scores (n, classes); the class with the highest score is the prediction.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from torch import Tensor
 
 NEIGHBOURS = 10
 RIDGE_STRENGTHS = torch.logspace(-1, 5, 13, dtype=torch.float64).tolist()
-AT_ONCE = 2048  # test images whose similarities to all others are in memory
-ITERATIONS = 1000  # of L-BFGS, which stops sooner where the loss is flat
-HISTORY = 20  # of its last steps, which it goes through at every one; with 100 it needs hardly fewer
+AT_ONCE = 2048  # queries in a batch; their similarities to all other images are in memory together
+ITERATIONS = 1000  # at most, of L-BFGS, which stops sooner if the loss is flat
+HISTORY = 20  # past steps that L-BFGS uses in each iteration; with 100 it needs hardly fewer iterations
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of predictions, in percent.
+    """Describe the accuracy of predictions, in percent.
 
     Attributes:
-        top5: how often the class is among the five likeliest; None where there are not more than five.
-        per_class: mean over the classes that have test images of the share of theirs that are right.
+        top5: share of images whose class is among the five with the highest scores; None with at most five classes.
+        per_class: accuracy of each class that has test images, averaged over these classes.
     """
 
     top1: float
@@ -33,7 +33,10 @@ class Accuracy:
 
     @classmethod
     def of(cls, scores: Tensor, labels: Tensor) -> "Accuracy":
-        """Of scores (n, classes) for labels, int64 (n,). Of equal scores the first class's counts as higher."""
+        """Compute the accuracy of scores (n, classes) for labels, int64 (n,).
+
+        If scores are equal, the class with the lower number ranks first. A score of minus infinity is never right.
+        """
         classes = scores.shape[1]
         own = scores.gather(1, labels[:, None])
         before = torch.arange(classes, device=labels.device) < labels[:, None]
@@ -47,16 +50,16 @@ class Accuracy:
 
 
 def count_confusions(scores: Tensor, labels: Tensor) -> Tensor:
-    """How often each class is taken for which: scores (n, classes), labels int64 (n,) -> int64 (classes, classes).
+    """Compute the confusion matrix: scores (n, classes), labels int64 (n,) -> int64 (classes, classes).
 
-    Rows are the true classes, columns the likeliest ones.
+    Rows are the true classes, columns the predicted classes.
     """
     classes = scores.shape[1]
     return torch.bincount(labels * classes + scores.argmax(dim=1), minlength=classes**2).view(classes, classes)
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Votes of the nearest training images by cosine; a class without a vote scores minus infinity."""
+    """Count the votes of the nearest training images by cosine; a class without a vote scores minus infinity."""
     votes = []
     for similarity in _similarities(test, train):
         nearest = similarity.topk(min(neighbours, len(train)), dim=1).indices
@@ -66,10 +69,10 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, neighbours: i
 
 
 def ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
-    """Ridge classifier on standardised features, one -1/1 target a class.
+    """Score test images by a ridge classifier on standardised features, with one target of -1 or 1 for each class.
 
-    Of RIDGE_STRENGTHS the one with the least squared leave-one-out error on the training images counts; the singular
-    values give it without fitting again, as scikit-learn's RidgeClassifierCV does.
+    The strength is the one of RIDGE_STRENGTHS with the smallest squared leave-one-out error on the training images.
+    The singular values give this error without another fit, as in scikit-learn's RidgeClassifierCV.
     """
     x, new = train.double(), test.double()
     mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)
@@ -82,7 +85,7 @@ def ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
 
     def leave_one_out(strength: float) -> float:
         shrink = (s**2 / (s**2 + strength))[:, None]
-        left = 1 - 1 / len(x) - u.square() @ shrink  # how little of a prediction an image's own target makes
+        left = 1 - 1 / len(x) - u.square() @ shrink  # 1 - leverage of each image
         return ((targets - centre - u @ (shrink * projected)) / left).square().mean().item()
 
     strength = min(RIDGE_STRENGTHS, key=leave_one_out)
@@ -92,16 +95,17 @@ def ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
 def logistic(
     train: Tensor, labels: Tensor, classes: int, inverse_strength: float, *, rough: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression by L-BFGS: weight (classes, D) and bias (classes,), fp64.
+    """Fit multinomial logistic regression by L-BFGS: weight (classes, D) and bias (classes,), fp64.
 
-    Least sum of cross-entropies times `inverse_strength`, plus half the squared weights: scikit-learn's
+    The loss is the sum of cross-entropies times `inverse_strength`, plus half the squared weights, as in scikit-learn's
     LogisticRegression(C=inverse_strength).
 
     Args:
-        rough: stop after a tenth of the iterations, in fp32: enough to compare strengths.
+        rough: stop after a tenth of the iterations and compute in fp32, which is enough to compare strengths.
     """
     x = train.float() if rough else train.double()
-    centre = x.mean(dim=0)  # the bias, which is free, takes it back; without it the loss is a narrow valley
+    # Centring keeps the loss from being a narrow valley. The bias is not penalised and makes up for it at the end.
+    centre = x.mean(dim=0)
     x = x - centre
     scale = 1 / (inverse_strength * len(x))
     weight, bias = (torch.zeros(shape, dtype=x.dtype, device=x.device) for shape in ((classes, x.shape[1]), (classes,)))
@@ -126,15 +130,15 @@ def logistic(
 
 
 def score_retrieval(features: Tensor, labels: Tensor) -> float:
-    """Mean average precision, in percent, of finding each image's class among all other images by cosine.
+    """Compute the mean average precision, in percent, of finding each image's class among all others by cosine.
 
-    Images whose class has no other are not asked for, but may be found.
+    An image that is alone in its class is not a query, but other queries may find it.
     """
     precisions = []
     start = 0
     for similarity in _similarities(features, features):
         rows = torch.arange(len(similarity), device=labels.device)
-        similarity[rows, start + rows] = -torch.inf  # itself, which comes last
+        similarity[rows, start + rows] = -torch.inf  # the image itself comes last
         order = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
         relevant = labels[order] == labels[start + rows, None]
         found = relevant.cumsum(dim=1)
@@ -146,7 +150,7 @@ def score_retrieval(features: Tensor, labels: Tensor) -> float:
 
 
 def _similarities(queries: Tensor, others: Tensor) -> Iterator[Tensor]:
-    """Cosines of some queries at a time with all others: (some, N)."""
+    """Yield the cosines of a batch of queries with all others: (B, N)."""
     others = F.normalize(others.float(), dim=1).T
     for some in F.normalize(queries.float(), dim=1).split(AT_ONCE):
         yield some @ others

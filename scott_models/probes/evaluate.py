@@ -1,8 +1,8 @@
-"""What frozen features are worth: neighbours, linear and attentive probes of any timm model, beside random weights.
+"""Probes on the frozen features of any timm model, compared with random weights, and retrieval without training.
 
-Two protocols. `paper` (Appendix E): heads trained for 100 epochs, on a fresh augmented view of every image in each.
-`fast`: the features of a few augmented views are computed once; the attentive head is trained on them as above, the
-linear one solved for. docs/evaluation.md says how.
+There are two protocols. `paper` (Appendix E) trains heads for 100 epochs, with a fresh augmented view of every image
+in each epoch. `fast` computes the features of a few augmented views once. It trains the attentive head on them for as
+many epochs, and solves for the linear head. docs/evaluation.md describes both protocols.
 """
 
 import sys
@@ -35,18 +35,18 @@ Protocol = Literal["fast", "paper"]
 Kind = Literal["knn", "ridge", "linear", "attentive"]
 KINDS: tuple[Kind, ...] = ("knn", "ridge", "linear", "attentive")
 EPOCHS = 100  # of heads trained by gradient steps
-VIEWS = 2  # augmented, of every training image, that `fast` computes
+VIEWS = 2  # augmented views of every training image, computed by `fast`
 CLASSIFIERS = {"knn": knn, "ridge": ridge}
 HEADS = ("linear", "attentive")
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one probe on the test images, top-1, top-5 and per class, in percent: means over the seeds, last epoch.
+    """Describe the accuracy of one probe on the test images after the last epoch, in percent: means over the seeds.
 
     Attributes:
-        spread: standard deviation of top1 over the seeds; None of a single one.
-        per_class: mean over the classes of each one's share of right answers.
+        spread: standard deviation of top1 over the seeds; None for a single seed.
+        per_class: accuracy of each class, averaged over the classes.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Score:
 
     @classmethod
     def of(cls, model: str, img_size: int, probe: str, each: Sequence[Accuracy]) -> "Score":
-        """The mean of the accuracies of all seeds."""
+        """Average the accuracies of all seeds."""
         top1 = [accuracy.top1 for accuracy in each]
         top5 = [accuracy.top5 for accuracy in each if accuracy.top5 is not None]
         return cls(
@@ -77,11 +77,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Confusions:
-    """What a probe of the model, not of its control, takes test images for; of the first seed.
+    """Describe which classes a probe confuses on the test images: of the model, not its control, for the first seed.
 
     Attributes:
-        of_classes: top-1 % of each class; None of one without test images.
-        mistaken: [true class, likeliest class, images] of each wrong pair, by the classes' numbers.
+        of_classes: top-1 % of each class; None for a class without test images.
+        mistaken: [true class, predicted class, number of images] of each confused pair; classes are numbers.
     """
 
     probe: str
@@ -90,7 +90,7 @@ class Confusions:
 
     @classmethod
     def of(cls, probe: str, matrix: Tensor) -> "Confusions":
-        """Of a matrix (classes, classes), as `confusion` counts it."""
+        """Summarise a confusion matrix (classes, classes) from `count_confusions`."""
         totals, right = matrix.sum(dim=1).tolist(), matrix.diag().tolist()
         wrong = matrix - matrix.diag().diag()
         pairs = [[i, j, int(wrong[i, j])] for i, j in wrong.nonzero().tolist()]
@@ -99,11 +99,12 @@ class Confusions:
 
 @dataclass(frozen=True)
 class Report:
-    """All scores, and what they rest on.
+    """Hold all scores, their protocol, and facts of the images.
 
     Attributes:
-        names: of the classes, by number.
-        test_images: of each class.
+        train, test: numbers of images.
+        names: names of the classes, by number.
+        test_images: number of test images of each class.
     """
 
     scores: list[Score]
@@ -119,7 +120,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Mean average precision in percent, mean and standard deviation over the seeds of random weights."""
+    """Describe mean average precision, in percent: mean and standard deviation over the seeds of random weights."""
 
     model: str
     img_size: int
@@ -143,31 +144,32 @@ def probe(
     export: str | Path | None = None,
     features: str | Path | None = None,
 ) -> Report:
-    """Score a model's frozen features on labelled images, and those of the same model with random weights.
+    """Score probes on a model's frozen features of labelled images, and on those of the same model with random weights.
 
-    - knn: majority of the 10 nearest training images by cosine of pooled features.
-    - ridge: ridge classifier on standardised pooled features, its strength chosen by leave-one-out on training images.
-    - linear: what the model pools (SCOTT: the average of its patches), LayerNorm, linear.
-    - attentive: a learned query attends to the patches; SwiGLU; linear.
+    - knn: majority vote of the 10 nearest training images by cosine of pooled features.
+    - ridge: ridge classifier on standardised pooled features; its strength is chosen by leave-one-out on the training
+      images.
+    - linear: LayerNorm and a linear layer on pooled features (SCOTT: the average of its patches).
+    - attentive: a learned query attends to the patches; SwiGLU and a linear layer follow.
 
     Args:
         name: any timm model, ours, "local-dir:FOLDER", or the folder of a run.
-        train, test: sources as `find_samples` takes them; one that has splits may be given for both.
-        seeds: how often what is random is drawn, or which seeds it is drawn from: a head's start, the order of images,
-            the images held out to choose settings, the views of `paper`, and the weights of the control.
+        train, test: sources, as `find_samples` takes them; a source with splits may be given for both.
+        seeds: the number of seeds, from 0, or the seeds themselves. A seed determines the initial heads, the order of
+            images, the images held out to choose settings, the views of `paper`, and the weights of the control.
         img_size: pixels; by default the size the weights were trained at.
         control: whether random weights are scored too.
-        duplicates: whether to look for test images among the training images.
-        export: a folder for the model with the attentive head of the first seed, or the linear one if that is all there
-            is; models of other families take the linear one.
-        features: an .npz file for the pooled features that the model's scores rest on: `train` (views, M, D), the
-            images as they are and then, under `fast` with a head, augmented; `test` (n, D); both with `_labels`,
-            numbers of `classes`, and `_images`, their names.
+        duplicates: whether to search for test images among the training images.
+        export: a folder for the model with the attentive head of the first seed, or with the linear head if there is
+            no attentive head. Models of other families take the linear head.
+        features: an .npz file for the pooled features behind the model's scores. `train` (views, M, D) has the images
+            as they are and then, under `fast` with a head, augmented views; `test` is (n, D). Both have `_labels`,
+            numbers of `classes`, and `_images`, names of the images.
 
     Raises:
-        DataError: folders or files that cannot be used, test classes that training lacks, a size the model cannot
-            take, or a model without patches where an attentive probe is all that is asked for.
-        WeightsError: a model that cannot be had.
+        DataError: a folder or file cannot be used, training lacks a test class, the model cannot take the size, or only
+            the attentive probe is requested for a model without patches.
+        WeightsError: the model cannot be loaded.
     """
     chosen = _check_seeds(seeds)
     if not kinds:
@@ -189,7 +191,7 @@ def probe(
             takes_any_head = isinstance(model, SCOTT)
             possible = _select_kinds(kinds, frozen)
             if export and not takes_any_head and "linear" not in possible:
-                raise DataError(f"export: expected the linear probe too, the one head that {name} has a place for")
+                raise DataError(f"export: expected the linear probe too, the only one with a head that fits {name}")
             setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
             heads, pooled = setup.heads(frozen, its_seeds)
             if pooled is None:
@@ -221,15 +223,15 @@ def retrieve(
     img_size: int | None = None,
     control: bool = True,
 ) -> list[Retrieval]:
-    """Mean average precision of finding an image's class among all others by cosine, without any training.
+    """Compute the mean average precision of finding an image's class among all others by cosine, without training.
 
     Args:
-        sources: labelled images, as `find_samples` takes them, whatever their split.
-        seeds: of the control's random weights.
+        sources: labelled images of all splits, as `find_samples` takes them.
+        seeds: number of seeds for the control's random weights.
 
     Raises:
-        DataError: images without a class, fewer than two classes, or none of two images.
-        WeightsError: a model that cannot be had.
+        DataError: an image has no class, there are fewer than two classes, or no class has two images.
+        WeightsError: the model cannot be loaded.
     """
     labelled = find_labelled_unsplit(sources)
     images = PixelCache(labelled.images)
@@ -245,7 +247,7 @@ def retrieve(
 
 
 def _check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
-    """List the seeds: those given, or as many from 0 on."""
+    """Return the seeds if they were given, or else this number of seeds from 0."""
     chosen = range(seeds) if isinstance(seeds, int) else [*seeds]
     if not chosen:
         raise DataError(f"seeds: expected at least 1, got {seeds}")
@@ -255,37 +257,37 @@ def _check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
 def _list_models(
     name: str, img_size: int | None, seeds: Sequence[int], control: bool
 ) -> Iterator[tuple[str, Iterable[tuple[nn.Module, Sequence[int]]]]]:
-    """The model, then its control: each as its label, and models with the seeds they are probed with."""
+    """Yield the label of the model, then of its control, each with models and the seeds that they are probed with."""
     yield name, [(load_model(name, img_size=img_size), seeds)]
     if control:
         yield f"{name} (random weights)", ((make_random_weights(name, img_size, seed), [seed]) for seed in seeds)
 
 
 def make_random_weights(name: str, img_size: int | None, seed: int) -> nn.Module:
-    """The control: the same model as it is before any training."""
+    """Create the control: the same model before any training."""
     torch.manual_seed(seed)
     return load_model(name, pretrained=False, img_size=img_size)
 
 
 def _select_kinds(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
-    """Those for which the model has what they look at."""
+    """Select the probes whose features the model has."""
     if frozen.has_patches or "attentive" not in kinds:
         return list(kinds)
-    message = f"attentive: expected a model of patch tokens, found that {frozen.label} has none"
+    message = f"attentive: expected a model with patch tokens, found that {frozen.label} has none"
     if len(kinds) == 1:
         raise DataError(message)
-    print(f"note: {message}; left out", file=sys.stderr)
+    print(f"note: {message}; this probe is left out", file=sys.stderr)
     return [kind for kind in kinds if kind != "attentive"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a model's probes on the test images.
+    """Hold the results of a model's probes on the test images.
 
     Attributes:
         accuracies: of each kind, for every seed.
-        confusions: of each kind, for the first seed, (classes, classes).
-        features: pooled, of the test images (n, D).
+        confusions: the confusion matrix of each kind for the first seed, int64 (classes, classes).
+        features: pooled features of the test images (n, D).
     """
 
     accuracies: dict[Kind, list[Accuracy]]
@@ -295,7 +297,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all models of a comparison are probed with.
+    """Hold what all models of a comparison are probed with, and probe them.
 
     Attributes:
         norm: whether the linear head begins with a LayerNorm.
@@ -308,9 +310,10 @@ class Setup:
     norm: bool = True
 
     def heads(self, frozen: Frozen, seeds: Sequence[int]) -> tuple[dict[tuple[Kind, int], Head], Tensor | None]:
-        """A linear and an attentive head for every seed, as far as they are wanted; pooled features (views, M, D).
+        """Fit a linear and an attentive head for every seed, as far as `kinds` has them.
 
-        The latter only where they were computed for the heads.
+        Returns:
+            the heads by kind and seed; and pooled features (views, M, D) if `fast` computed them, or else None.
         """
         kinds = [kind for kind in self.kinds if kind in HEADS]
         heads: dict[tuple[Kind, int], Head] = {}
@@ -324,7 +327,7 @@ class Setup:
                 cache = Cache(frozen, images, VIEWS, folder, patches="attentive" in kinds)
             for seed in seeds:
                 torch.manual_seed(seed)
-                made = {kind: self._fresh(kind, frozen) for kind in kinds}
+                made = {kind: self._make_head(kind, frozen) for kind in kinds}
                 if cache and "linear" in made:
                     solve_linear(made["linear"], cache.pooled, labels, seed, f"{frozen.label}, linear")
                 by_gradient = [head for kind, head in made.items() if kind == "attentive" or not cache]
@@ -335,7 +338,7 @@ class Setup:
                 heads |= {(kind, seed): head for kind, head in made.items()}
         return heads, cache.pooled.cpu() if cache else None
 
-    def _fresh(self, kind: Kind, frozen: Frozen) -> Head:
+    def _make_head(self, kind: Kind, frozen: Frozen) -> Head:
         classes = len(self.trained.names)
         head = (
             LinearHead(frozen.dim, classes, norm=self.norm) if kind == "linear" else AttentiveHead(frozen.dim, classes)
@@ -346,7 +349,7 @@ class Setup:
     def outcome(
         self, frozen: Frozen, heads: dict[tuple[Kind, int], Head], train: Tensor, seeds: Sequence[int]
     ) -> Outcome:
-        """What each kind of probe makes of the test images.
+        """Score each kind of probe on the test images.
 
         Args:
             train: pooled features of the training images (M, D).
@@ -370,7 +373,7 @@ class Setup:
         )
 
     def arrays(self, train: Tensor, test: Tensor) -> dict[str, np.ndarray]:
-        """Features with what is known of their images, for a file."""
+        """Collect features, labels, class names and image names for an .npz file."""
         arrays = {"train": train.numpy(), "test": test.numpy(), "classes": np.array(self.trained.names)}
         for role, images in (("train", self.trained), ("test", self.tested)):
             arrays[f"{role}_labels"] = images.labels.numpy()

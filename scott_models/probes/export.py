@@ -1,4 +1,4 @@
-"""A trained probe as a product: backbone and head in one timm model, which names its classes."""
+"""Export of a trained probe: backbone and head in one timm model that stores the names of its classes."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -18,16 +18,16 @@ from .heads import AttentiveHead, Head
 def export_classifier(
     backbone: nn.Module, head: Head, label_names: Sequence[str], folder: Path, input_size: tuple[int, int, int]
 ) -> Path:
-    """Save them, in fp32, for `timm.create_model(f"local-dir:{folder}", pretrained=True)`.
+    """Save backbone and head as one fp32 model for `timm.create_model(f"local-dir:{folder}", pretrained=True)`.
 
     Args:
         backbone: a timm model without a head.
-        label_names: the classes, in the order of the head's logits; they become `pretrained_cfg["label_names"]`.
-        folder: as `exportable` gives it.
-        input_size: channels, height and width of the images the head knows.
+        label_names: names of the classes, in the order of the head's logits; saved as `pretrained_cfg["label_names"]`.
+        folder: a folder from `check_export_folder`.
+        input_size: channels, height and width of the images that the head was trained on.
 
     Raises:
-        DataError: a model of timm's that has no place for this head.
+        DataError: a model of another family has no place for this head. It takes one linear layer, without a norm.
     """
     model = deepcopy(backbone).float()
     if isinstance(model, SCOTT):
@@ -55,5 +55,5 @@ def _attach(model: SCOTT, head: Head) -> None:
         return
     model.reset_classifier(linear.out_features)
     model.fc_norm = PlainLayerNorm(model.embed_dim)
-    model.head.weight.copy_(linear.weight * before.weight)  # what the head's norm multiplies with and adds
+    model.head.weight.copy_(linear.weight * before.weight)  # the norm's scale and shift become part of the layer
     model.head.bias.copy_(linear.bias + linear.weight @ before.bias)

@@ -20,25 +20,27 @@ from ..errors import DataError, UserError, WeightsError
 from ..progress import track
 from ..writing import written_whole
 
-Features = tuple[Tensor, Tensor | None]  # of a batch: pooled (B, D), and of patches (B, N, D) where there are any
+Features = tuple[Tensor, Tensor | None]  # of a batch: pooled features (B, D); patch features (B, N, D), or None
 
 
 def load_model(name: str, *, pretrained: bool = True, img_size: int | None = None) -> nn.Module:
-    """A timm model without its head, in eval mode: ours, timm's, "local-dir:FOLDER", or the folder of a run.
+    """Load a timm model without its head, in eval mode: ours, timm's, "local-dir:FOLDER", or the folder of a run.
 
-    Of a run that has ended it is what was exported, of one that has not the target encoder of its last checkpoint.
+    A finished run gives its exported model. An unfinished run gives the target encoder of its last checkpoint, or the
+    encoder if its objective has no target encoder.
 
     Args:
         img_size: pixels; by default the size the weights were trained at.
 
     Raises:
-        WeightsError: a name timm does not know, or weights or an image size that cannot be had.
+        WeightsError: timm does not know the name, the weights cannot be loaded, or the model cannot take the image
+            size.
     """
     if img_size is not None and img_size < 1:
         raise WeightsError(f"img_size: expected at least 1 pixel, got {img_size}")
     try:
         if (Path(name) / "recipe.toml").is_file():
-            model = _of_run(Path(name), pretrained)
+            model = _load_run(Path(name), pretrained)
         else:
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
         if img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
@@ -50,7 +52,7 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
         raise WeightsError(f"{name}: cannot be created by timm: {error}") from error
 
 
-def _of_run(folder: Path, pretrained: bool) -> nn.Module:
+def _load_run(folder: Path, pretrained: bool) -> nn.Module:
     if (folder / "export").is_dir():
         return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
     settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
@@ -73,14 +75,18 @@ def _of_run(folder: Path, pretrained: bool) -> nn.Module:
 def embed(
     images: Sequence[str | Path], out: str | Path, name: str, *, tokens: bool = False, batch_size: int = 32
 ) -> tuple[int, int]:
-    """Write `names`, `features` and, if asked, `tokens` of image files or folders to an .npz file, whole or not at all.
+    """Write `names`, `features` and, if requested, `tokens` of images to an .npz file, whole or not at all.
+
+    Args:
+        images: image files or folders.
 
     Returns:
-        number of images, and of features each.
+        number of images, and number of features of each image.
 
     Raises:
-        DataError: files or folders that cannot be used, an `out` that is no .npz in an existing folder, an empty batch.
-        WeightsError: a model that cannot be had.
+        DataError: a file or folder cannot be used, `out` is not the name of an .npz file in an existing folder, or
+            batch_size is below 1.
+        WeightsError: the model cannot be loaded.
     """
     if batch_size < 1:
         raise DataError(f"batch_size: expected at least 1, got {batch_size}")
@@ -95,10 +101,10 @@ def embed(
 
 
 def check_npz_path(path: str | Path) -> Path:
-    """The path of a file of arrays that can be written: ask before what takes long.
+    """Validate early that an .npz file can be written at this path, and return the path.
 
     Raises:
-        DataError: another ending, or a folder that is not there.
+        DataError: the name does not end in .npz, or the folder does not exist.
     """
     path = Path(path)
     if path.suffix != ".npz" or not path.parent.is_dir():
@@ -121,7 +127,7 @@ def extract(
     tokens: bool = False,
     what: str = "embedding",
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of images, each through the model's own evaluation transform.
+    """Compute the features of images, each through the model's own evaluation transform.
 
     Args:
         img_size: pixels; by default the size the weights were trained at.
@@ -129,17 +135,17 @@ def extract(
         what: name of the progress bar.
 
     Returns:
-        features (images, D) fp32; and patch features (images, N, D) fp32 in row-major order, or None.
+        pooled features (images, D), fp32; and patch features (images, N, D), fp32, in row-major order, or None.
 
     Raises:
-        DataError: the first file that is no image or is damaged, or `tokens` of a model that has none.
+        DataError: a file is damaged or not an image, or `tokens` is set for a model without patch tokens.
     """
     pooled, patches = [], []
     for features, of_patches in compute_features(model, images, img_size, batch_size, what):
         pooled.append(features.cpu())
         if tokens:
             if of_patches is None:
-                raise DataError(f"tokens: expected a model of patch tokens, found that {type(model).__name__} has none")
+                raise DataError(f"tokens: expected a model with patch tokens, found {type(model).__name__}")
             patches.append(of_patches.cpu())
     return torch.cat(pooled).numpy(), torch.cat(patches).numpy() if tokens else None
 
@@ -147,7 +153,7 @@ def extract(
 def compute_features(
     model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
 ) -> Iterator[Features]:
-    """`forward` of images in their order, through the evaluation transform, batch by batch."""
+    """Yield the features of images in their order, through the evaluation transform, batch by batch."""
     for batch in load_evaluation_batches(model, images, img_size, batch_size, what):
         yield forward_features(model, batch)
 
@@ -155,7 +161,7 @@ def compute_features(
 def load_evaluation_batches(
     model: nn.Module, images: Sequence[Path | Row], img_size: int | None, batch_size: int, what: str
 ) -> Iterator[Tensor]:
-    """Images (B, 3, H, W) in their order, through the model's evaluation transform."""
+    """Load images in their order, through the model's evaluation transform, as batches (B, 3, H, W)."""
     transform = create_transform(**resolve_transform_config(model, img_size))
     chunks = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     batches = load_batches(chunks, lambda image: transform(load_image(image)), torch.stack)
@@ -163,12 +169,12 @@ def load_evaluation_batches(
 
 
 def make_evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tensor] | None:
-    """Return a model's evaluation transform without its last two steps: an image -> uint8 (3, H, W).
+    """Make a model's evaluation transform without its last two steps.
 
-    timm resizes and cuts images of bytes, then divides by 255 and normalises, so bytes that are kept lose nothing.
+    timm resizes and cuts an image as bytes, and then divides by 255 and normalises. So the bytes have all information.
 
     Returns:
-        None, if the last two steps are others.
+        a function from an image to uint8 (3, H, W); or None if the last two steps are not ToTensor and Normalize.
     """
     *cuts, scale, normalize = create_transform(**config).transforms
     if not isinstance(scale, transforms.ToTensor) or not isinstance(normalize, transforms.Normalize):
@@ -178,13 +184,16 @@ def make_evaluation_crop(config: dict[str, Any]) -> Callable[[Image.Image], Tens
 
 
 def scale(crops: Tensor) -> Tensor:
-    """Scale bytes (B, 3, H, W) to [0, 1] in fp32: divide by 255, not multiply by a GPU's rounded 1 / 255."""
+    """Scale bytes (B, 3, H, W) to [0, 1] in fp32.
+
+    The divisor is a tensor, because a GPU replaces division by a number with multiplication by a rounded 1 / 255.
+    """
     return crops.float() / torch.full((), 255.0, device=crops.device)
 
 
 @torch.no_grad()
 def forward_features(model: nn.Module, images: Tensor) -> Features:
-    """Images (B, 3, H, W) -> what the model pools them to (B, D), and its patch tokens (B, N, D) or None; fp32."""
+    """Compute the features of images (B, 3, H, W): pooled (B, D), and patch tokens (B, N, D) or None; fp32."""
     images = images.to(next(model.parameters()).device, memory_format=torch.channels_last)
     maps = model.forward_features(images)
     pooled = model.forward_head(maps, pre_logits=True).float()
@@ -192,14 +201,18 @@ def forward_features(model: nn.Module, images: Tensor) -> Features:
 
 
 def resolve_transform_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
-    """timm's description of how images become a model's input: size, mean, std, interpolation, crop."""
+    """Resolve timm's description of how images become a model's input: size, mean, std, interpolation, crop.
+
+    Raises:
+        DataError: the model does not take three channels.
+    """
     config = resolve_model_data_config(model, {"img_size": img_size} if img_size else {})
     if (channels := config["input_size"][0]) != 3:
-        raise DataError(f"images: expected a model of 3 channels, red, green and blue, found one of {channels}")
-    # a configuration read from a file has lists
+        raise DataError(f"images: expected a model with 3 input channels (red, green, blue), found {channels}")
+    # a configuration that was read from a file has lists in place of tuples
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def to_device(model: nn.Module) -> nn.Module:
-    """The model on the GPU, if there is one, its maps channels last."""
+    """Move a model to the GPU, if there is one, with feature maps in channels-last order."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A frozen model's features as probes want them: of test images, and of augmented views, computed once or anew."""
+"""Features of a frozen model for probes: of test images, and of augmented views, stored or computed each time."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,14 +25,14 @@ FP16_LARGEST = 65504
 
 
 class Frozen:
-    """A model on its device, that is not trained.
+    """Hold a model that is not trained, on its device.
 
     Args:
-        label: what it is called where people look.
+        label: the model's name in messages and progress bars.
         img_size: pixels; by default the size the weights were trained at.
 
     Raises:
-        DataError: a size the model cannot take.
+        DataError: the model cannot take images of this size, or its features of a black image are not finite.
     """
 
     def __init__(self, model: nn.Module, label: str, img_size: int | None = None) -> None:
@@ -41,24 +41,24 @@ class Frozen:
         self.size: int = self.config["input_size"][-1]
         try:
             pooled, patches = forward_features(self.model, torch.zeros(1, *self.config["input_size"]))
-        except (AssertionError, RuntimeError, ValueError) as error:  # timm's, torch's and our ways to refuse a shape
+        except (AssertionError, RuntimeError, ValueError) as error:  # what timm, torch and we raise for a wrong shape
             raise DataError(f"{label}: cannot take images of {self.size} x {self.size} pixels ({error})") from error
         if not pooled.isfinite().all():
             raise DataError(
-                f"{label}: expected finite features, found others of a black image; its weights are damaged"
+                f"{label}: expected finite features of a black image, found NaN or infinity; its weights are damaged"
             )
         self.dim, self.has_patches, self.device = pooled.shape[1], patches is not None, pooled.device
         self.patch_shape = None if patches is None else tuple(patches.shape[1:])
 
     def pooled(self, images: Sequence[Path | Row], what: str) -> Tensor:
-        """What it pools each image to, through its evaluation transform: (n, D), on the CPU."""
+        """Return the pooled features of images, through the model's evaluation transform: (n, D), on the CPU."""
         return torch.cat([pooled for pooled, _ in self.evaluated(images, what)]).cpu()
 
     def evaluated(self, images: Sequence[Path | Row], what: str) -> Iterator[Features]:
-        """Yield features of images in their order, by the evaluation transform; a `PixelCache` keeps the crops.
+        """Yield features of images in their order, through the evaluation transform; a `PixelCache` keeps the crops.
 
         Raises:
-            DataError: once all are through, features that are not finite.
+            DataError: the features of some images are not finite; raised after the last image.
         """
         batches = zip(self._evaluation_batches(images, what), torch.arange(len(images)).split(BATCH))
         return self._checked(images, ((which, batch) for batch, which in batches))
@@ -66,30 +66,32 @@ class Frozen:
     def _evaluation_batches(self, images: Sequence[Path | Row], what: str) -> Iterator[Tensor]:
         what = f"{self.label}, {what}"
         crops = images.crops(self.config, BATCH, self.device, what) if isinstance(images, PixelCache) else None
-        if crops is None:  # nobody else to keep them for, or of a kind that bytes cannot hold
+        if crops is None:  # no cache, or a transform whose crops are not bytes
             yield from load_evaluation_batches(self.model, images, self.img_size, BATCH, what)
             return
         for some in crops:
             yield normalize(scale(some.to(self.device)), self.config["mean"], self.config["std"])
 
     def require_squares(self) -> None:
-        """Ask before what takes long.
+        """Validate early that the model takes square images, because augmented views are square.
 
         Raises:
-            DataError: a model of other images, of which there are no augmented views.
+            DataError: the model takes images that are not square.
         """
         _, height, width = self.config["input_size"]
         if height != width:
             raise DataError(f"{self.label}: expected square images for augmented views, found {height} x {width}")
 
     def views(self, images: Sequence[Path | Row], pieces: Iterable[Tensor], seed: int) -> Iterator[Features]:
-        """Yield features of augmented views, for batches of places: int64 (B, 2), epoch and image; the seed draws them.
+        """Yield features of augmented views, for batches of places: int64 (B, 2), epoch and image.
 
-        Decoded images of `PixelCache` are kept for other views. On a GPU that holds them all views are cut and coloured
-        there: the same draws, pixels that differ from a CPU's by 1 or 2 of 255.
+        The seed determines the views. A `PixelCache` keeps decoded images for other views. If a GPU has room for all
+        decoded images, views are cut and coloured there. Their draws are the same; their pixels differ from a CPU's by
+        1 or 2 of 255.
 
         Raises:
-            DataError: once as many are through as there are images, features that are not finite.
+            DataError: the features of some images are not finite; checked whenever there are as many new views as
+                images, and at the end.
         """
         return self._checked(images, self._views(PixelCache.of(images), pieces, seed))
 
@@ -99,7 +101,7 @@ class Frozen:
             yield places[:, 1], change_colours(crops.to(self.device), Colours.draw(draws), mean=mean, std=std)
 
     def _crops(self, images: PixelCache, pieces: Iterable[Tensor], seed: int) -> Iterator[tuple[Tensor, Draws, Tensor]]:
-        """Yield random crops, uint8 (B, 3, size, size), of batches of places, and the draws left for colours."""
+        """Yield batches of places, with the draws left for colours and random crops, uint8 (B, 3, size, size)."""
         on_gpu = images.on(self.device, BATCH, f"{self.label}, decoding")
         if on_gpu is not None:
             for places in pieces:
@@ -116,18 +118,20 @@ class Frozen:
         yield from load_batches(chunks, lambda place: (place, images.decoded(int(place[1]))), cut)
 
     def _checked(self, images: Sequence[Path | Row], batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Features]:
-        """Yield features of batches: which images they are, int64 (B,), and what the model sees, (B, 3, H, W).
+        """Yield features of batches: indices of the images, int64 (B,), and inputs of the model, (B, 3, H, W).
+
+        The check for finite features waits for the device, so there is one check for every len(images) inputs, and one
+        at the end.
 
         Raises:
-            DataError: once as many are through as there are images, or all, that some are not finite; until then
-                nothing waits for the device.
+            DataError: some features are not finite.
         """
         indices: list[Tensor] = []
         finite: list[Tensor] = []
 
-        def look() -> None:
+        def check() -> None:
             bad = torch.cat(indices)[~torch.cat(finite).cpu()].unique()
-            self.refuse(images, bad, "finite", "its weights are damaged, or this image is beyond them")
+            self.refuse(images, bad, "finite", "the weights are damaged, or the model cannot process this image")
             indices.clear()
             finite.clear()
 
@@ -137,12 +141,12 @@ class Frozen:
             finite.append(torch.stack([_check_finite(part) for part in features if part is not None]).all(dim=0))
             yield features
             if sum(map(len, indices)) >= len(images):
-                look()
+                check()
         if indices:
-            look()
+            check()
 
     def refuse(self, images: Sequence[Path | Row], bad: Tensor, expected: str, advice: str) -> None:
-        """Raise DataError if there are bad ones, indices of images int64 (k,), ascending."""
+        """Raise DataError if `bad`, the ascending indices of bad images, int64 (k,), is not empty."""
         if len(bad):
             raise DataError(
                 f"{self.label}: features of {len(bad)} of {len(images)} images are not {expected}; "
@@ -151,23 +155,23 @@ class Frozen:
 
 
 class Cache:
-    """Features of every training image, computed once: as it is, and of some augmented views.
+    """Compute the features of every training image once: of the image as it is, and of some augmented views.
 
-    Patches are kept in fp16: on the model's device where they fit into its share of the free memory (memory.py), or
-    else in RAM, within its share, or else in a file that is mapped into memory. Batches are gathered where they are.
+    Patch features are kept in fp16: on the model's device if they fit into its share of the free memory (memory.py),
+    else in RAM within its share, else in a file mapped into memory. Batches are gathered where the features are.
 
     Args:
-        views: augmented, of each image; epoch e of a head sees number e modulo views + 1.
-        folder: where the patches' file may lie as long as the cache is used.
-        patches: whether they are kept.
+        views: augmented views of each image; epoch e of a head uses pass e modulo (views + 1).
+        folder: where the file of patch features may lie as long as the cache is used.
+        patches: whether patch features are kept.
 
     Attributes:
-        device: where everything lies.
-        pooled: (views + 1, images, D), the images as they are first.
+        device: where the features are.
+        pooled: (views + 1, images, D); pass 0 has the images as they are.
         patches: (views + 1, images, N, D), fp16, or None.
 
     Raises:
-        DataError: features that are not finite, or patches' beyond what fp16 holds.
+        DataError: some features are not finite, or some patch features exceed the range of fp16.
     """
 
     def __init__(
@@ -180,28 +184,29 @@ class Cache:
             self.patches = make_fp16_buffer(shape, frozen.device, Path(folder) / "patches.npy")
             self.device = self.patches.device
         self.pooled = torch.empty(views + 1, len(images), frozen.dim, device=self.device)
-        self._overflown = torch.zeros(len(images), dtype=torch.bool, device=frozen.device)
+        self._overflowed = torch.zeros(len(images), dtype=torch.bool, device=frozen.device)
         chunks = [places for view in range(views + 1) for places in _stack_places(view, len(images)).split(BATCH)]
         firsts = len(chunks) // (views + 1)
         shown = track(chunks[firsts:], f"{frozen.label}, views", total=views * len(images), size=BATCH)
         features = chain(frozen.evaluated(images, "train"), frozen.views(images, shown, seed=0))
         for of_batch, chunk in zip(features, chunks):
-            self._keep(chunk, of_batch)
-        bad = self._overflown.cpu().nonzero()[:, 0]
-        frozen.refuse(images, bad, f"at most {FP16_LARGEST}, the largest of fp16", "the protocol `paper` keeps none")
+            self._store(chunk, of_batch)
+        bad = self._overflowed.cpu().nonzero()[:, 0]
+        advice = "use the protocol `paper`, which needs no fp16"
+        frozen.refuse(images, bad, f"at most {FP16_LARGEST}, the largest number of fp16", advice)
 
-    def _keep(self, places: Tensor, features: Features) -> None:
+    def _store(self, places: Tensor, features: Features) -> None:
         pooled, patches = features
         view, first = places[0].tolist()
         images = slice(first, first + len(places))
         self.pooled[view, images] = pooled
         if self.patches is not None:
             assert patches is not None
-            self._overflown[images] |= patches.flatten(1).abs().amax(dim=1) > FP16_LARGEST
+            self._overflowed[images] |= patches.flatten(1).abs().amax(dim=1) > FP16_LARGEST
             self.patches[view, images] = patches.half()
 
     def views(self, pieces: Iterable[Tensor]) -> Iterator[Features]:
-        """Yield what `Frozen.views` would, for places on `device`, from what was computed; patches in fp16."""
+        """Yield the stored features for batches of places on `device`, like `Frozen.views`; patches in fp16."""
         views, count = self.pooled.shape[:2]
         pooled = self.pooled.flatten(0, 1)
         patches = None if self.patches is None else self.patches.flatten(0, 1)
@@ -211,7 +216,7 @@ class Cache:
 
 
 def make_fp16_buffer(shape: tuple[int, ...], device: torch.device, file: Path) -> Tensor:
-    """Allocate a tensor on the device if it fits into its share of free memory, else in RAM, else in a mapped file."""
+    """Allocate an fp16 tensor in the device's share of free memory if it fits, else in RAM, else in a mapped file."""
     place = choose_place(2 * math.prod(shape), device)
     if place is not None:
         return torch.empty(shape, dtype=torch.float16, device=place)
@@ -228,5 +233,5 @@ def _make_draws(places: Tensor, seed: int) -> Draws:
 
 
 def _check_finite(features: Tensor) -> Tensor:
-    """Tell of each image whether all its numbers are finite: (B, ...) -> bool (B,)."""
+    """Tell for each image whether all its numbers are finite: (B, ...) -> bool (B,)."""
     return features.isfinite().flatten(1).all(dim=1)

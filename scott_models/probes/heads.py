@@ -1,7 +1,8 @@
-"""Heads on features of a frozen model, trained or solved for: the paper's linear and attentive probe.
+"""Heads on the features of a frozen model, trained or solved for: the paper's linear and attentive probes.
 
-Source: paper, Appendix E; released code where it is silent: 100 epochs of AdamW in batches of 64, learning rate 1e-6
-to 5e-4 in 20 epochs, level for 72 % of the rest, a cosine down to 1e-5, weight decay 0.04 to 0.4.
+Source: paper, Appendix E; released code where the paper is silent. 100 epochs of AdamW in batches of 64. The learning
+rate rises from 1e-6 to 5e-4 in 20 epochs, stays there for 72 % of the rest, and falls to 1e-5 by a cosine. Weight decay
+goes from 0.04 to 0.4.
 """
 
 import sys
@@ -25,13 +26,13 @@ from ..training.settings import Schedule
 from .classifiers import Accuracy, logistic
 from .features import Features
 
-WARM_UP, BATCH = 0.2, 64  # a share of the epochs, images
-INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of a logistic regression; at 100 solvers disagree by points
-FEW = 2**23  # numbers: a batch of 64 images of 196 patches of 384 has 5 million
+WARM_UP, BATCH = 0.2, 64  # share of the epochs; images
+INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # of logistic regression; at 100, solvers differ by percentage points
+FEW = 2**23  # numbers; features of 64 images with 196 patches of 384 features are 5 million
 
 
 class LinearHead(nn.Sequential):
-    """Pooled features (B, D) -> logits: LayerNorm, linear; or linear alone, without `norm`."""
+    """Map pooled features (B, D) to logits by LayerNorm and a linear layer, or without `norm` by the layer alone."""
 
     takes_patches = False
 
@@ -40,7 +41,7 @@ class LinearHead(nn.Sequential):
 
 
 class AttentiveHead(nn.Sequential):
-    """Patch features (B, N, D) -> logits: attentive pool, linear."""
+    """Map patch features (B, N, D) to logits by an attentive pool and a linear layer."""
 
     takes_patches = True
 
@@ -52,7 +53,7 @@ Head = LinearHead | AttentiveHead
 
 
 def make_classifier(dim: int, classes: int) -> nn.Linear:
-    """The last layer of a head: truncated-normal weights of spread 0.02, no bias yet."""
+    """Create the last layer of a head: truncated-normal weights of standard deviation 0.02, biases 0."""
     linear = nn.Linear(dim, classes)
     draw_normal(linear.weight, 0.02)
     nn.init.zeros_(linear.bias)
@@ -68,15 +69,15 @@ def train(
     epochs: int,
     what: str = "heads",
 ) -> None:
-    """Train heads side by side on the same batches; on a GPU an epoch is begun before it is waited for.
+    """Train heads side by side on the same batches; the CPU waits for a GPU only at the end of an epoch.
 
     Args:
-        features: for batches of places, int64 (B, 2), epoch and image, the features of each.
+        features: a function from batches of places, int64 (B, 2), epoch and image, to the features of each batch.
         labels: int64 (M,), of all training images, on the device where `features` takes places.
-        seed: of the order of images and of dropout.
+        seed: seed for the order of images and for dropout.
 
     Raises:
-        TrainingError: an epoch of which no update was made, since the loss or a gradient was not finite in any.
+        TrainingError: a head had no update in a whole epoch, because its loss or gradients were never finite.
     """
     batch, device = min(BATCH, len(labels)), heads[0][1].weight.device
     optim = Schedule(epochs=epochs, warmup_epochs=WARM_UP * epochs, batch_size=batch, lr_scaling="none")
@@ -102,8 +103,9 @@ def train(
             now = skipped.tolist()
             if any(after - earlier == order.steps for after, earlier in zip(now, before)):
                 raise TrainingError(
-                    f"{what}: expected a finite loss and gradients, found none in all of epoch {epoch + 1}; "
-                    "look at the model's features, which --features keeps"
+                    f"{what}: expected a finite loss and gradients, "
+                    f"found NaN or infinity at every step of epoch {epoch + 1}; "
+                    "inspect the model's features, which --features saves"
                 )
             before = now
     if any(before):
@@ -117,10 +119,11 @@ def train(
 
 @contextmanager
 def limit_threads(features: Tensor) -> Iterator[None]:
-    """Let torch use one thread inside, for features of a CPU, unless they are more than FEW numbers.
+    """Limit torch to one thread inside the context, for features on a CPU with at most FEW numbers.
 
-    Threads wait for each other at each of a step's hundred small operations. Beside other work on the same two cores
-    two threads took five to ten times as long for a step as one; on idle ones they were 1.3 times as fast.
+    A step has about a hundred small operations, and threads wait for each other after each operation. With other work
+    on the same two cores, two threads took five to ten times as long for a step as one thread. On idle cores, two
+    threads were 1.3 times as fast.
     """
     before = torch.get_num_threads()
     few = features.device.type == "cpu" and features.numel() <= FEW and before > 1
@@ -134,38 +137,39 @@ def limit_threads(features: Tensor) -> Iterator[None]:
 
 
 def list_epoch_places(order: Order, epoch: int, device: torch.device) -> Tensor:
-    """List all places of an epoch, moved at once: int64 (steps, B, 2)."""
+    """List all places of an epoch, moved to the device together: int64 (steps, B, 2)."""
     steps = range(epoch * order.steps + 1, (epoch + 1) * order.steps + 1)
     return to_device(device, torch.tensor([order.of_update(step) for step in steps]))
 
 
 def select_features(head: Head, pooled: Tensor, patches: Tensor | None) -> Tensor:
-    """Select the features of a batch that a head looks at, in fp32 on its device."""
+    """Select the features of a batch that a head takes, in fp32 on the head's device."""
     features = patches if head.takes_patches else pooled
     assert features is not None
     return to_device(head[1].weight.device, features).float()
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """Move a tensor to a device; from a CPU without waiting for what the device is doing."""
+    """Move a tensor to a device; a move from a CPU does not wait for the device's earlier work."""
     return tensor if tensor.device == device else copy_to_device(tensor, device)
 
 
 def solve_linear(head: LinearHead, features: Tensor, labels: Tensor, seed: int, what: str = "") -> float:
-    """Fill a head with the logistic regression of some views of every image: features (views, M, D), labels (M,).
+    """Fit a head by logistic regression to some views of every image: features (views, M, D), labels (M,).
 
-    Its strength is the one of INVERSE_STRENGTHS that is best on the first view of a fifth of the images, of each class
-    at least one and never the last, left out of the fit; the head is then fitted to all.
+    The strength is the one of INVERSE_STRENGTHS with the best top-1 accuracy on the first view of held-out images: a
+    fifth of each class, at least one image but never all. Without any held-out image it is 1. The head is then fitted
+    to all images.
 
     Args:
-        seed: of the choice of those images.
-        what: name of a progress bar; without one there is none.
+        seed: seed for the choice of held-out images.
+        what: name of the progress bar; no bar if empty.
 
     Returns:
-        the inverse strength chosen.
+        the chosen inverse strength.
     """
     with torch.no_grad():
-        features = head[0](features.to(head[1].weight.device))  # a fresh norm, which has not learned anything
+        features = head[0](features.to(head[1].weight.device))  # the norm still has its initial parameters
     labels = labels.to(features.device)
     classes = head[1].out_features
     held_out = choose_held_out(labels.cpu(), seed).to(features.device)
@@ -193,7 +197,7 @@ def solve_linear(head: LinearHead, features: Tensor, labels: Tensor, seed: int, 
 
 
 def choose_held_out(labels: Tensor, seed: int) -> Tensor:
-    """One image of five, of each class at least one and never the last: labels (M,) -> bool (M,)."""
+    """Choose a fifth of each class, at least one image but never all: labels (M,) -> bool (M,)."""
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     for name in labels.unique():

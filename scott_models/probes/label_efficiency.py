@@ -1,4 +1,4 @@
-"""How few labels will do: accuracy against the number of labelled images a class, beside random weights."""
+"""Label efficiency: accuracy against the number of labelled images per class, compared with random weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from .pixel_cache import PixelCache
 
 @dataclass(frozen=True)
 class Point:
-    """Top-1 accuracy on the test images, in percent, mean and standard deviation over draws of training images.
+    """Describe top-1 accuracy on the test images, in percent, as mean and standard deviation over draws of images.
 
     Attributes:
-        images: labelled, of a class; of the last point all there are, on average.
+        images: labelled training images per class, on average over the classes; the last point has all images.
     """
 
     model: str
@@ -46,19 +46,20 @@ def measure_label_efficiency(
     img_size: int | None = None,
     control: bool = True,
 ) -> list[Point]:
-    """Neighbours and a linear layer on pooled features of few images a class, drawn several times, and of all.
+    """Score nearest neighbours and a linear layer on pooled features of a few training images per class, and of all.
 
-    Features are computed once. Neighbours: as many as there are images of a class, at most 10. Linear: LayerNorm and
-    logistic regression, its strength chosen on a fifth of the drawn images; of single images, 1.
+    The few images are drawn several times; features are computed once. There are as many neighbours as images per
+    class, at most 10. The linear layer is LayerNorm and logistic regression. Its strength is chosen on a fifth of the
+    drawn images, and is 1 for a single image per class.
 
     Args:
         names: models to compare, as `probe` takes them.
-        shots: images a class; a class that has fewer gives all it has.
+        shots: numbers of images per class; a class with fewer images gives all it has.
         control: whether random weights (seed 0) of the first model are scored too.
 
     Raises:
-        DataError: as `probe`; shots or draws below 1.
-        WeightsError: a model that cannot be had.
+        DataError: as in `probe`; or shots or draws are below 1.
+        WeightsError: a model cannot be loaded.
     """
     if draws < 1 or min(shots, default=0) < 1:
         raise DataError(f"shots, draws: expected at least 1 each, got {list(shots)} and {draws}")
@@ -90,7 +91,7 @@ def measure_label_efficiency(
 
 
 def sample_few(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of `count` images of every class, or all of one that has fewer: labels (M,) -> int64 (k,), sorted."""
+    """Sample `count` images of every class, or all of a smaller class: labels (M,) -> sorted indices, int64 (k,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = [order[labels[order] == name][:count] for name in labels.unique()]
     return torch.cat(chosen).sort().values
@@ -99,7 +100,7 @@ def sample_few(labels: Tensor, count: int, seed: int) -> Tensor:
 def compute_accuracies(
     features: Tensor, trained: Labelled, test: Tensor, tested: Labelled, count: int, seed: int
 ) -> dict[str, float]:
-    """Top-1 % of the two probes."""
+    """Compute the top-1 accuracy of both probes, in percent, by name."""
     classes = len(trained.names)
     votes = knn(features, trained.labels, test, classes, min(NEIGHBOURS, count))
     head = LinearHead(features.shape[1], classes)
@@ -110,10 +111,10 @@ def compute_accuracies(
 
 
 def draw_curve(points: Sequence[Point], file: Path) -> None:
-    """A picture of the points: a line for each model and probe, bars for the spread.
+    """Draw the points: a line for each model and probe, with error bars for the spread.
 
     Raises:
-        DataError: as `blank_picture`.
+        DataError: as in `check_picture`.
     """
     figure = check_picture(file)
     axes = figure.subplots()
@@ -142,10 +143,11 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
 
 
 def check_picture(file: Path) -> Any:
-    """A matplotlib figure that can be saved as `file`: ask before what takes long.
+    """Validate early that a picture can be saved as `file`, and return an empty matplotlib figure for it.
 
     Raises:
-        DataError: a file name that matplotlib has no format for, or a folder that is not there.
+        DataError: matplotlib has no format for this file name, or the folder does not exist.
+        UserError: matplotlib is not installed.
     """
     with needs_extra("eval"):
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The pixels of images that several models look at, or one model many times: made once, as far as memory holds them."""
+"""The pixels of images that several models use, or one model many times: read once, as far as memory allows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,27 +19,27 @@ from .features import make_evaluation_crop
 
 
 class PixelCache(Sequence[Path | Row]):
-    """Keep the pixels that were read of images.
+    """Keep the pixels of images that were read.
 
-    Two things are kept, each as long as it takes no more than its share of the free memory (memory.py):
+    Two kinds of pixels are kept, each within its share of the free memory (memory.py):
 
-    - crops of the evaluation transform, of all images or none, for every transform that was asked for. Other models of
-      a comparison, the control's other seeds too, mostly have the same.
-    - decoded images at their full size, of which random views are cut: in RAM as many as it holds, on a GPU all or
-      none.
+    - Crops of the evaluation transform, of all images or of no image, for every transform that was used. The models of
+      a comparison mostly share a transform, and so do the seeds of the control.
+    - Decoded images at full size, from which random views are cut. RAM keeps as many images as fit; a GPU keeps all
+      images or no image.
     """
 
     def __init__(self, images: Sequence[Path | Row]) -> None:
         self.images = images
         self._crops: dict[str, Tensor] = {}
         self._decoded: dict[int, Tensor] = {}
-        self._room: int | None = None  # bytes, for more of the decoded images
+        self._room: int | None = None  # bytes left for decoded images; None before the first one
         self._on_device: dict[torch.device, Images | None] = {}
         self._lock = Lock()
 
     @classmethod
     def of(cls, images: Sequence[Path | Row]) -> "PixelCache":
-        """Wrap images, unless they are wrapped already."""
+        """Wrap images in a `PixelCache`, unless they are one already."""
         return images if isinstance(images, cls) else cls(images)
 
     def __len__(self) -> int:
@@ -49,15 +49,15 @@ class PixelCache(Sequence[Path | Row]):
         return self.images[index]
 
     def crops(self, config: dict[str, Any], batch: int, device: torch.device, what: str) -> Iterator[Tensor] | None:
-        """Yield the evaluation's crop of every image, in their order, batch by batch: uint8 (B, 3, H, W).
+        """Make the evaluation crop of every image, in their order.
 
         Args:
-            config: a model's, as `transform_config` gives it.
-            device: the model's, where they are kept if they fit.
+            config: a model's, from `resolve_transform_config`.
+            device: the model's device, where the crops are kept if they fit.
             what: name of the progress bar.
 
         Returns:
-            None, if the transform is of a kind whose crops are no bytes.
+            the crops, batch by batch: uint8 (B, 3, H, W); or None if the crops of this transform are not bytes.
         """
         cut = make_evaluation_crop(config)
         if cut is None:
@@ -67,10 +67,10 @@ class PixelCache(Sequence[Path | Row]):
         if kind in self._crops:
             batches: Iterator[Tensor] = iter(self._crops[kind].split(batch))
         else:
-            batches = self._cut(kind, cut, config["input_size"], batch, device)
+            batches = self._make_crops(kind, cut, config["input_size"], batch, device)
         return track(batches, what, total=len(self), size=batch)
 
-    def _cut(
+    def _make_crops(
         self, kind: str, cut: Callable[[Any], Tensor], shape: tuple[int, ...], batch: int, device: torch.device
     ) -> Iterator[Tensor]:
         place = choose_place(len(self) * int(np.prod(shape)), device)
@@ -86,7 +86,7 @@ class PixelCache(Sequence[Path | Row]):
             self._crops[kind] = kept
 
     def decoded(self, index: int) -> Tensor:
-        """Return an image as it is in its file: uint8 (3, H, W); threads may ask at once."""
+        """Return a decoded image at full size: uint8 (3, H, W). Threads may call this method at the same time."""
         if index in self._decoded:
             return self._decoded[index]
         pixels = pil_to_tensor(load_image(self.images[index]))
@@ -99,19 +99,22 @@ class PixelCache(Sequence[Path | Row]):
         return pixels
 
     def on(self, device: torch.device, batch: int, what: str) -> Images | None:
-        """Return all decoded images on a GPU; None for a CPU, or if they do not fit there or, on their way, into RAM.
+        """Return all decoded images on a GPU.
 
         Args:
-            batch: images that are decoded at once.
+            batch: images that are decoded at a time.
             what: name of the progress bar.
+
+        Returns:
+            None on a CPU, or if the images do not fit on the GPU or, on the way there, into RAM.
         """
         if device.type == "cpu":
             return None
         if device not in self._on_device:
-            self._on_device[device] = self._moved(device, batch, what)
+            self._on_device[device] = self._move_to_device(device, batch, what)
         return self._on_device[device]
 
-    def _moved(self, device: torch.device, batch: int, what: str) -> Images | None:
+    def _move_to_device(self, device: torch.device, batch: int, what: str) -> Images | None:
         limit, total = find_room(device), 0
         chunks = [range(start, min(start + batch, len(self))) for start in range(0, len(self), batch)]
         sizes = np.zeros((len(self), 2), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""For whoever publishes weights: manifest entry, model card, upload, offline copy, the authors' checkpoints.
+"""Publish weights: manifest entry, model card, upload, offline copy and conversion of the authors' checkpoints.
 
 Nothing here is needed to use or to train a model.
 """

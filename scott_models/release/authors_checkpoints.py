@@ -1,7 +1,7 @@
-"""Checkpoints of the original implementation -> folders that timm reads.
+"""Convert checkpoints of the original implementation to folders that timm reads.
 
-The original saves three `state_dict`s a run, context-encoder_checkpoint.pth, target-encoder_checkpoint.pth and
-predictor_checkpoint.pth, beside the run's config.yaml.
+The original saves three `state_dict`s for each run: context-encoder_checkpoint.pth, target-encoder_checkpoint.pth and
+predictor_checkpoint.pth. The run's config.yaml is in the same folder.
 """
 
 import json
@@ -25,14 +25,14 @@ from ..weights.local_dir import check_export_folder
 
 
 def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = None) -> Path:
-    """Write an encoder for timm's "local-dir:", in fp32, or a predictor for `load_predictor`; returns the folder.
+    """Convert an encoder for timm's "local-dir:", or a predictor for `load_predictor`, in fp32; return the folder.
 
-    Width, depth, tokenizer and image size are those of the tensors. How many heads attention has does not show in
-    them: the run's config.yaml says it, from the checkpoint's folder, or `num_heads`.
+    Width, depth, tokenizer and image size are read from the tensors. The number of attention heads is not in
+    the tensors. It is `num_heads`, or by default the number in config.yaml in the checkpoint's folder.
 
     Raises:
-        WeightsError: a file that is no such checkpoint, or an unknown number of heads.
-        DataError: an `out` that holds anything but an earlier conversion.
+        WeightsError: the file is not such a checkpoint, or the number of heads is unknown or does not fit.
+        DataError: `out` cannot be created, or holds other files than an earlier conversion's.
     """
     checkpoint, folder = Path(checkpoint), check_export_folder(out)
     state = _read(checkpoint)
@@ -44,52 +44,52 @@ def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = 
         if any(name.startswith("tokenizer.") for name in state):
             return weights.export(_encoder(state, heads), folder, dtype=torch.float32)
         return _save_predictor(state, heads, folder)
-    except WeightsError as error:  # a name or a position that is not the original's
+    except WeightsError as error:  # a name or position embedding that is not the original's
         raise WeightsError(f"{checkpoint}: {error}") from error
-    except Exception as error:  # missing names, other shapes, other numbers of heads: KeyError, RuntimeError, ...
+    except Exception as error:  # KeyError of a missing name, RuntimeError of another shape, ...
         raise WeightsError(f"{checkpoint}: expected an encoder or a predictor of the original ({error})") from error
 
 
 def load_predictor(folder: str | Path) -> Predictor:
-    """The predictor that `convert` wrote.
+    """Load a predictor that `convert` wrote.
 
     Raises:
-        WeightsError: a folder that it did not write.
+        WeightsError: `convert` did not write the folder, or its files are damaged.
     """
     try:
         settings = json.loads((Path(folder) / "config.json").read_text())["predictor"]
         predictor = Predictor(**settings)
         predictor.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    except Exception as error:  # other files, damaged ones, other names in them
+    except Exception as error:  # other files, damaged files or other names in the files
         raise WeightsError(f"{folder}: expected a predictor that `scott convert` wrote ({error})") from error
     return predictor
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, in which anything else is refused before it can run."""
+    """Read the tensors of a pickle. Other objects are refused before they can run code."""
     if not path.is_file():
         raise WeightsError(f"{path}: expected a checkpoint of the original, found no file there")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors of many kinds; torch's own words advise to run the code
+    except Exception as error:  # pickle, zip, torch errors; torch's message advises to run the code
         raise WeightsError(
-            f"{path}: expected a whole file of tensors alone, found a damaged one or other objects too, of which "
-            f"nothing was run ({type(error).__name__})"
+            f"{path}: expected a whole file with tensors only, found a damaged file or other objects; nothing was run "
+            f"({type(error).__name__})"
         ) from error
     pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
-        raise WeightsError(f"{path}: expected a state_dict, names and tensors, found {type(state).__name__}")
+        raise WeightsError(f"{path}: expected a state_dict of names and tensors, found {type(state).__name__}")
     if names := local_dir.find_non_finite(state):
-        raise WeightsError(f"{path}: expected finite numbers, found others in {names[:3]}; the training failed")
+        raise WeightsError(f"{path}: expected finite numbers, found NaN or infinity in {names[:3]}; training failed")
     return dict(state)
 
 
 def _heads(config: Path) -> int:
     try:
         return int(yaml.safe_load(config.read_text())["model"]["num_heads"])
-    except Exception as error:  # no file, no YAML, another content
+    except Exception as error:  # no file, no YAML, other content
         raise WeightsError(
-            f"{config}: expected the run's settings with model.num_heads; copy them there or give --num-heads "
+            f"{config}: expected the run's settings with model.num_heads; copy the file there or pass --num-heads "
             f"({type(error).__name__})"
         ) from error
 
@@ -116,7 +116,7 @@ def _encoder(state: dict[str, Tensor], heads: int) -> nn.Module:
 def _save_predictor(state: dict[str, Tensor], heads: int, folder: Path) -> Path:
     patches, width = state["transformer.pos_embed"].shape[-2:]
     settings: dict[str, Any] = {"embed_dim": width, "num_patches": patches, "num_heads": heads, "depth": _depth(state)}
-    settings["encoder_depth"] = 1  # which only fresh weights would depend on
+    settings["encoder_depth"] = 1  # affects only the initial weights, which are replaced
     tensors = convert_reference_predictor(state)
     Predictor(**settings).load_state_dict(tensors)
     with local_dir.folder_written_whole(folder) as partial:

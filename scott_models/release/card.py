@@ -1,11 +1,11 @@
-"""The model card of a release, made from its manifest entry alone."""
+"""Make the model card of a release from its manifest entry alone."""
 
 from ..pretrain.recipe import TITLES
 from ..weights.entries import Entry
 
 PICTURE = "pca.webp"
 SHOWN = f"""![Images; the first principal component of their patch features, the foreground it separates, and three
-components of that as colours]({PICTURE})
+components of the foreground as colours]({PICTURE})
 
 Drawn by `scott pca`: the first principal component of the features of all patches, the foreground it separates, and
 three components of the foreground as colours.
@@ -24,7 +24,7 @@ METHODS = {
 POOLED = {name: title for name, title in TITLES.items() if name.startswith("mimjepa-")}
 METHODS |= {name: f"{title} on pooled features (arXiv 2502.18056)" for name, title in POOLED.items()}
 PAPER_EPOCHS, PAPER_PIXELS = 300, 224
-# How the name of a score ends -> what was scored; the model's own have no ending.
+# Suffix of a score's name -> what was scored; scores of the model itself have no suffix.
 SCORED = {
     "": "these weights, {size} px",
     "_random": "random weights, {size} px",
@@ -37,21 +37,22 @@ PROBES = {"knn": "kNN", "ridge": "ridge", "linear": "linear", "attentive": "atte
 
 
 def make_card(tag: str, entry: Entry, name: str | None = None, *, picture: bool = False) -> str:
-    """The model card, README.md of the release, with the metadata the Hub reads.
+    """Make the model card, README.md of the release, with the metadata that the Hub reads.
 
     Args:
-        name: what timm is to be asked for; by default the tag, which is for those who have the manifest.
-        picture: whether PICTURE is beside the card.
+        name: the model's name for `timm.create_model`; by default the tag, which works only if the manifest has it.
+        picture: whether the card shows PICTURE, which must be in the same folder.
     """
     channels, _, size = entry["input_size"]
-    shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
+    is_shorter = entry["epochs"] < PAPER_EPOCHS or size < PAPER_PIXELS
+    shorter = "; the run was shorter or its images smaller than in the paper" if is_shorter else ""
     seen = " The test images were seen in pretraining, without labels." if "transductive" in entry["data"] else ""
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("torch", "timm"))
     method = METHODS[entry.get("objective", "mimjepa")]
     epochs = f"{entry['epochs']:g} epoch{'' if entry['epochs'] == 1 else 's'}"
     classes = entry.get("label_names")
-    made = f" An {entry['head']} probe on top names {len(classes)} classes." if classes else ""
-    gives = f"logits (B, {len(classes)}), of model.pretrained_cfg['label_names']" if classes else "(B, 384)"
+    made = f" The {entry['head']} probe on top predicts {len(classes)} classes." if classes else ""
+    gives = f"logits (B, {len(classes)}), named in model.pretrained_cfg['label_names']" if classes else "(B, 384)"
     return f"""---
 {make_metadata(tag, entry)}
 ---
@@ -59,7 +60,7 @@ def make_card(tag: str, entry: Entry, name: str | None = None, *, picture: bool 
 # {tag}
 
 A SCOTT vision transformer pretrained without labels by {method}. These are weights of an independent
-implementation, not the paper's{"; the run was shorter or its images smaller than there" if shorter else ""}.{made}
+implementation, not the paper's{shorter}.{made}
 
 ```python
 import scott_models, timm
@@ -75,17 +76,17 @@ model.eval()(images)  # (B, {channels}, {size}, {size}) -> {gives}
   {entry["seed"]}, {entry["minutes"]} minutes on {entry["hardware"]}; {versions}.
 - **File:** `{entry["file"]}`, the {entry["encoder"]} encoder in {entry["dtype"]}, {entry["bytes"]:,} bytes, sha256
   `{entry["sha256"]}`.
-- **Use:** features for small sets of such images, a start for your own pretraining, an example of the method. Not for
-  decisions about people; no match for models pretrained on large data sets.
+- **Use:** features for small sets of similar images, a starting point for your own pretraining, an example of the
+  method. Not for decisions about people. Models pretrained on large data sets are better.
 """
 
 
 def make_table(entry: Entry) -> str:
-    """The scores, a row for each thing that was scored, and how."""
+    """Make the table of scores, one row for each set of weights and image size, followed by the protocol."""
     scores = entry["scores"]
     probes = [probe for probe in PROBES if any(name.split("_")[0] == probe for name in scores)]
     if not probes:
-        return "Its features have not been scored."
+        return "The features have not been scored."
     rows = [
         [words.format(size=entry["input_size"][-1]), *(str(scores.get(probe + ending, "-")) for probe in probes)]
         for ending, words in SCORED.items()
@@ -98,7 +99,7 @@ def make_table(entry: Entry) -> str:
 
 
 def make_metadata(tag: str, entry: Entry) -> str:
-    """The card's YAML, with the scores as the Hub's `model-index`."""
+    """Make the card's YAML, with the scores as the Hub's `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [

@@ -1,6 +1,6 @@
-"""What a release says of itself: a manifest entry from a run, and from the entry the model card.
+"""Make the manifest entry of a pretraining run, and check that an entry describes its weights.
 
-The card is made from the entry alone, so that neither can say what the other does not.
+The model card is made from the entry alone, so the card and the entry cannot contradict each other.
 """
 
 import json
@@ -19,18 +19,18 @@ from ..weights import files, local_dir, timm_configs
 from ..weights.entries import RULES, Entry
 from .card import PAPER_PIXELS
 
-MOST_CHANGES = 3  # of a recipe that still goes by its name
+MOST_CHANGES = 3  # a recipe with more changes is called "recipe.toml"
 DTYPES = RULES["dtype"]["enum"]
-OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # of weights, which a tag's entry and file tell of
+OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # arguments known from a tag's entry and file
 MONITORED = (
-    "watched while training: frozen average-pooled features of at most {images} of the run's own images, {scored}; "
+    "measured during training: frozen average-pooled features of at most {images} of the run's own images, {scored}; "
     "kNN: majority of 10 by cosine; ridge: standardised features, strength by leave-one-out; top-1 %, last epoch"
 )
-HELD_OUT, ON_TEST = "of each class one of five held out to be scored", "those of the test split scored"
+HELD_OUT, ON_TEST = "scored on a held-out fifth of each class", "scored on those of the test split"
 
 
 def is_pretraining(folder: Path) -> bool:
-    """Whether a folder is a run of `scott pretrain`; one of `scott finetune` is not."""
+    """Return True if a folder is a run of `scott pretrain`, and False e.g. for a run of `scott finetune`."""
     recipe = folder / "recipe.toml"
     try:
         return recipe.is_file() and "mask" in tomllib.loads(recipe.read_text())
@@ -46,21 +46,22 @@ def make_entry(
     data_terms: str = "their terms are not stated",
     scores: Path | None = None,
 ) -> Entry:
-    """The manifest's entry of a finished run of pretraining, not yet published.
+    """Make the manifest entry of a finished pretraining run, not yet published.
 
     Args:
-        license: of the weights, an SPDX identifier in lower case.
-        data: what it was trained on, in words; by default how many images of which sources, by their last names.
-        scores: what `scott probe --json` printed of this run; by default what the run's monitor measured.
+        license: the license of the weights, an SPDX identifier in lower case.
+        data: the training data in words; by default the number of images and the names of their sources.
+        data_terms: the terms of use of the data in words.
+        scores: a file with the output of `scott probe --json` for this run; by default the scores of the run's monitor.
 
     Raises:
-        WeightsError: a run without an export, or with one that is not its recipe's; damaged records; `scores` that are
-            not the probe's.
+        WeightsError: the run has no export, the export does not fit the recipe, the run's records are damaged, or
+            `scores` is not a report of `scott probe` on this run.
     """
     recipe = Recipe.load(run / "recipe.toml")
     file = run / "export" / "model.safetensors"
     if not file.is_file():
-        raise WeightsError(f"{run}: expected a run that has ended, found no {file}; go on with it by --resume")
+        raise WeightsError(f"{run}: expected a run that has ended, found no {file}; continue the run with --resume")
     with local_dir.read_record(run / "environment.json", "what pretraining wrote") as path:
         start = json.loads(path.read_text())[-1]
         names = list(dict.fromkeys(name_source(str(source)) for source in start["data"]))
@@ -105,18 +106,24 @@ def make_entry(
 
 
 def check_entry(folder: Path, model: str, entry: Entry) -> None:
-    """What an entry says of a model's weights is so by their configuration, and its name and head alone build it.
+    """Check an entry against the exported model in a folder.
+
+    The entry must agree with the model's configuration. The model's name and its kind of head must be enough to build
+    the model.
 
     Raises:
-        WeightsError: another architecture, type or size, another head or other classes; settings that no entry holds,
-            such as the number of heads.
+        WeightsError: the architecture, type, size, head or classes differ, or the model has settings that an entry
+            cannot hold, such as another number of attention heads.
     """
     with local_dir.read_record(folder / "config.json", "the configuration of an export") as path:
         config = json.loads(path.read_text())
         found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
         found |= {"dtype": find_dtype(folder / entry["file"]), "label_names": config.get("label_names", [])}
-        says = {"architecture": model, **{name: entry.get(name, []) for name in ("input_size", "dtype", "label_names")}}
-        if wrong := {name: value for name, value in says.items() if value != found[name]}:
+        stated = {
+            "architecture": model,
+            **{name: entry.get(name, []) for name in ("input_size", "dtype", "label_names")},
+        }
+        if wrong := {name: value for name, value in stated.items() if value != found[name]}:
             raise WeightsError(
                 f"{folder}: expected what its entry says, {wrong}, found { ({n: found[n] for n in wrong}) }"
             )
@@ -124,16 +131,16 @@ def check_entry(folder: Path, model: str, entry: Entry) -> None:
         args = {name: value for name, value in config.get("model_args", {}).items() if name not in OWN_ARGS}
         if other := {name: value for name, value in args.items() if value != own.get(name)}:
             raise WeightsError(
-                f"{folder}: expected the settings of {model}, { ({n: own.get(n) for n in other}) }, which a tag means, "
-                f"found {other}; copy this folder elsewhere, add a README.md, and publish that, for hf-hub:"
+                f"{folder}: expected the settings of {model}, { ({n: own.get(n) for n in other}) }, found {other}; "
+                "an entry cannot hold these: copy the folder to another name, add a README.md, publish it for hf-hub:"
             )
 
 
 def name_source(source: str) -> str:
-    """What a source of images is called: never where it is on somebody's disk.
+    """Return the name of a source of images without its location on the disk.
 
     "/data/photos" and "/data/photos/train" -> "photos"; "flowers102:downloads" -> "flowers102"; "hf:org/name" ->
-    "org/name", or of a saved data set's folder its last name.
+    "org/name"; "hf:/data/saved", a folder with a saved data set -> "saved".
     """
     kind, colon, rest = source.partition(":")
     if colon and kind != "hf":
@@ -145,13 +152,13 @@ def name_source(source: str) -> str:
 
 
 def name_start(recipe: Recipe) -> str:
-    """What a run started from, without where that is; empty for random weights."""
+    """Return the name of the weights that a run started from, without their location; empty for random weights."""
     return Path(recipe.model.init.removeprefix("local-dir:")).name
 
 
 def name_recipe(recipe: Recipe) -> str:
-    """The package's own recipe that a run was made with, and up to three changes; "recipe.toml" where it was others."""
-    same_precision = [f"run.precision={recipe.run.precision}"]  # which "auto" chose
+    """Return the name of the package's closest recipe with up to three changes; "recipe.toml" if there are more."""
+    same_precision = [f"run.precision={recipe.run.precision}"]  # what "auto" became is not a change
     settings = recipe.flat()
     changes: dict[str, list[str]] = {}
     for path in sorted(Recipe.folder.glob("*.toml")):
@@ -163,7 +170,10 @@ def name_recipe(recipe: Recipe) -> str:
 
 
 def read_monitor_scores(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[dict[str, float], str]:
-    """Scores and protocol of a run's monitor, its last look beside its first; none without labels."""
+    """Return the scores and protocol of a run's monitor: its last look, and its first look as the control.
+
+    The scores are empty without labels.
+    """
     looks = [line["monitor"] for line in lines if "monitor" in line]
     scores: dict[str, float] = {}
     for look, ending in zip(looks[-1:] + looks[:1], ("", "_start" if recipe.model.init else "_random")):
@@ -173,10 +183,10 @@ def read_monitor_scores(lines: Sequence[dict[str, Any]], recipe: Recipe) -> tupl
 
 
 def read_probe_scores(path: Path, run: Path, img_size: int) -> tuple[dict[str, float], str]:
-    """Scores and protocol of a report that `scott probe --json` printed of a run.
+    """Read the scores and protocol from a report of `scott probe --json` on a run.
 
     Raises:
-        WeightsError: another file, or a report of another model or size.
+        WeightsError: the file is not such a report, or its model or image size is another.
     """
     with local_dir.read_record(path, "what `scott probe --json` prints"):
         report = json.loads(path.read_text())
@@ -195,27 +205,27 @@ def read_probe_scores(path: Path, run: Path, img_size: int) -> tuple[dict[str, f
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds.
+    """Load the tensors of a safetensors file by name.
 
     Raises:
-        WeightsError: a file that is none, or has numbers that are none.
+        WeightsError: the file is not a whole safetensors file, or contains NaN or infinity.
     """
     try:
         tensors = load_file(file)
-    except Exception as error:  # safetensors has one class of error, which its stubs do not name
+    except Exception as error:  # safetensors' stubs do not name its class of errors
         raise WeightsError(f"{file}: expected a whole safetensors file ({error})") from error
     if names := local_dir.find_non_finite(tensors):
-        raise WeightsError(f"{file}: expected finite numbers, found others in {names[:3]}; the training failed")
+        raise WeightsError(f"{file}: expected finite numbers, found NaN or infinity in {names[:3]}; training failed")
     return tensors
 
 
 def find_dtype(file: Path) -> str:
-    """The type of all tensors of a safetensors file, in torch's words.
+    """Return the type that all tensors of a safetensors file have, e.g. "bfloat16".
 
     Raises:
-        WeightsError: as `tensors_of`, or several types.
+        WeightsError: as `load_tensors`; or the tensors have several types, or one that the manifest does not allow.
     """
     found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in load_tensors(file).values()})
     if len(found) != 1 or found[0] not in DTYPES:
-        raise WeightsError(f"{file}: expected tensors of one type, of {DTYPES}, found {found}")
+        raise WeightsError(f"{file}: expected tensors of one type out of {DTYPES}, found {found}")
     return found[0]

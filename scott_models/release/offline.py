@@ -1,4 +1,4 @@
-"""Weights fetched ahead, for a machine without a network."""
+"""Download weights in advance, for a machine without a network."""
 
 import os
 import shutil
@@ -17,24 +17,26 @@ from .card import PICTURE, make_card
 
 
 def find_tag(name: str) -> str:
-    """A model's default tag; anything else as it is."""
+    """Return the default tag of a model; return any other name unchanged."""
     return next(iter(timm_configs.list_tags(name)), name)
 
 
 def download(tag: str, folder: str | Path | None = None) -> Path:
-    """The verified weight file of a tag; in a `folder`, as its release: weights, configuration and model card.
+    """Return the verified weight file of a tag; with `folder`, write its release there: weights, config.json and card.
 
-    A `folder` is for $SCOTT_MODELS_DIR, here or on another machine. What it holds already is hashed, not loaded again;
-    damaged weights in it are replaced.
+    Args:
+        tag: e.g. "scott_3_16.mimjepa_flowers102_cpu".
+        folder: a value for $SCOTT_MODELS_DIR, here or on another machine. Weights in it are verified and not downloaded
+            again; damaged weights are replaced.
 
     Raises:
-        WeightsError: weights that are unknown or cannot be had, whole.
+        WeightsError: the tag is unknown, or its weights were not found, cannot be downloaded or are damaged.
     """
     entry = get_entry(tag)
     if folder is None:
         return weights.resolve(tag)
     if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
-        raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found one of {model}; update scott_models")
+        raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found a tag of {model}; update scott_models")
     target = Path(folder).expanduser() / tag / entry["file"]
     if not files.is_released(target, entry):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
 
 
 def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
-    """A verified file in the folder `partial`: a copy of one that is here, or else from the Hub."""
+    """Return a verified file in the folder `partial`: a copy of a local file, or else a download from the Hub."""
     here = [folder / tag / entry["file"] for folder in files.list_folders()]
     here += [path] if (path := hub.find_cached(entry)) else []
     for path in here:
@@ -57,13 +59,13 @@ def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
             copy = Path(shutil.copyfile(path, partial / entry["file"]))
             return files.verify(copy, tag, entry, "try again")
     if entry["repository"] is None:
-        return weights.resolve(tag)  # which says that it is nowhere
+        return weights.resolve(tag)  # raises: no folder has the file
     return files.fetch_checked(tag, entry, files.verify, cache_dir=partial).resolve()
 
 
 def _write_config(model: str, entry: Entry, file: Path) -> None:
     with safe_open(file, framework="pt") as tensors:
-        has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- no dictionary
+        has_mask_token = "mask_token" in tensors.keys()  # noqa: SIM118 -- not a dictionary
     channels, *size = entry["input_size"]
     args = {
         "in_chans": channels,

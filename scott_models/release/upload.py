@@ -1,4 +1,4 @@
-"""From a run, or a model's folder, to a repository on the Hugging Face Hub that is read back before it counts."""
+"""Publish a run or a model's folder on the Hugging Face Hub, and verify the upload by reading it back."""
 
 import hashlib
 import io
@@ -30,16 +30,16 @@ from .card import PICTURE, make_card
 from .entry import check_entry, is_pretraining, load_tensors, make_entry, name_start
 
 LAYOUT = ("config.json", "model.safetensors")  # what timm and transformers read
-CHECKOUTS = PATH if PATH.parent != PACKAGE else None  # the manifest of an installed package is nobody's to change
+CHECKOUTS = PATH if PATH.parent != PACKAGE else None  # an installed package's manifest is never changed
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a repository is to hold.
+    """Hold the files of a repository before their upload.
 
     Attributes:
-        files: name in the repository -> the file, or its content.
-        tag, entry: what the manifest will say; None of a model that is no encoder from pretraining.
+        files: name in the repository -> the path of a file, or its content.
+        tag, entry: for the manifest; None for a model that has no manifest entry.
     """
 
     files: dict[str, Path | bytes]
@@ -52,16 +52,17 @@ class Release:
 
 
 def prepare(source: str | Path, repository: str, *, tag: str | None = None, **facts: Any) -> Release:
-    """Everything that `publish` uploads, made and checked without a network.
+    """Make and check everything that `publish` uploads, without a network.
 
     Args:
-        source: a run of pretraining that has ended, a release's folder (named as its tag), or a model in timm's layout.
+        source: a finished pretraining run, the folder of a release (named as its tag), or a model in timm's layout.
         repository: organisation/name.
-        tag: by default the folder's of a release; of a run the repository's name, with the model's in front.
-        facts: as `entry_of_run` takes them; and `picture`, a file for the card of a run, as `scott pca` draws one.
+        tag: by default the name of a release's folder; for a run, the model's name and the repository's name.
+        facts: for a run, the arguments of `make_entry`, and `picture`, an image file for the card, e.g. by `scott pca`.
 
     Raises:
-        WeightsError: a source that is none of these, or damaged; facts that are missing or have no use.
+        WeightsError: the source is another kind of folder or is damaged; facts are missing or cannot be set.
+        DataError: `picture` is not an image.
     """
     if not re.fullmatch(RULES["repository"]["pattern"], repository):
         raise WeightsError(f"--repo-id: expected organisation/name, got {repository!r}")
@@ -78,7 +79,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         recipe = Recipe.load(run / "recipe.toml")
         tag = tag or choose_tag(recipe.model.name, repository)
         if tag.split(".")[0] != recipe.model.name:
-            raise WeightsError(f"tag: expected one of {recipe.model.name}, whose weights these are, got {tag}")
+            raise WeightsError(f"tag: expected a tag of {recipe.model.name}, the model of these weights, got {tag}")
         if not facts.get("license"):
             raise WeightsError(f"{source}: expected the license of the weights, e.g. --license apache-2.0, got none")
         if picture := facts.pop("picture", None):
@@ -88,7 +89,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         files["README.md"] = make_card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files).encode()
     elif folder.resolve().name in manifest():
         tag = _find_only(tag, folder.resolve().name)
-        _refuse(facts, "a released tag, whose entry has them")
+        _refuse(facts, "a released tag, whose entry is used; leave the option out")
         entry = get_entry(tag)
         verify(folder / entry["file"], tag, entry, "a release is published as it was measured")
         check_entry(folder, tag.split(".")[0], entry)
@@ -97,7 +98,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         files["README.md"] = make_card(tag, entry, picture=PICTURE in files).encode()
     if entry:
         return Release(files, tag, entry)
-    _refuse({**facts, "tag": tag}, "a folder that is no run of pretraining; say it in its README.md")
+    _refuse({**facts, "tag": tag}, "a folder that is not a pretraining run; use its README.md instead")
     readme = folder / "README.md"
     if not readme.is_file():
         raise WeightsError(f"{readme}: expected a model card, for the Hub and its readers, found none")
@@ -106,12 +107,12 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
 
 @dataclass(frozen=True)
 class Published:
-    """What became of a release.
+    """Describe the outcome of `publish`.
 
     Attributes:
-        revision: the commit, 40 hexadecimal digits; None of a dry run.
-        existed: whether the repository was there before; a dry run does not ask.
-        manifest: the file that has the entry now, or would have it.
+        revision: the commit, 40 hexadecimal digits; None after a dry run.
+        existed: whether the repository existed before; False after a dry run, which does not ask the Hub.
+        manifest: the file that the entry was written to, or would be; None without such a file.
     """
 
     release: Release
@@ -121,7 +122,7 @@ class Published:
     existed: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """For other programs."""
+        """Return the outcome as a dictionary, for other programs."""
         sizes = {name: len(self.release.content(name)) for name in self.release.files}
         facts = {"repository": self.repository, "revision": self.revision, "existed": self.existed, "bytes": sizes}
         return {**facts, "tag": self.release.tag, "entry": self.release.entry, "manifest": self.manifest}
@@ -131,16 +132,16 @@ class Published:
         if self.revision:
             lines = [f"{self.repository}: published and read back, commit {self.revision}"]
             if self.existed:
-                lines += ["the repository existed already: its files of these names are replaced, others stay"]
+                lines += ["the repository existed already: files with these names were replaced, other files were kept"]
         else:
             sizes = [f"  {name}: {len(release.content(name)):,} bytes" for name in release.files]
             lines = [f"{self.repository} would hold, in one commit:", *sizes, ""]
             texts = [name for name in release.files if name.endswith((".json", ".md", ".toml"))]
             lines += [f"{name} would be:\n\n{release.content(name).decode()}" for name in texts]
         if release.entry:
-            where = self.manifest or "a manifest (none was named: --manifest)"
-            says = "says" if self.revision and self.manifest else "would say"
-            lines += [f"{where} {says} of {release.tag}:", json.dumps(release.entry, indent=2)]
+            where = self.manifest or "a manifest (name the file with --manifest)"
+            holds = "holds" if self.revision and self.manifest else "would hold"
+            lines += [f"{where} {holds} the entry of {release.tag}:", json.dumps(release.entry, indent=2)]
         return "\n".join(lines)
 
 
@@ -155,17 +156,18 @@ def publish(
     token: str | None = None,
     **facts: Any,
 ) -> Published:
-    """Make a release, upload it, read it back, and write the commit with the file's sha256 into a manifest.
+    """Make a release, upload it, read it back, and write its entry with the commit into a manifest.
 
     Args:
-        source, repository, tag, facts: as `prepare` takes them.
-        manifest_file: by default the checkout's weights_manifest.json; none if there is no checkout.
-        private: whether a new repository is.
-        dry_run: only make it.
-        token: one that may write; by default what `hf auth login` stored, or $HF_TOKEN.
+        source, repository, tag, facts: as `prepare`.
+        manifest_file: by default the checkout's weights_manifest.json; without a checkout, no manifest is written.
+        private: whether the repository must be private.
+        dry_run: make and check the release only, without an upload.
+        token: a token with write access; by default what `hf auth login` stored, or $HF_TOKEN.
 
     Raises:
-        WeightsError: as `prepare` and `upload`.
+        WeightsError: as `prepare` and `upload`; the manifest has other weights under the tag, or cannot be written.
+        DataError: as `prepare`.
     """
     release = prepare(source, repository, tag=tag, **facts)
     file = Path(manifest_file) if manifest_file else CHECKOUTS
@@ -173,7 +175,7 @@ def publish(
         known = read_entries(file).get(release.tag)
         if known is not None and validate_entry(release.tag, known)["sha256"] != release.entry["sha256"]:
             raise WeightsError(
-                f"{file}: has other weights of the name {release.tag} already; choose another --tag, or take them out"
+                f"{file}: already has other weights named {release.tag}; choose another --tag, or remove the old entry"
             )
     if dry_run:
         return Published(release, repository, None, file)
@@ -192,13 +194,14 @@ def publish(
 
 
 def upload(release: Release, repository: str, *, private: bool = False, token: str | None = None) -> tuple[str, bool]:
-    """Upload in one commit, download that commit again and compare.
+    """Upload a release in one commit, download the commit again and compare the files.
 
     Returns:
-        The commit's 40 hexadecimal digits, and whether the repository was there before.
+        The commit's 40 hexadecimal digits, and whether the repository existed before.
 
     Raises:
-        WeightsError: the Hub refuses, cannot be reached, or gives back other bytes.
+        WeightsError: the Hub refuses the upload, cannot be reached or returns other bytes; or the repository is public
+            although `private` is set.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -209,7 +212,7 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
     ]
     try:
         existed = api.repo_exists(repository)
-        api.create_repo(repository, private=private or None, exist_ok=True)  # None: as the organisation has it
+        api.create_repo(repository, private=private or None, exist_ok=True)  # None: the organisation's default
         if private and not api.model_info(repository).private:
             raise WeightsError(
                 f"{repository}: expected a private repository, found a public one; make it private first"
@@ -218,22 +221,22 @@ def upload(release: Release, repository: str, *, private: bool = False, token: s
         with tempfile.TemporaryDirectory() as cache:
             for name in release.files:
                 content = Path(api.hf_hub_download(repository, name, revision=revision, cache_dir=cache)).read_bytes()
-                promised = release.entry["sha256"] if release.entry and name == release.entry["file"] else None
+                expected = release.entry["sha256"] if release.entry and name == release.entry["file"] else None
                 found = hashlib.sha256(content).hexdigest()
-                if content != release.content(name) or promised not in (None, found):
+                if content != release.content(name) or expected not in (None, found):
                     raise WeightsError(f"{repository}: {name} of commit {revision} is not what was uploaded; try again")
     except UserError:
         raise
-    except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
+    except Exception as error:  # errors of the client, of its HTTP library and of the system
         raise WeightsError(f"{repository}: cannot be published: {_explain(error)}") from error
     return revision, existed
 
 
 def encode_webp(picture: Path) -> bytes:
-    """The same picture in the format that a card shows.
+    """Encode an image file as WebP, the format of a card's picture.
 
     Raises:
-        DataError: a file that is no picture.
+        DataError: the file is not an image.
     """
     buffer = io.BytesIO()
     load_image(picture).save(buffer, "webp", quality=85)
@@ -241,7 +244,10 @@ def encode_webp(picture: Path) -> bytes:
 
 
 def choose_tag(architecture: str, repository: str) -> str:
-    """("scott_3_16", "me/My-Birds") -> "scott_3_16.my_birds"; a name that is a tag of the model already stays."""
+    """Make a tag from a repository's name: ("scott_3_16", "me/My-Birds") -> "scott_3_16.my_birds".
+
+    A repository's name that is already a tag of the model is returned unchanged.
+    """
     name = repository.rsplit("/", maxsplit=1)[-1]
     if name.startswith(architecture + ".") and re.fullmatch(TAG, name):
         return name
@@ -249,25 +255,25 @@ def choose_tag(architecture: str, repository: str) -> str:
 
 
 def _check_loads(folder: Path) -> None:
-    """timm finds every weight it needs in the folder, and nothing else."""
+    """Check that the folder holds all the weights that timm needs for the model, and no others."""
     import timm
 
     load_tensors(folder / "model.safetensors")
     try:
         timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except Exception as error:  # timm, safetensors and torch have no common error for "unknown", "damaged", "foreign"
+    except Exception as error:  # timm, safetensors and torch have no common class of errors
         raise WeightsError(f"{folder}: cannot be loaded by timm: {error}") from error
 
 
 def _find_only(given: str | None, tag: str) -> str:
     if given not in (None, tag):
-        raise WeightsError(f"tag: expected {tag}, the folder's, got {given}")
+        raise WeightsError(f"tag: expected {tag}, the tag of this folder, got {given}")
     return tag
 
 
-def _refuse(facts: dict[str, Any], of: str) -> None:
+def _refuse(facts: dict[str, Any], source: str) -> None:
     if given := [name for name, value in facts.items() if value]:
-        raise WeightsError(f"{', '.join(given)}: of no use for {of}; leave that out")
+        raise WeightsError(f"{', '.join(given)}: cannot be set for {source}")
 
 
 def _explain(error: BaseException) -> str:
@@ -275,7 +281,7 @@ def _explain(error: BaseException) -> str:
 
     for cause in hub.iterate_causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE forbids it; unset that"
+            return "HF_HUB_OFFLINE forbids uploads; unset it"
         if code := hub.get_status(cause):
             return f"the Hub answered {code}; {hub.LOG_IN}, with a token that may write there"
     return hub.shorten(error)

@@ -1,6 +1,6 @@
-"""One page that shows a run or its probes: a self-contained HTML file, the verdict first.
+"""Write a self-contained HTML page about a run or its probes; the page begins with the verdict.
 
-`run` and `scores` say what stands on it, `page` how it looks, `charts` draws.
+`run_page` and `scores` make the content, `page` and page.html define the layout, `charts` draws.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,16 @@ def write_report(sources: Sequence[str | Path], out: str | Path | None = None, *
 
     Args:
         sources: a run's folder, and files with scores or curves; at least one of them.
-        out: the page; by default report.html in the run's folder, or beside the first file.
-        neighbours: also look for images that the run's model finds alike, which needs the images it was trained on.
+        out: the page; by default report.html in the run's folder, or next to the first file.
+        neighbours: also show nearest neighbours among the images that the run's model was trained on.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        DataError: sources that are neither, more than one run, or an `out` that is no .html in an existing folder.
-        WeightsError: a run whose weights are damaged.
+        DataError: no source, a source that is damaged or of another kind, more than one run, or an `out` that is not an
+            .html file in an existing folder.
+        WeightsError: `neighbours` is set and the run's weights are damaged.
     """
     paths = [Path(source) for source in sources]
     if not paths:

@@ -1,4 +1,4 @@
-"""Curves, bars and tables of colours for a page: matplotlib's SVG in the page's own ink, for light and dark."""
+"""Draw curves, bars and confusion matrices as SVG, in the text colour of the page, for light and dark pages."""
 
 import io
 import re
@@ -9,10 +9,10 @@ from typing import Any
 
 from ..errors import needs_extra
 
-INK = "#010203"  # stands for the page's own colour until the SVG is in it
-COLOURS = ("#2f81c7", "#e0782f", "#2f9e6e", "#b05bbd")  # seen on white and on black
+INK = "#010203"  # replaced in the SVG by the text colour of the page
+COLOURS = ("#2f81c7", "#e0782f", "#2f9e6e", "#b05bbd")  # visible on white and on black
 CONTROL = "#8b8f98"
-POINTS = 600  # of a line, about: more are not seen
+POINTS = 600  # about as many points of a line as a reader can see
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
 
@@ -20,12 +20,12 @@ Line = tuple[Sequence[float], Sequence[float]]  # x and y
 def draw_curves(
     lines: Mapping[str, Line], *, x: str, levels: Mapping[str, float] | None = None, log: bool = False
 ) -> str:
-    """Lines by name as SVG.
+    """Draw lines, given by name, and return the SVG element.
 
     Args:
-        x: what is along the bottom.
-        levels: dashed lines to compare with, by name.
-        log: whether both axes are logarithmic.
+        x: label of the horizontal axis.
+        levels: heights of dashed horizontal lines to compare with, by name.
+        log: make the horizontal axis logarithmic.
     """
     figure, axes = _figure(5.2, 2.9)
     for (name, line), colour in zip(lines.items(), cycle(COLOURS)):
@@ -43,7 +43,10 @@ def draw_curves(
 
 
 def thin_out(line: Line) -> Line:
-    """The first and the last point of a long line, and of each stretch between them the lowest and the highest."""
+    """Thin out a line that has more than `POINTS` points.
+
+    The first and the last point are kept, and the lowest and the highest point of each stretch between them.
+    """
     at, values = line
     if len(at) <= POINTS:
         return line
@@ -54,7 +57,7 @@ def thin_out(line: Line) -> Line:
 
 
 def draw_bars(values: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
-    """A bar for each name, in percent, from left to right, with another one `beside` it in grey where there is one."""
+    """Draw a bar for each name, 0 to 100 %, and below it a grey one from `beside`; return the SVG element."""
     figure, axes = _figure(5.2, 0.5 + 0.24 * len(values))
     names = list(values)
     places = range(len(names))
@@ -71,12 +74,12 @@ def draw_bars(values: Mapping[str, float], beside: Mapping[str, float] | None = 
 
 
 def draw_matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
-    """A square of colours for each pair of classes, 0 ... 1; few classes are named and have figures."""
+    """Draw a confusion matrix of shares, 0 to 1, and return the SVG element; up to 15 classes get names and numbers."""
     few = len(names) <= 15
     figure, axes = _figure(5.2, 4.6)
     picture = axes.imshow(shares, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
     axes.grid(visible=False)
-    axes.set(xlabel="taken for", ylabel="is")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if few:
         places = range(len(names))
         axes.set_xticks(places, map(_plain, names), rotation=40, ha="right")
@@ -91,7 +94,7 @@ def draw_matrix(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of inches, and its axes."""
+    """Create a figure, width and height in inches, and its axes."""
     with needs_extra("eval"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -107,23 +110,23 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
+    """Escape a name, so that matplotlib does not read a formula in it."""
     return name.replace("$", r"\$")
 
 
 def _svg(figure: Any) -> str:
-    """The SVG element alone, as wide as its place, its letters those of the page."""
+    """Return the SVG element of a figure, scaled by the page, in the font and text colour of the page."""
     from matplotlib import rc_context
 
-    for axes in figure.axes[1:]:  # the key of colours
+    for axes in figure.axes[1:]:  # the colour bar
         axes.tick_params(colors=INK)
     if legend := figure.axes[0].get_legend():
         for text in legend.get_texts():
             text.set_color(INK)
     buffer = io.StringIO()
-    # letters stay letters, and the same figure has the same bytes
+    # text stays text, and the same figure gives the same bytes
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "scott_models"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters are the reader's, not matplotlib's
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser's fonts draw the text, not matplotlib's
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -1,4 +1,4 @@
-"""How a report looks: a title, a verdict, figures at a glance, sections; everything is inside the one file."""
+"""Hold the parts of a report (title, verdict, tiles, sections) and write them as one self-contained HTML file."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ State = Literal["good", "doubtful", "bad", "unknown"]
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure at a glance, and what it stands beside."""
+    """Hold one key figure with its name, and what to compare the figure with (`beside`)."""
 
     name: str
     value: str
@@ -27,14 +27,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the page itself, as a data: address, and what it shows."""
+    """Hold the content of a picture as a data: address, and its caption."""
 
     address: str
     words: str
 
     @classmethod
     def of(cls, image: Image.Image | Path, words: str) -> "Picture":
-        """Of an image, or of a file as it is."""
+        """Make a picture from an image, encoded as WebP, or from the bytes of an image file."""
         if isinstance(image, Path):
             content, kind = image.read_bytes(), image.suffix[1:]
         else:
@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG, and what it shows."""
+    """Hold an SVG element and its caption."""
 
     svg: str
     words: str
@@ -54,10 +54,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a head; those with a number in `marked` stand out.
+    """Hold the head and the rows of a table.
 
     Attributes:
-        folded: words to click on before the table shows; empty: it shows.
+        marked: indices of the rows to highlight.
+        folded: label that a reader clicks on to open the table; if empty, the table is always open.
     """
 
     head: Sequence[str]
@@ -78,10 +79,11 @@ class Section:
 
 @dataclass
 class Page:
-    """A report.
+    """Hold a report.
 
     Attributes:
-        state, verdict: how it went, for the eye and in words.
+        state: colour of the verdict.
+        verdict: the result in words.
         notes: lines below the verdict.
     """
 

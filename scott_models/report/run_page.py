@@ -1,4 +1,4 @@
-"""The page of a run folder: is it alive, how did it go, what does it see, how does it differ from the paper's."""
+"""Make the page of a run folder: verdict, curves, pictures of the features, settings and hardware."""
 
 import dataclasses
 import json
@@ -22,37 +22,39 @@ from ..training.settings import Settings
 from .charts import Line, draw_curves
 from .page import Chart, Page, Picture, Section, State, Table, Tile
 
-LOOKS = 8  # of the album, at most
-QUERIES, GALLERY, ALIKE = 6, 400, 6  # images asked for, images looked through, images shown of each
+LOOKS = 8  # about as many looks of the album as are shown; the last one always is
+QUERIES, GALLERY, NEIGHBOURS = 6, 400, 6  # images: queries, searched, shown per query
 STATES: dict[str, State] = {"healthy": "good", "healthy features": "doubtful", "partial collapse": "bad", "dead": "bad"}
-# What metrics.jsonl has of an update -> what stands below its curve.
+# Field of an update in metrics.jsonl -> caption of its curve.
 CURVES = {
-    "loss": "Loss. It tells nothing of the features: it may fall while all of them become one.",
+    "loss": "Loss. The loss says nothing about the features: it can fall while all features become the same.",
     "lr": "Learning rate",
     "weight_decay": "Weight decay",
-    "grad_norm": "Norm of the gradients",
-    "images_per_second": "Images a second",
+    "grad_norm": "Gradient norm",
+    "images_per_second": "Images per second",
 }
 WATCHED = {
-    "rankme": "RankMe, how many dimensions the features use",
+    "rankme": "RankMe, the effective number of dimensions that the features use",
     "spread": "Spread of the features over images, 0 to 1",
 }
-PROBES = {"knn": "kNN", "ridge": "ridge", "top1": "top-1", "top5": "top-5", "per_class": "mean of the classes"}
+PROBES = {"knn": "kNN", "ridge": "ridge", "top1": "top-1", "top5": "top-5", "per_class": "mean over classes"}
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is what `scott pretrain` or `scott finetune` write."""
+    """Return True if a folder is a run of `scott pretrain` or `scott finetune`."""
     return (folder / "recipe.toml").is_file() and (folder / "metrics.jsonl").is_file()
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What a run folder says.
+    """Hold what the files of a run folder say.
 
     Attributes:
-        recipe, paper: its settings, and those of the same kind that nobody changed.
-        updates, looks: the lines of metrics.jsonl, of updates and of the monitor.
-        starts: of each time it was started, what it was given and ran on.
+        recipe: the settings of the run.
+        paper: the default settings of the same kind of run; of pretraining, the paper's.
+        updates: the lines of metrics.jsonl that describe updates.
+        looks: the lines of metrics.jsonl that the monitor wrote.
+        starts: for each start of the run, its arguments, software and hardware.
     """
 
     folder: Path
@@ -64,10 +66,10 @@ class Records:
 
     @classmethod
     def read(cls, folder: Path) -> "Records":
-        """Of a run under way too.
+        """Read the files of a run folder. The run may still be in progress.
 
         Raises:
-            DataError: damaged files.
+            DataError: a file is missing or damaged.
         """
         kind: type[Settings] = Recipe if is_pretraining(folder) else FinetuneRecipe
         try:
@@ -75,7 +77,7 @@ class Records:
             starts = json.loads((folder / "environment.json").read_text())
             looks = [line for line in lines if "monitor" in line]
             recipe = kind.load(folder / "recipe.toml")
-            paper = kind().changed("run", precision=recipe.run.precision)  # which "auto" chose
+            paper = kind().changed("run", precision=recipe.run.precision)  # "auto" may have chosen it
             return cls(folder, recipe, paper, [line for line in lines if "loss" in line], looks, starts)
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{folder}: expected a run's files, found damaged ones ({error})") from error
@@ -86,7 +88,7 @@ class Records:
 
     @property
     def course(self) -> Course | None:
-        """Its updates; None before the first was logged."""
+        """Return the course of the updates, or None if no update was logged yet."""
         if not self.updates:
             return None
         last, optim = self.updates[-1], self.recipe.optim
@@ -95,20 +97,20 @@ class Records:
 
     @property
     def start(self) -> str:
-        """What pretraining started from, without where that is."""
+        """Return what pretraining started from: "random weights", or the name of the weights without their path."""
         return name_start(self.recipe) or "random weights"
 
     @property
     def name(self) -> str:
-        """The model's, of a folder the last one."""
+        """Return the name of the model; if the model is a folder, the folder's own name."""
         return Path(self.recipe.model.name.removeprefix("local-dir:")).name
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a power cut left unfinished is not there.
+    """Read the lines of metrics.jsonl. A last line that a power cut left unfinished is skipped.
 
     Raises:
-        ValueError: another line that is no JSON.
+        ValueError: another line is not JSON.
     """
     texts = path.read_text().splitlines()
     lines = [json.loads(text) for text in texts[:-1]]
@@ -118,11 +120,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def make_page(folder: Path, *, neighbours: bool = True) -> Page:
-    """Everything that a run's folder tells.
+    """Make the whole page of a run folder.
 
     Raises:
-        DataError: a folder with damaged files.
-        WeightsError: weights that are damaged, where neighbours are asked for.
+        DataError: a file of the run is missing or damaged.
+        WeightsError: `neighbours` is set and the weights are damaged.
     """
     run = Records.read(folder)
     state, words, notes = judge_run(run)
@@ -142,12 +144,12 @@ def make_page(folder: Path, *, neighbours: bool = True) -> Page:
 
 
 def judge_run(run: Records) -> tuple[State, str, list[str]]:
-    """The verdict, and what else must be known to believe it."""
+    """Return state and text of the verdict, and notes that qualify it."""
     done, total = (run.updates[-1]["step"] if run.updates else 0), run.course.total if run.course else None
     ended = done == total
-    notes = [] if ended else [f"Not at its end: update {done:,} of {f'{total:,}' if total else 'an unknown number'}."]
+    notes = [] if ended else [f"Not finished: update {done:,} of {f'{total:,}' if total else 'an unknown number'}."]
     if len(run.looks) < 2:
-        return "unknown", "not watched yet", notes
+        return "unknown", "not monitored yet", notes
     now, control = run.looks[-1]["monitor"], run.looks[0]["monitor"]
     if not run.pretraining:
         return "unknown", f"top-1 {now['top1']:.1f} % of the test images", notes
@@ -156,7 +158,7 @@ def judge_run(run: Records) -> tuple[State, str, list[str]]:
 
 
 def make_tiles(run: Records) -> list[Tile]:
-    """The figures at a glance."""
+    """Make the tiles with the key figures."""
     found = []
     if run.looks:
         now, control = run.looks[-1]["monitor"], run.looks[0]["monitor"]
@@ -181,7 +183,7 @@ def make_tiles(run: Records) -> list[Tile]:
 
 
 def describe_progress(run: Records) -> Section | None:
-    """What the monitor found, look by look."""
+    """Draw the measurements of the monitor, look by look."""
     looks = run.looks
     if len(looks) < 2:
         return None
@@ -196,11 +198,11 @@ def describe_progress(run: Records) -> Section | None:
         if looks[0]["monitor"].get(name) is not None:
             line = _line(looks, name)
             charts.append(Chart(draw_curves({"this run": line}, x="epoch", levels={start: line[1][0]}), words))
-    return Section("Is it alive?" if start else "How it fares", charts=charts)
+    return Section("Is it alive?" if start else "Progress", charts=charts)
 
 
 def make_curves(run: Records) -> Section | None:
-    """The curves of the updates."""
+    """Draw the curves of the updates."""
     if not run.updates:
         return None
     epochs = [line["epoch"] for line in run.updates]
@@ -215,15 +217,15 @@ def make_curves(run: Records) -> Section | None:
             linear(course.place(line["step"]), total=course.planned, start=optim.start_ema, final=optim.final_ema)
             for line in run.updates
         ]
-        words = "EMA: how much of the target encoder stays as it was in an update"
+        words = "EMA decay: the share of the target encoder that an update keeps"
         charts.append(Chart(draw_curves({"ema": (epochs, decay)}, x="epoch"), words))
     skipped = sum(line["loss"] is None for line in run.updates)
-    words = f"{skipped} of the updates that were logged had no finite loss and were skipped." if skipped else ""
+    words = f"{skipped} of the logged updates had no finite loss and were skipped." if skipped else ""
     return Section("Curves", words, charts=charts)
 
 
 def show_looks(run: Records) -> Section | None:
-    """The album: principal components of the patches of a few images, look by look."""
+    """Show the album: principal components of the patch features of a few images, look by look."""
     first = run.folder / "looks" / "images.webp"
     steps = sorted((run.folder / "looks").glob("step_*.webp"))
     if not (first.is_file() and steps):
@@ -236,16 +238,16 @@ def show_looks(run: Records) -> Section | None:
         epoch = int(path.stem.removeprefix("step_")) / per_epoch
         pictures.append(Picture.of(path, f"epoch {epoch:.3g}" if epoch else run.start))
     words = (
-        "Principal components of the patch features of these images together: what the first one separates as "
-        "background is black, three components of the rest are red, green and blue. Alike colours within a row mean "
-        "alike features; rows have nothing in common."
+        "Principal components of the patch features, computed over the images of a row together. Patches that the "
+        "first component separates as background are black; three components of the others are red, green and blue. "
+        "Similar colours within a row mean similar features; colours of different rows cannot be compared."
     )
-    return Section("What it sees", words, pictures=pictures)
+    return Section("What the model sees", words, pictures=pictures)
 
 
 def show_neighbours(run: Records) -> Section:
-    """Images of the run that its model finds alike, if they are here."""
-    title, sources = "What it finds alike", run.starts[-1]["data"]
+    """Show nearest neighbours among the images of the run, if the images are on this machine."""
+    title, sources = "Nearest neighbours", run.starts[-1]["data"]
     if not (run.folder / "export").is_dir() and not any((run.folder / "checkpoints").glob("step_*.pt")):
         return Section(title, "There is no checkpoint yet.")
     try:
@@ -255,29 +257,29 @@ def show_neighbours(run: Records) -> Section:
     files = [image for image in images if isinstance(image, Path)]
     if len(files) < 2:
         names = ", ".join(map(name_source, map(str, sources)))
-        return Section(title, f"The run's images are not here as files, seen from this folder: {names}.")
+        return Section(title, f"The run's images were not found as files from the current folder: {names}.")
     gallery = pick_evenly(files, GALLERY)
     asked = pick_evenly(gallery, QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "neighbours.webp"
         try:
-            draw_neighbours(asked, gallery, out, str(run.folder), count=min(ALIKE, len(gallery) - 1))
-        except DataError as error:  # an image that training left out, for one
+            draw_neighbours(asked, gallery, out, str(run.folder), count=min(NEIGHBOURS, len(gallery) - 1))
+        except DataError as error:  # e.g. an image that training skipped
             return Section(title, f"Not drawn: {error}.")
         picture = Picture.of(out, "Nearest neighbours by the cosine of pooled features")
-    words = f"Left, images of the run; beside each the nearest among {len(gallery):,} of the run's images."
+    words = f"Left: images of the run. Right: the nearest neighbours of each among {len(gallery):,} images of the run."
     return Section(title, words, pictures=[picture])
 
 
 def list_settings(run: Records) -> Section:
-    """The recipe, what differs first."""
+    """List the settings of the run, first those that differ from the paper or the default."""
     ours, theirs = run.recipe.flat(), run.paper.flat()
     ours |= {"model.name": run.name} | ({"model.init": name_start(run.recipe)} if run.pretraining else {})
     head = ["setting", "this run", "paper" if run.pretraining else "default"]
     rows = [[name, _shown(value), _shown(theirs[name])] for name, value in ours.items()]
     differs = [row for row in rows if row[1] != row[2]]
     same = [row[:2] for row in rows if row[1] == row[2]]
-    words = "Where this run differs." if differs else "Nothing differs."
+    words = "Settings in which this run differs." if differs else "No setting differs."
     tables = [Table(head, differs, range(len(differs)))] if differs else []
     return Section(
         "Recipe", words, tables=[*tables, Table(head[:2], same, folded=f"{len(same)} settings that are the same")]
@@ -285,7 +287,7 @@ def list_settings(run: Records) -> Section:
 
 
 def list_hardware(run: Records) -> Section:
-    """What it ran on, and how it was started."""
+    """List hardware, software and starts of the run."""
     start = run.starts[-1]
     facts = {
         "processor": _device(run),
@@ -321,5 +323,5 @@ def _line(looks: Sequence[dict[str, Any]], name: str) -> Line:
 
 
 def _number(value: float | None) -> float:
-    """JSON has no NaN."""
+    """Return NaN for None: JSON has no NaN."""
     return float("nan") if value is None else value

@@ -1,4 +1,4 @@
-"""What `scott probe --json` prints, as sections: scores beside random weights, each class, mistakes, few labels."""
+"""Make sections from the output of `scott probe --json`: scores, accuracy of each class, mistakes, few labels."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ from ..errors import DataError
 from .charts import Line, draw_bars, draw_curves, draw_matrix
 from .page import Chart, Section, State, Table
 
-CONTROL = " (random weights)"  # how the name of a control ends
-WORST = 10  # classes, and mistakes, that are listed
+CONTROL = " (random weights)"  # the end of a control's model name
+WORST = 10  # hardest classes, easiest classes and mistakes to list, each
 Result = dict[str, Any] | list[dict[str, Any]]  # scores, or the points of a curve
 
 
 def read_result(path: Path) -> Result:
-    """Scores or a curve.
+    """Read a file with scores or with the points of a curve.
 
     Raises:
-        DataError: another file.
+        DataError: the file cannot be read or holds something else.
     """
     try:
         result: Result = json.loads(path.read_text())
@@ -26,23 +26,26 @@ def read_result(path: Path) -> Result:
         entry = result[0] if isinstance(result, list) else result
         if fields <= entry.keys():
             return result
-        found = f"one without {sorted(fields - entry.keys())}"
+        found = f"a file without {sorted(fields - entry.keys())}"
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        found = f"something else ({error})"
+        found = f"another kind of file ({error})"
     raise DataError(f"{path}: expected scores or a curve that `scott probe --json` printed, found {found}")
 
 
 def make_title(results: Sequence[Result]) -> str:
-    """Of a page without a run."""
+    """Make the title of a page without a run."""
     first = results[0][0] if isinstance(results[0], list) else results[0]["scores"][0]
     return f"Frozen features of {name_model(first['model'])}"
 
 
 def name_model(model: str) -> str:
-    """A model's name; of a folder the last one: where it is on somebody's disk is nobody else's affair."""
-    of_control = CONTROL if model.endswith(CONTROL) else ""
+    """Return the name of a model; for a folder its own name, since the path to it is private.
+
+    "local-dir:/disk/runs/a/export" -> "a".
+    """
+    suffix = CONTROL if model.endswith(CONTROL) else ""
     path = Path(model.removesuffix(CONTROL).removeprefix("local-dir:"))
-    return (path.parent if path.name == "export" else path).name + of_control
+    return (path.parent if path.name == "export" else path).name + suffix
 
 
 def make_sections(result: Result) -> list[Section]:
@@ -50,7 +53,7 @@ def make_sections(result: Result) -> list[Section]:
 
 
 def split_rows(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """By probe, the scores of the model, and those of its control."""
+    """Return the scores of the model and those of its control, each by probe."""
     own: dict[str, dict[str, Any]] = {}
     control: dict[str, dict[str, Any]] = {}
     for row in report["scores"]:
@@ -59,7 +62,7 @@ def split_rows(report: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], di
 
 
 def judge_scores(results: Sequence[Result]) -> tuple[State, str]:
-    """The verdict of a page without a run: how far the probes are ahead of random weights."""
+    """Judge how far the probes are ahead of random weights, for a page without a run."""
     for result in results:
         if isinstance(result, dict):
             own, control = split_rows(result)
@@ -69,14 +72,14 @@ def judge_scores(results: Sequence[Result]) -> tuple[State, str]:
                 return "unknown", f"{words}; random weights were not scored"
             ahead = sorted(own[probe]["top1"] - control[probe]["top1"] for probe in control)
             state: State = "good" if ahead[0] > 0 else "doubtful" if ahead[-1] > 0 else "bad"
-            return state, f"{words}; {ahead[0]:+.1f} to {ahead[-1]:+.1f} points beside random weights"
+            return state, f"{words}; {ahead[0]:+.1f} to {ahead[-1]:+.1f} points compared with random weights"
     return "unknown", ""
 
 
 def show_probes(report: Mapping[str, Any]) -> Section:
-    """Every probe of the model beside its control."""
+    """Show each probe of the model next to its control."""
     own, control = split_rows(report)
-    head = ["probe", "top-1 %", "random weights", "difference", "top-5 %", "mean of the classes"]
+    head = ["probe", "top-1 %", "random weights", "difference", "top-5 %", "mean over classes"]
     rows = [
         [
             name,
@@ -92,18 +95,18 @@ def show_probes(report: Mapping[str, Any]) -> Section:
     words = (
         f"{name_model(first['model'])} at {first['img_size']} px, protocol {report['protocol']}: "
         f"{report['train']:,} images to train the probes, {report['test']:,} to test them, "
-        f"{report['classes']} classes; seeds: {first['seeds']}; the last epoch counts."
+        f"{report['classes']} classes; seeds: {first['seeds']}; scores of the last epoch."
     )
     if copies := report["duplicates"]:
         exact, near = len(copies["exact"]), len(copies["near"])
-        words += f" Test images that training contains: {exact} exact copies, {near} nearly the same."
+        words += f" Test images that are among the training images: {exact} exact copies, {near} near copies."
     values = ({name: row["top1"] for name, row in group.items()} for group in (own, control))
     chart = Chart(draw_bars(*values), "Top-1 % on the test images; grey: random weights" if control else "Top-1 %")
     return Section("Probes of frozen features", words, charts=[chart], tables=[Table(head, rows)])
 
 
 def show_classes(report: Mapping[str, Any]) -> Section:
-    """What the best probe gets right and wrong, class by class."""
+    """Show what the best probe gets right and wrong, class by class."""
     own, _ = split_rows(report)
     best = max(report["confusions"], key=lambda each: own[each["probe"]]["top1"])
     names, counts = report["names"], report["test_images"]
@@ -112,7 +115,7 @@ def show_classes(report: Mapping[str, Any]) -> Section:
     mistakes = sorted(best["mistaken"], key=lambda pair: -pair[2])
     rows = [[names[i], names[j], images, f"{100 * images / counts[i]:.0f} %"] for i, j, images in mistakes[:WORST]]
     each = [[name, f"{known[name]:.1f}", counts[names.index(name)]] for name in ordered]
-    tables = [Table(["is", "taken for", "images", "of the class"], rows)] if rows else []
+    tables = [Table(["true class", "predicted class", "images", "share of the class"], rows)] if rows else []
     tables.append(Table(["class", "top-1 %", "test images"], each, folded=f"all {len(each)} classes, hardest first"))
     shown = [*ordered[:WORST], *ordered[WORST:][-WORST:]]
     which = "The hardest and the easiest classes" if len(shown) < len(ordered) else "Each class"
@@ -120,19 +123,17 @@ def show_classes(report: Mapping[str, Any]) -> Section:
         Chart(draw_bars({name: known[name] for name in shown}), f"{which}, top-1 %"),
         Chart(
             draw_matrix(show_shares(best, counts), names),
-            "Which class is taken for which: share of a class's test images",
+            "Confusion matrix: of the test images of a true class, the share of each predicted class",
         ),
     ]
     title = f"Class by class, by the {best['probe']} probe"
     wrong = sum(images for *_, images in mistakes)
-    words = (
-        f"{wrong:,} of {report['test']:,} test images are taken for another class; below, the most frequent mistakes."
-    )
+    words = f"{wrong:,} of {report['test']:,} test images are classified wrongly; below, the most frequent mistakes."
     return Section(title, words, charts=charts, tables=tables)
 
 
 def show_shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[list[float]]:
-    """(classes, classes): of each class's test images, the share that is taken for each class."""
+    """Compute a confusion matrix (true class, predicted class): shares, 0 to 1, of the test images of a true class."""
     table = [[0.0] * len(counts) for _ in counts]
     for i, share in enumerate(confusions["of_classes"]):
         table[i][i] = (share or 0) / 100
@@ -142,10 +143,10 @@ def show_shares(confusions: Mapping[str, Any], counts: Sequence[int]) -> list[li
 
 
 def show_few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
-    """Accuracy against the number of labelled images a class."""
+    """Show accuracy against the number of labelled images per class."""
     models = list(dict.fromkeys(point["model"] for point in points))
     names = {model: name_model(model) for model in models}
-    if len({*names.values()}) < len(models):  # of two folders of one name
+    if len({*names.values()}) < len(models):  # two folders have the same name
         names = {model: model for model in models}
     lines: dict[str, Line] = {}
     for model, probe in dict.fromkeys((point["model"], point["probe"]) for point in points):
@@ -155,9 +156,12 @@ def show_few_labels(points: Sequence[Mapping[str, Any]]) -> Section:
         [names[point["model"]], point["probe"], f"{point['images']:.3g}", _spread(point), point["draws"]]
         for point in points
     ]
-    chart = Chart(draw_curves(lines, x="labelled images a class", log=True), "Top-1 % on the test images")
-    head = ["model", "probe", "images a class", "top-1 %", "draws"]
-    words = "Probes on frozen features with few labelled images a class, drawn several times; the last point has all."
+    chart = Chart(draw_curves(lines, x="labelled images per class", log=True), "Top-1 % on the test images")
+    head = ["model", "probe", "images per class", "top-1 %", "draws"]
+    words = (
+        "Probes of frozen features, trained on few labelled images per class, which are sampled several times; "
+        "the last point uses all images."
+    )
     return Section("How few labels will do", words, charts=[chart], tables=[Table(head, rows, folded="the figures")])
 
 

@@ -1,6 +1,6 @@
-"""What every kind of training needs: the engine, the loop, the run folder, the settings, the schedules.
+"""Code that every kind of training shares: the engine, the loop, the run folder, the settings and the schedules.
 
-No method is known here by name.
+Nothing here depends on a particular training method.
 """
 
 from .budget import Budget

@@ -1,6 +1,7 @@
-"""As much training as time or images allow: epochs, and with them every schedule, fitted before the first update.
+"""Fit a run to a budget of time, images or epochs.
 
-Or, of a run under way, the updates in which it is brought to an end.
+`Budget.fit` chooses the epochs before the first update, and all schedules follow from the epochs. `Budget.finish`
+chooses how many more updates a run under way gets until it ends.
 """
 
 import math
@@ -14,15 +15,15 @@ from ..errors import RecipeError
 from .settings import Settings
 
 S = TypeVar("S", bound=Settings)
-RESERVE = 0.02  # of the time, for checkpoints and the export
+RESERVE = 0.02  # share of the time that is left for checkpoints and the export
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes from the start of `pretrain`, or images to see, or epochs; one of the three.
+    """Hold the limit of a run: minutes from its start, images to see, or epochs. Exactly one of the three is given.
 
     Raises:
-        RecipeError: several, or none above 0.
+        RecipeError: none or several of the three are given, or the given one is not above 0 or not finite.
     """
 
     minutes: float | None = None
@@ -39,24 +40,27 @@ class Budget:
 
     @classmethod
     def of(cls, minutes: float | None, images_seen: int | None, epochs: float | None = None) -> "Budget | None":
-        """A budget if any is given."""
+        """Return the budget of the given limit, or None if all three are None."""
         given = minutes, images_seen, epochs
         return None if given == (None, None, None) else cls(*given)
 
     def fit(self, recipe: S, order: Order, speed: float, spent: float, monitor: float) -> S:
-        """The recipe with the epochs that fit, which it tells; the warm-up keeps its share of them.
+        """Return the recipe with as many epochs as fit the budget, and print their number.
+
+        The warm-up keeps its share of the epochs.
 
         Args:
-            speed: images a second; only minutes need it.
-            spent: seconds since the start; `monitor`: seconds that one monitoring takes.
+            speed: images per second; needed only for a budget in minutes.
+            spent: seconds since the start of the run.
+            monitor: seconds that one measurement of the monitor takes.
 
         Raises:
-            RecipeError: not enough for one update.
+            RecipeError: the budget is too small for one update.
         """
-        count = order.steps * order.batch  # images an epoch sees
+        count = order.steps * order.batch  # images per epoch
         epochs = self._epochs(count, speed, spent, monitor, recipe.monitor.every)
         if round(epochs * order.steps) < 1:
-            found = f"{speed:.1f} images/s and {spent / 60:.1f} minutes gone before the first"
+            found = f"{speed:.1f} images/s and {spent / 60:.1f} minutes spent before the first update"
             raise RecipeError(
                 f"budget: expected enough for one update, found {found if self.minutes else f'{epochs:.2g} epochs'}; "
                 "allow more, or take a smaller model, smaller images or a smaller batch"
@@ -71,13 +75,16 @@ class Budget:
         return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
     def finish(self, recipe: S, order: Order, done: int, speed: float, spent: float, monitor: float) -> S:
-        """Return the recipe with as many updates after update `done` as fit, in which the run ends, and tell them.
+        """Return the recipe with as many updates after update `done` as fit the budget, and print their number.
+
+        The run ends after these updates.
 
         Args:
-            speed, spent, monitor: as `fit`.
+            done: updates done so far.
+            speed, spent, monitor: as in `fit`.
 
         Raises:
-            RecipeError: not enough for one update.
+            RecipeError: the budget is too small for one update.
         """
         epochs = self._epochs(order.steps * order.batch, speed, spent, monitor, recipe.monitor.every)
         updates = round(epochs * order.steps)
@@ -98,6 +105,6 @@ class Budget:
         if self.images_seen is not None:
             return self.images_seen / count
         assert self.minutes is not None
-        left = self.minutes * 60 * (1 - RESERVE) - spent - monitor  # the last update is always watched
+        left = self.minutes * 60 * (1 - RESERVE) - spent - monitor  # after the last update the monitor always measures
         epochs = left / (count / speed + (monitor / every if every else 0))
         return round(max(epochs, 0), 2 if epochs > 1 else 6)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, whole at any moment."""
+"""Save and load the checkpoints of a run. A checkpoint file is complete at any moment."""
 
 import os
 import shutil
@@ -18,15 +18,16 @@ from ..writing import written_whole
 
 
 class Checkpoints:
-    """Weights, the optimiser's state and the number of updates done, in files that are whole at any moment.
+    """Save and load weights, the optimiser's state and the number of updates done.
 
-    The last `keep` are kept, and `best.pt`. Of several processes the first saves, and none shows in what is saved, so
-    that a run may go on with another number of them. A thread writes while the run goes on, one file at a time. As a
-    context manager, the checkpoints are left when the last file is written.
+    The last `keep` checkpoints and `best.pt` are kept. With several processes, only the first one saves. A checkpoint
+    does not depend on the number of processes, so a run may resume with another number. A thread writes one file at a
+    time while the run goes on. As a context manager, wait at the end until the last file is written.
 
     Args:
-        parts: the modules whose weights are kept, by name.
-        images: the digest of the images of the run, which goes on with the same only.
+        parts: the modules whose weights are saved, by name.
+        images: digest of the images of the run; a run resumes only with the same images.
+        keep: number of checkpoints to keep, besides `best.pt`.
     """
 
     def __init__(
@@ -48,18 +49,22 @@ class Checkpoints:
         try:
             self.wait()
         except DataError:
-            if kind is None:  # or else what went wrong first is told
+            if kind is None:  # otherwise the first error is the one to report
                 raise
 
     def files(self) -> list[Path]:
-        """The checkpoints of updates, the last first."""
+        """List the checkpoint files of updates (not `best.pt`), the newest first."""
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
     def save(self, step: int, *, best: bool = False) -> None:
-        """Copy the state as it is now and leave it to a thread to write, after the file before is written.
+        """Wait for the previous file, copy the current state to the CPU and let a thread write the copy.
+
+        Args:
+            step: number of updates done.
+            best: also write this state as `best.pt`.
 
         Raises:
-            as `wait`, of the file before.
+            DataError: the previous file cannot be written, as in `wait`.
         """
         self.wait()
         state = copy_to_host(
@@ -74,23 +79,24 @@ class Checkpoints:
         self.writing = path, self.thread.submit(self._write, path, state, best)
 
     def wait(self) -> None:
-        """Wait until what was saved last is a whole file.
+        """Wait until the checkpoint that was saved last is completely written.
 
         Raises:
-            DataError: no room; the last good checkpoint is named.
+            DataError: the file cannot be written, for example on a full disk; the message names the last good
+                checkpoint.
         """
         if self.writing is None:
             return
         (path, writing), self.writing = self.writing, None
         try:
             writing.result()
-        except (OSError, RuntimeError) as error:  # torch's writer wraps some of the former in the latter
+        except (OSError, RuntimeError) as error:  # torch's writer raises some OSErrors as RuntimeErrors
             raise DataError(f"{path}: cannot be written ({error}); make room; {self.last_good()}") from error
 
     def _write(self, path: Path, state: dict[str, Any], best: bool) -> None:
-        """Write beside and rename, so that a cut leaves the last whole checkpoint."""
+        """Write a temporary file and rename it, so that an interruption leaves the last complete checkpoint."""
         self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob(".*.pt"):  # by a process that was killed
+        for left in self.folder.glob(".*.pt"):  # left behind by a process that was killed
             left.unlink()
         with written_whole(path) as beside, beside.open("wb") as file:
             torch.save(state, file)
@@ -103,32 +109,35 @@ class Checkpoints:
             old.unlink()
 
     def last_good(self) -> str:
-        """Tell where a run that stops can go on from, once the file under way is written."""
-        with suppress(DataError):  # a file that fails is not the last good one
+        """Wait for the file being written, then say in a sentence from which checkpoint the run can resume."""
+        with suppress(DataError):  # a file that cannot be written is not the last good one
             self.wait()
         files = self.files()
         return f"the last good checkpoint is {files[0]}; go on with --resume" if files else "there is no checkpoint yet"
 
     def load(self) -> int:
-        """Fill the modules and the optimiser from the last checkpoint that is whole; returns the updates done.
+        """Load the newest complete checkpoint into the modules and the optimiser.
 
-        Damaged ones after it are renamed, so that they do not count among those kept. Without any nothing was done.
+        Newer checkpoints that are damaged are renamed, so that they do not count among the `keep` checkpoints.
+
+        Returns:
+            the number of updates done; 0 if there is no checkpoint.
 
         Raises:
-            DataError: none is whole.
-            RecipeError: a run of other images.
+            DataError: there are checkpoints, but all of them are damaged.
+            RecipeError: the checkpoint is of a run on other images.
         """
         files = self.files()
         for path in files:
             try:
-                if broken := zipfile.ZipFile(path).testzip():  # torch does not compare the checksums it wrote
+                if broken := zipfile.ZipFile(path).testzip():  # torch.load verifies no checksums
                     raise ValueError(f"{broken} was changed")
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 step, images = state["step"], state["images"]
                 for name, part in self.parts.items():
                     part.load_state_dict(state["objective"][name])
                 self.optimizer.load_state_dict(state["optimizer"])
-            except Exception as error:  # torch, pickle and zip errors of many kinds
+            except Exception as error:  # torch, pickle and zipfile raise many kinds of errors
                 print(f"{path}: damaged or foreign, trying an earlier one ({error})", file=sys.stderr)
                 continue
             if images != self.images:
@@ -136,7 +145,7 @@ class Checkpoints:
                     f"{path}: expected the images this run began with, found others; give the same --data"
                 )
             for newer in files[: files.index(path)]:
-                with suppress(FileNotFoundError):  # another process was first
+                with suppress(FileNotFoundError):  # another process has renamed the file already
                     newer.rename(newer.with_suffix(".damaged"))
             return step
         if files:
@@ -145,14 +154,14 @@ class Checkpoints:
 
 
 def copy_to_host(state: Any) -> Any:
-    """Copy nested dictionaries and lists, their tensors to the CPU, where no update changes them."""
+    """Copy nested dictionaries and lists, with tensors copied to the CPU, so that no later update changes them."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, list):
         return [copy_to_host(value) for value in state]
     if not isinstance(state, dict):
         return state
-    copied = copy(state)  # which keeps the versions of modules, an attribute of a state_dict
+    copied = copy(state)  # keeps the attribute of a state_dict that holds the versions of its modules
     copied.update((key, copy_to_host(value)) for key, value in state.items())
     return copied
 
@@ -160,5 +169,5 @@ def copy_to_host(state: Any) -> Any:
 def _link(path: Path, new: Path) -> None:
     try:
         new.hardlink_to(path)
-    except OSError:  # a disk without links
+    except OSError:  # a disk without hard links
         shutil.copyfile(path, new)

@@ -1,4 +1,4 @@
-"""How far along its schedules each update of a run is: as planned, or brought to an end before that."""
+"""Place each update of a run on the schedules, for a run that goes on as planned and for one that is ended early."""
 
 import math
 from bisect import bisect_right
@@ -10,12 +10,15 @@ from .schedules import warmup_flat_cosine
 
 @dataclass(frozen=True)
 class Course:
-    """The updates of a run, from 1 to `total`.
+    """Describe the updates of a run, numbered from 1 to `total`.
+
+    A finish ends the run earlier or later than planned: it runs through the rest of the schedules in `finish_updates`
+    updates.
 
     Args:
-        planned: updates by the recipe's epochs.
-        finish_after: the update after which the run is brought to its end.
-        finish_updates: how many it has from there; 0: it goes on as planned.
+        planned: number of updates by the recipe's epochs.
+        finish_after: the update after which the finish begins.
+        finish_updates: number of updates of the finish; 0: no finish, the run goes on as planned.
     """
 
     planned: int
@@ -24,16 +27,24 @@ class Course:
 
     @property
     def total(self) -> int:
+        """Return the number of updates, a finish included."""
         return self.finish_after + self.finish_updates if self.finish_updates else self.planned
 
     def place(self, step: int) -> float:
-        """Tell where update `step` is among the planned ones, of which a finish runs through the rest at its pace."""
+        """Return the place of update `step` among the planned updates, 1 to `planned`.
+
+        During a finish, the place advances evenly from `finish_after` to `planned`.
+        """
         if not self.finish_updates or step <= self.finish_after:
             return step
         return self.finish_after + (self.planned - self.finish_after) * self._share(step)
 
     def lr(self, step: int, *, warmup: int, start: float, peak: float, final: float, flat: float) -> float:
-        """Compute the learning rate as `warmup_flat_cosine` does; from the finish on by a cosine to `final` at once."""
+        """Compute the learning rate of update `step`.
+
+        Before a finish it follows `warmup_flat_cosine`, whose arguments it takes. During a finish it falls from its
+        level at `finish_after` by half a cosine to `final`.
+        """
         ending = self.finish_updates > 0 and step > self.finish_after
         level = warmup_flat_cosine(
             self.finish_after if ending else step,
@@ -49,15 +60,15 @@ class Course:
         return final + (level - final) * (1 + math.cos(math.pi * self._share(step))) / 2
 
     def _share(self, step: int) -> float:
-        """Tell how much of the finish has passed after update `step`, 0 to 1."""
+        """Return the share of the finish that has passed after update `step`, 0 to 1."""
         return (step - self.finish_after) / self.finish_updates
 
     def sizes(self, first: int, small: int, share: float, size: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (first update, last update, pixels) of each size of images that updates from `first` on see.
+        """Yield (first update, last update, pixels) for each image size, from update `first` on.
 
         Args:
-            small: pixels of the first `share` of the planned updates; 0: there are none.
-            size: pixels of the others.
+            small: image size in pixels during the first `share` of the planned updates; 0: `size` throughout.
+            size: image size in pixels of the other updates.
         """
         switch = self.last_small(share) if small else 0
         for begin, end, pixels in ((first, switch, small), (max(first, switch + 1), self.total, size)):
@@ -65,5 +76,5 @@ class Course:
                 yield begin, end, pixels
 
     def last_small(self, share: float) -> int:
-        """Tell the last update that lies in the first `share` of the planned ones."""
+        """Return the last update whose place lies in the first `share` of the planned updates, 0 to `total`."""
         return bisect_right(range(self.total + 1), float(int(share * self.planned)), key=self.place) - 1

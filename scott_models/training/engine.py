@@ -1,4 +1,4 @@
-"""An objective on its devices, and what one update does to it. Devices and processes are Accelerate's."""
+"""Put an objective on its devices and make updates. Accelerate manages the devices and processes."""
 
 import os
 import shutil
@@ -26,20 +26,21 @@ from .settings import Settings, require
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
-BAD_UPDATES = 3  # in a row, after which the run stops
-TRIAL = 3  # updates after which torch.compile is trusted
+BAD_UPDATES = 3  # the run stops after so many skipped updates in a row
+TRIAL = 3  # updates that must succeed before torch.compile is trusted
 WARM_UPDATES, TIMED_SECONDS = 3, 15
-DECODING_HOURS = 24  # that other processes wait for the first to decode all images
+DECODING_HOURS = 24  # how long other processes wait for the first one to decode all images
 
 
 class Engine:
-    """Objective, optimiser and Accelerate, put together as a recipe says.
+    """Combine objective, optimiser and Accelerate as a recipe says.
 
     Args:
-        build: makes the objective of the recipe.
+        out: the run folder.
+        build: (recipe, compiled=...) -> the objective.
 
     Raises:
-        RecipeError: settings that no model, mask or machine can take.
+        RecipeError: settings that do not fit the model, the mask or the machine.
     """
 
     def __init__(self, recipe: Settings, out: Path, build: Callable[..., Any]) -> None:
@@ -51,7 +52,7 @@ class Engine:
         wrapping = DistributedDataParallelKwargs()
         try:
             self.accelerator = Accelerator(
-                mixed_precision="no",  # `autocast` is ours: Accelerate keeps the first precision of a process for good
+                mixed_precision="no",  # we call autocast ourselves: Accelerate keeps the first precision of a process
                 gradient_accumulation_steps=recipe.run.accumulate,
                 log_with=list(recipe.run.trackers) or None,
                 project_dir=out,
@@ -73,42 +74,42 @@ class Engine:
         require(fits, "optim.batch_size", f"a multiple of {pieces} (processes times parts)", recipe.optim.batch_size)
         torch.manual_seed(make_seed(recipe, "weights", 0))
         self.compiled = can_compile(recipe, self.device)
-        self.on_trial, self.gave_up = TRIAL if self.compiled else 0, False  # updates left; whether torch.compile failed
+        self.on_trial, self.gave_up = TRIAL if self.compiled else 0, False  # updates left; torch.compile failed
         objective = build(recipe, compiled=self.compiled)
         self.objective = objective.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.objective)
-        self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # as they are before any wrapping
+        self.parts: dict[str, nn.Module] = dict(self.objective.named_children())  # without wrappers
         self.trained = [name for name, part in self.parts.items() if any(p.requires_grad for p in part.parameters())]
         self.statistics = [buffer for name in self.trained for buffer in list_persistent_buffers(self.parts[name])]
-        # Other buffers are constants, such as positions: they need no exchange.
+        # Buffers other than running statistics are constants, such as positions: processes need not exchange them.
         wrapping.broadcast_buffers = any(buffer.is_floating_point() for buffer in self.statistics)
         if self.processes > 1:
-            for name in self.trained:  # the rest, a teacher, is every process's own
+            for name in self.trained:  # each process has its own copy of the rest, such as a teacher
                 setattr(self.objective, name, self.accelerator.prepare(self.parts[name]))
-        self.in_a_row = torch.zeros((), device=self.device)  # updates skipped up to now
-        self.longest = torch.zeros((), device=self.device)  # row of skipped updates so far
+        self.in_a_row = torch.zeros((), device=self.device)  # skipped updates in a row, up to the last update
+        self.longest = torch.zeros((), device=self.device)  # longest row of skipped updates so far
         self.skipped = torch.zeros((), device=self.device)
 
     def order(self, recipe: Settings, images: int) -> Order:
-        """Which images this process sees when."""
+        """Return the order in which this process sees the images."""
         return Order(images, recipe.optim.batch_size, recipe.run.seed, self.rank, self.processes, recipe.run.accumulate)
 
     def crop(self, images: Images, recipe: Settings) -> Crops:
-        """Return the crops of images that the objective takes.
+        """Return the crops of the images, with the number of views that the objective takes.
 
         Raises:
-            RecipeError: those of a batch do not fit into memory.
+            RecipeError: the crops of a batch do not fit into memory.
         """
         views, local = getattr(self.objective, "views_per_image", 1), getattr(self.objective, "local_views", 0)
         crops = Crops(images.on(self.device), recipe.model.img_size, recipe.run.seed, views, local)
-        run, sharing = recipe.run, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torch's launcher says so
+        run, sharing = recipe.run, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torch's launcher sets this variable
         crops.check_room(recipe.optim.batch_size // self.processes, run.accumulate, run.workers, sharing)
         return crops
 
     def load(
         self, order: Order, crops: Crops, first: int, last: int, workers: int
     ) -> Generator[list[tuple[Any, Made]], None, None]:
-        """Yield the batches of updates `first` to `last`, with what this objective draws."""
+        """Yield the batches of updates `first` to `last`, with the random numbers that this objective needs."""
         return load(order, crops, first, last, workers, getattr(self.objective, "drawing", None), self.compiled)
 
     def update(
@@ -117,14 +118,15 @@ class Engine:
         """Make update `step` with this process's parts of a batch, without waiting for the device.
 
         Args:
-            batch: parts as `load` gives them.
-            course: where `step`, from 1 to its `total`, is along the schedules.
+            batch: parts of the batch, as `load` yields them.
+            step: number of the update, from 1 to `course.total`.
+            course: places `step` on the schedules.
 
         Returns:
-            lr, weight_decay; loss and grad_norm, scalars on the device, of all processes together.
+            lr and weight_decay, numbers; loss and grad_norm over all processes, scalars on the device.
 
         Raises:
-            TrainingError: no memory, or a failure of torch.compile that the run may not go on without.
+            TrainingError: the GPU's memory is full, or torch.compile failed and the run may not go on without it.
         """
         lr, weight_decay = set_schedules(recipe.optim, self.optimizer, step, course, steps_per_epoch)
         before = [buffer.clone() for buffer in self.statistics]
@@ -140,16 +142,17 @@ class Engine:
     def try_compiled(
         self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int, before: Sequence[Tensor]
     ) -> Tensor:
-        """Gather the gradients of a batch, from now on without torch.compile if it fails in the first updates.
+        """Compute the gradients of a batch. If torch.compile fails in the first updates, go on without it.
 
         Args:
-            before: what `statistics` were before the update.
+            batch, step: as in `update`.
+            before: the values of `statistics` before the update.
 
         Returns:
             the loss of this process, a scalar on the device.
 
         Raises:
-            TrainingError: as `update`.
+            TrainingError: as in `update`.
         """
         if self.on_trial:
             try:
@@ -158,7 +161,7 @@ class Engine:
                 return loss
             except (UserError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # of dynamo, inductor, triton and compilers there are many kinds
+            except Exception as error:  # dynamo, inductor, triton and compilers raise many kinds of errors
                 self.give_up_compiling(recipe, error)
             self.optimizer.zero_grad()
             restore_buffers(self.statistics, before)
@@ -166,12 +169,12 @@ class Engine:
             return self.gather_gradients(recipe, batch, step)
 
     def give_up_compiling(self, recipe: Settings, error: Exception) -> None:
-        """Say that torch.compile failed, and go on without it.
+        """Report that torch.compile failed, and go on without it.
 
         Raises:
-            TrainingError: the recipe insists on it, or other processes may go on with it.
+            TrainingError: the recipe has run.compile=on, or there are other processes, which may go on compiled.
         """
-        reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # the first of many
+        reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # errors have many lines
         if recipe.run.compile == "on" or self.processes > 1:
             choice = "off" if recipe.run.compile == "auto" else "off or auto"
             raise TrainingError(
@@ -181,12 +184,12 @@ class Engine:
         self.on_trial, self.gave_up = 0, True
 
     def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int) -> Tensor:
-        """Add up the gradients of this process's parts of a batch; returns their mean loss, on the device."""
+        """Accumulate the gradients of this process's parts of a batch. Return their mean loss, on the device."""
         torch.manual_seed(make_seed(recipe, "dropout", step * self.processes + self.rank))
         losses = []
         for drawn, crops in batch:
             plan = drawn
-            if isinstance(drawn, Tensor):  # of an objective that draws for itself
+            if isinstance(drawn, Tensor):  # (epoch, index) rows: the objective has no `drawing` and draws by itself
                 epochs, indices = drawn.unbind(1)
                 plan = Draws.keyed(make_key(recipe.run.seed, "inputs"), epochs, indices, step)
             inputs = self.objective.inputs(copy_crops(crops, self.device), plan)
@@ -199,17 +202,23 @@ class Engine:
         return torch.stack(losses).mean()
 
     def on_host(self, values: dict[str, Any]) -> dict[str, float]:
-        """Return `update`'s values as plain numbers, the updates skipped so far, a GPU's peak memory; wait for them."""
+        """Wait for the device and return the values of `update` as plain numbers.
+
+        Also return `skipped`, the number of updates skipped so far, and on a GPU `peak_gib`, its peak memory in GiB.
+        """
         numbers = {**{name: float(value) for name, value in values.items()}, "skipped": int(self.skipped.item())}
         if self.device.type == "cuda":
             numbers["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
         return numbers
 
     def check(self, last_good: Callable[[], str]) -> None:
-        """Wait for the device and look.
+        """Wait for the device and check how many updates in a row were skipped.
+
+        Args:
+            last_good: returns a sentence about the last good checkpoint, for the message.
 
         Raises:
-            TrainingError: three updates in a row were skipped because a gradient was not finite.
+            TrainingError: three updates in a row were skipped because the loss or a gradient was not finite.
         """
         if self.longest.item() >= BAD_UPDATES:
             raise TrainingError(
@@ -218,14 +227,14 @@ class Engine:
             )
 
     def resize(self, size: int) -> None:
-        """Let the objective take crops of so many pixels from now on; torch.compile is on trial once more."""
+        """Set the image size of the objective, in pixels. As in the first updates, torch.compile may fail."""
         self.objective.set_input_size(size)
         self.on_trial = TRIAL if self.compiled and not self.gave_up else 0
 
     def speed(self, recipe: Settings, order: Order, crops: Crops) -> float:
-        """Images a second, of some updates that leave no trace.
+        """Measure images per second over some updates, and undo these updates afterwards.
 
-        Every process times as many updates as the first one decides.
+        The first process decides how many updates all processes time.
         """
         course = Course(sys.maxsize)
         before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in self.parts.items()}
@@ -249,7 +258,7 @@ class Engine:
         return speed
 
     def agreed(self, value: T) -> T:
-        """The first process's value, on all."""
+        """Return the value of the first process, on all processes."""
         if self.processes == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -259,14 +268,14 @@ class Engine:
         return values[0]
 
     def on_any(self, flag: bool) -> bool:
-        """Tell whether a flag is True on any process; all must ask."""
+        """Return True if the flag is True on any process. All processes must call this."""
         if self.processes == 1:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum").item() > 0
 
 
 def copy_crops(crops: Made, device: torch.device) -> Made:
-    """Copy crops, one batch or several, to a device, without waiting for what it is doing."""
+    """Copy one batch of crops, or a list of batches, to a device, without waiting for the device."""
     if isinstance(crops, Tensor):
         return crops.to(device, non_blocking=True)
     return [each.to(device, non_blocking=True) for each in crops]
@@ -283,23 +292,23 @@ def explain_out_of_memory() -> Iterator[None]:
 
 
 def has_bf16() -> bool:
-    """Tell whether the device that training would take multiplies bfloat16 itself; others are many times slower."""
+    """Return True if the training device multiplies bfloat16 natively; emulation would be many times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return MULTIPLIES_BFLOAT16
 
 
 def resolve_precision(recipe: S) -> S:
-    """Return the same recipe with the precision that "auto" is on this machine."""
+    """Return the recipe with precision "auto" resolved to "bf16" or "no" for this machine."""
     auto = recipe.run.precision == "auto"
     return recipe.changed("run", precision="bf16" if has_bf16() else "no") if auto else recipe
 
 
 def can_compile(recipe: Settings, device: torch.device) -> bool:
-    """Tell whether the recipe asks for torch.compile, and it can work.
+    """Return True if the recipe asks for torch.compile and the machine has a compiler for it.
 
     Raises:
-        RecipeError: "on", and no compiler that torch.compile could use.
+        RecipeError: run.compile is "on", but torch.compile would find no compiler.
     """
     if recipe.run.compile == "off" or (recipe.run.compile == "auto" and device.type != "cuda"):
         return False
@@ -316,5 +325,5 @@ def can_compile(recipe: Settings, device: torch.device) -> bool:
 
 
 def make_seed(recipe: Settings, purpose: str, number: int) -> int:
-    """A seed for torch's own generator, which takes 63 bits."""
+    """Return a seed for torch's global generator, which takes 63 bits."""
     return int(make_key(recipe.run.seed, purpose, number)) >> 1

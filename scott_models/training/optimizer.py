@@ -1,4 +1,7 @@
-"""The optimiser: AdamW as in the released code, its schedules, and updates that leave no trace if they failed."""
+"""Build AdamW as in the released code, set its schedules and apply gradients.
+
+A step of the optimiser changes nothing if the loss or a gradient is not finite.
+"""
 
 from collections.abc import Sequence
 
@@ -11,12 +14,12 @@ from .settings import Schedule
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the optimiser step and forget the gradients, unless the loss or one of them is not finite.
+    """Step the optimiser, unless the loss or a gradient is not finite. Clear the gradients in either case.
 
-    The decision stays on the device: fused AdamW takes it as `found_inf`, as a gradient scaler would give it.
+    The decision stays on the device: fused AdamW reads it from `found_inf`, which a gradient scaler would set.
 
     Returns:
-        the gradients' norm, and 1 if the step was skipped, else 0: scalars on the device.
+        the norm of all gradients, and 1 if the step was skipped, else 0: scalars on the device.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -28,23 +31,24 @@ def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> tuple[Ten
 
 
 def list_persistent_buffers(module: nn.Module) -> list[Tensor]:
-    """List what training changes besides parameters and a checkpoint holds, such as BatchNorm's statistics."""
+    """List the buffers that checkpoints hold, such as BatchNorm's statistics, which training changes."""
     buffers = dict(module.named_buffers())
     return [buffers[name] for name in module.state_dict() if name in buffers]
 
 
 @torch.no_grad()
 def restore_buffers(buffers: Sequence[Tensor], before: Sequence[Tensor], skipped: Tensor | None = None) -> None:
-    """Give buffers the values they had before; with `skipped`, a scalar on their device, only if it is not 0."""
+    """Restore the earlier values of buffers. With `skipped`, a scalar on their device, do so only if it is above 0."""
     for buffer, old in zip(buffers, before):
         buffer.copy_(old if skipped is None else torch.where(skipped > 0, old, buffer))
 
 
 def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
-    """AdamW as in the released code: vectors and biases are not decayed, everything else is, the mask token too.
+    """Build AdamW as in the released code.
 
-    An objective that has `parameter_groups` decides for itself which are `decayed`, and what their learning rate is
-    multiplied with, `lr_scale`.
+    Vectors and biases have no weight decay; all other parameters have, the mask token too. An objective with a method
+    `parameter_groups` chooses the groups instead: `decayed` is True for groups with weight decay, and `lr_scale`
+    is a factor on their learning rate.
     """
     if hasattr(objective, "parameter_groups"):
         groups = objective.parameter_groups()
@@ -60,7 +64,7 @@ def build_optimizer(objective: nn.Module) -> torch.optim.AdamW:
 def set_schedules(
     optim: Schedule, optimizer: torch.optim.Optimizer, step: int, course: Course, steps_per_epoch: int
 ) -> tuple[float, float]:
-    """Set what update `step` uses; returns its learning rate and weight decay."""
+    """Set the learning rate and weight decay of update `step` in the optimiser, and return both."""
     lr = optim.lr_factor * course.lr(
         step,
         warmup=round(optim.warmup_epochs * steps_per_epoch),

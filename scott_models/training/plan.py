@@ -1,4 +1,4 @@
-"""What the inputs of an objective need of random numbers, drawn before there are crops: by whoever runs ahead."""
+"""Draw the random numbers that the inputs of an objective need, before the crops exist, e.g. in workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Plan:
     """Hold what was drawn for a batch.
 
     Attributes:
-        colours: of its views, as `TwoViews.draw` gives them.
-        masks: as `Drawing.masks` gives them.
-        more: of an objective's own.
+        colours: colour changes of the views, as `TwoViews.draw` returns them.
+        masks: as `Drawing.masks` returns them, as arrays.
+        more: arrays that only the objective itself knows, as `Drawing.more` returns them.
     """
 
     colours: tuple[Colours, ...]
@@ -30,15 +30,15 @@ class Plan:
 
 
 def draw_nothing(draws: Draws) -> tuple[np.ndarray, ...]:
-    """Draw nothing."""
+    """Return an empty tuple: the objective needs no more random numbers."""
     return ()
 
 
 def name_images(draws: Draws) -> tuple[np.ndarray]:
-    """Tell which images of a run a batch has, int64 (B,): nothing is drawn.
+    """Return the indices of the images of a batch among those of the run, int64 (B,). Nothing is drawn.
 
     Raises:
-        ValueError: they are not known, as `Draws.keyed` knows them.
+        ValueError: the indices are unknown, because the draws are not from `Draws.keyed`.
     """
     if draws.images is None:
         raise ValueError("draws: expected those of known images (Draws.keyed), got a generator")
@@ -47,15 +47,16 @@ def name_images(draws: Draws) -> tuple[np.ndarray]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Draw what the views of each image of a batch, and perhaps a mask, need; `inputs` makes them.
+    """Draw the colours of the views and the masks of a batch; `inputs` applies them to crops.
 
     Args:
-        views: how crops become images: (crops uint8, draws) -> normalised batches, of `TwoViews` context and target.
-            With a method `draw`, as `TwoViews` has it, they can be drawn ahead.
-        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N); None of objectives that hide nothing.
+        views: (crops uint8, draws) -> normalised batches; `TwoViews` returns context and target. If it has a method
+            `draw`, as `TwoViews` has, colours can be drawn before the crops exist.
+        mask: (grid, batch=..., generator=...) -> visible, bool (batch, N); None if the objective hides no patches.
         grid: rows and columns of patches, for the mask.
-        places: whether the places of visible and hidden patches are wanted too, equally many in each image.
-        more: what else an objective draws, after the rest.
+        places: also return the places of the visible and of the hidden patches. Every image of a batch must then
+            have the same number of visible patches.
+        more: draws what else the objective needs, after colours and masks.
     """
 
     views: Any
@@ -66,7 +67,7 @@ class Drawing:
 
     @property
     def ahead(self) -> "Drawing | None":
-        """Return itself; None if the views only draw once there are crops."""
+        """Return this object, or None if the views cannot draw before the crops exist."""
         return self if hasattr(self.views, "draw") else None
 
     def __call__(self, draws: Draws) -> Plan:
@@ -74,14 +75,27 @@ class Drawing:
         return Plan(colours, tuple(mask.numpy() for mask in self.masks(draws)), self.more(draws))
 
     def masks(self, draws: Draws) -> tuple[Tensor, ...]:
-        """Draw visible, bool (B, N), and where asked for the places of visible and of hidden patches, int64 (B, K)."""
+        """Draw the mask of each image.
+
+        Returns:
+            visible, bool (B, N); with `places` also the places of the visible and of the hidden patches, int64 (B, K).
+            Empty without a mask.
+        """
         if self.mask is None:
             return ()
         visible = self.mask(self.grid, batch=len(draws.seeds), generator=draws)
         return (visible, find_places(visible), find_places(~visible)) if self.places else (visible,)
 
     def inputs(self, crops: Tensor | Sequence[Tensor], generator: torch.Generator | Draws | Plan) -> tuple[Tensor, ...]:
-        """Crops uint8 (B, 3, H, W) -> the views' images (B, 3, H, W), masks and the rest, on their device."""
+        """Turn crops, uint8 (B, 3, H, W), into the inputs of the objective.
+
+        Args:
+            crops: one batch, or a list of batches for views that take several.
+            generator: a plan that was drawn before, or the random numbers to draw it from.
+
+        Returns:
+            the images of each view, float (B, 3, H, W), the masks and what `more` draws, on the device of the crops.
+        """
         first = crops if isinstance(crops, Tensor) else crops[0]
         if isinstance(generator, Plan):
             images = self.views(crops, generator.colours)

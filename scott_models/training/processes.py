@@ -1,4 +1,4 @@
-"""Rows of all processes, where a loss compares images, and modules that several processes share."""
+"""Gather rows from all processes, for losses that compare images, and unwrap modules that processes share."""
 
 from typing import Any
 
@@ -7,14 +7,21 @@ from torch import Tensor, distributed
 
 
 def unwrap(module: Any) -> Any:
-    """Return a module itself, or what a wrapper of several processes holds."""
+    """Return the module inside a wrapper such as DistributedDataParallel, or the module itself if it has none."""
     return getattr(module, "module", module)
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes, with gradients, and how many come before this one's own."""
+    """Gather the rows of all processes, with gradients.
+
+    Args:
+        x: (n, ...), rows of this process; every process has equally many.
+
+    Returns:
+        the rows of all processes, (processes * n, ...), and the number of rows before those of this process.
+    """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x, 0
-    from torch.distributed.nn.functional import all_gather  # which some builds of torch have not
+    from torch.distributed.nn.functional import all_gather  # some builds of torch lack this module
 
     return torch.cat(all_gather(x)), distributed.get_rank() * len(x)

@@ -1,8 +1,8 @@
-"""The training loop. It wires the data, an objective, the optimiser and the schedules, and knows no method by name.
+"""The training loop. It connects the data, an objective, the optimiser and the schedules, and names no method.
 
-Every random number comes from the run's seed and a number: an image's from its epoch and index, an update's dropout
-from the update. So a checkpoint holds weights, the optimiser's state and one integer, and a resumed run goes on as if
-never stopped.
+Every random number follows from the run's seed and a counter: those of an image from its epoch and index, the dropout
+of an update from the number of the update. So a checkpoint holds only weights, the optimiser's state and one integer,
+and a resumed run goes on as if it had never stopped.
 """
 
 import os
@@ -36,7 +36,16 @@ S = TypeVar("S", bound=Settings)
 
 
 def check_level(out: Path, recipe: Settings, done: int, steps: int) -> None:
-    """Raise RecipeError unless a run is past its warm-up and not over, with `done` updates of `steps` an epoch."""
+    """Check that a run is past its warm-up and has not ended.
+
+    Args:
+        out: the run folder, for messages.
+        done: updates done so far.
+        steps: updates per epoch.
+
+    Raises:
+        RecipeError: the run has ended, or it is still in its warm-up.
+    """
     optim = recipe.optim
     total, warmup = round(optim.epochs * steps), round(optim.warmup_epochs * steps)
     if done >= total:
@@ -48,7 +57,21 @@ def check_level(out: Path, recipe: Settings, done: int, steps: int) -> None:
 
 
 class Run(ABC):
-    """A run under way, from its first update to its export; a subclass says what it trains, and how it is watched."""
+    """Train from the first update to the export. A subclass says what is trained, and how it is monitored.
+
+    Args:
+        recipe: settings of a kind that the subclass knows.
+        data: sources of images.
+        out: the run folder.
+        resume: go on from the last checkpoint in `out`, if there is one.
+        budget: the limit that epochs and schedules are fitted to; a resumed run keeps its epochs and schedules.
+        skip_bad: leave out images that cannot be used, instead of raising.
+        export: the name of the encoder to monitor and export, among `encoders` of the objective.
+        ending: the limit for the rest of the run, which then ends early.
+
+    Raises:
+        as `scott_models.pretrain.pretrain`.
+    """
 
     kind_of_health: type  # what the monitor returns
 
@@ -68,7 +91,7 @@ class Run(ABC):
         self.out, self.data, self.skip_bad = out, data, skip_bad
         self.recipe = recipe = resolve_precision(check_run_folder(recipe, out, resume, budget))
         resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
-        count = lambda: len(self.images)  # noqa: E731 -- which most objectives need not know, so that mistakes show early
+        count = lambda: len(self.images)  # noqa: E731 -- lazy: errors of the recipe show before images are decoded
         self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=count))
         images = self.images
         if len(images) < recipe.optim.batch_size:
@@ -80,7 +103,7 @@ class Run(ABC):
         self.crops = engine.crop(images, recipe)
         self.encoder = engine.objective.encoders[export]
         if hasattr(engine.objective, "prepare"):
-            with engine.accelerator.main_process_first():  # the others, of other machines too, find what it wrote
+            with engine.accelerator.main_process_first():  # the other processes, on other machines too, read its files
                 engine.objective.prepare(self.crops, out)
         self.monitor = self.build_monitor(recipe, images)
         self.album = self.build_album(recipe, images) if engine.is_main and recipe.monitor.every else None
@@ -99,7 +122,7 @@ class Run(ABC):
         )
         self.done = self.checkpoints.load() if resuming else 0
         if ending:
-            check_level(out, recipe, self.done, order.steps)  # the last checkpoint may have been damaged
+            check_level(out, recipe, self.done, order.steps)  # again: the last checkpoint may have been damaged
             speed, spent = self.speed_after(self.done, speeds), time.monotonic() - started
             self.recipe = recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
         self.course = Course(planned, recipe.optim.finish_after, recipe.optim.finish_updates)
@@ -117,13 +140,13 @@ class Run(ABC):
             self.log.monitored(0, self.control)
             if self.album and not self.done:
                 self.album.add(0, self.encoder)
-            self.control = self.log.health[0]  # of a resumed run what was measured at its start
+            self.control = self.log.health[0]  # in a resumed run the value measured at its start
         if engine.is_main:
             self.write_readme()
 
     @cached_property
     def images(self) -> Images:
-        """Return all images, which the first process of a machine decodes and the others find so."""
+        """Return all images. The first process of each machine decodes them; the others find them decoded."""
         from accelerate import PartialState
 
         with PartialState().local_main_process_first():
@@ -132,34 +155,34 @@ class Run(ABC):
 
     @abstractmethod
     def samples(self, recipe: Any) -> list[Sample]:
-        """List all images the run is given."""
+        """List all images of the run's sources."""
 
     @abstractmethod
     def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
-        """Build what the run trains; `images` counts the images of the run."""
+        """Build the objective that the run trains; `images` returns the number of images of the run."""
 
     @abstractmethod
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
-        """Build what watches the run: a function of an encoder, whose result may be `better_than` another."""
+        """Build the monitor: a function of an encoder whose result, a `kind_of_health`, has `better_than`."""
 
     @abstractmethod
     def build_album(self, recipe: Any, images: Images) -> Any:
-        """Build what keeps pictures of the run, with a method `add(step, encoder)`; None for no pictures."""
+        """Build the album, which keeps pictures of the run by its method `add(step, encoder)`; None: no pictures."""
 
     @abstractmethod
     def verdict(self, now: Any, control: Any) -> str:
-        """Say in a line what the monitor found."""
+        """Describe in one line what the monitor measured now, compared with the control (random weights)."""
 
     @abstractmethod
     def write_readme(self) -> None:
-        """Write README.md of the run folder: what the run is, how it fares, what to do with it."""
+        """Write README.md of the run folder: what the run is, its results so far, and how to use its model."""
 
     @abstractmethod
     def write_export(self, folder: Path) -> None:
-        """Save the trained model for timm's "local-dir:", and tell the user."""
+        """Save the trained model for timm's "local-dir:", and print how to load it."""
 
     def measure_speeds(self) -> dict[int, float]:
-        """Measure images a second with crops of each size that the run has."""
+        """Measure images per second for each image size of the run, by size in pixels."""
         sizes = [size for size in (self.recipe.small_img_size, self.recipe.model.img_size) if size]
         speeds = {}
         for size in sizes:
@@ -169,7 +192,7 @@ class Run(ABC):
         return speeds
 
     def speed_after(self, done: int, speeds: dict[int, float]) -> float:
-        """Tell images a second, on average over the planned updates after `done`; 0 if nothing was measured."""
+        """Return images per second, averaged over the planned updates after `done`; 0 if `speeds` is empty."""
         if not speeds:
             return 0.0
         small, whole = self.recipe.small_img_size, speeds[self.recipe.model.img_size]
@@ -180,7 +203,7 @@ class Run(ABC):
         return 1 / (share / speeds[small] + (1 - share) / whole)
 
     def batches(self) -> Generator[list[tuple[Any, Made]], None, None]:
-        """Yield the batches of the updates that are left, each of the size it has."""
+        """Yield the batches of the remaining updates, each at its image size."""
         engine, model, small = self.engine, self.recipe.model, self.recipe.small_img_size
         share = model.small_share if small else 0
         for first, last, size in self.course.sizes(self.done + 1, small, share, model.img_size):
@@ -191,10 +214,12 @@ class Run(ABC):
                 yield from batches
 
     def train(self) -> None:
-        """The updates that are left; logged, watched and saved on the way.
+        """Make the remaining updates, with logging, monitoring and checkpoints.
 
         Raises:
-            as `pretrain`.
+            DataError: a file of the run folder cannot be written, or an image can no longer be read.
+            TrainingError: three updates in a row were not finite, the GPU's memory is full or torch.compile failed.
+            Interrupted: by Ctrl-C or SIGTERM, after saving.
         """
         try:
             self._train()
@@ -217,7 +242,7 @@ class Run(ABC):
                 values = engine.update(self.recipe, batch, step, self.course, order.steps)
                 last = step == self.total
                 logged = last or step % run.log_every == 0
-                looked = logged or engine.device.type == "cpu"  # at a device that would have to wait for it
+                looked = logged or engine.device.type == "cpu"  # on a GPU a check waits for the device: do few
                 if looked:
                     engine.check(self.checkpoints.last_good)
                 stopping = engine.on_any(stop()) if looked or engine.processes == 1 else False
@@ -234,16 +259,16 @@ class Run(ABC):
                 if watched:
                     self.write_readme()
                 if stopping and not last:
-                    engine.accelerator.wait_for_everyone()  # a launcher ends all as soon as one has left
+                    engine.accelerator.wait_for_everyone()  # a launcher ends all processes once one has exited
                     raise Interrupted(
                         f"{self.out}: stopped after update {step} of {self.total} and saved; go on with --resume"
                     )
 
     def watch(self, step: int) -> bool:
-        """Measure the encoder and say how it fares; returns whether it is the best so far."""
+        """Run the monitor, log and print what it measured, and return True if it is the best so far."""
         assert self.control is not None
         whole = self.recipe.model.img_size
-        if self.size != whole:  # looks are at images of one size
+        if self.size != whole:  # the monitor always measures at the full image size
             self.engine.objective.set_input_size(whole)
         health = self.monitor(self.encoder)
         best = self.log.monitored(step, health)
@@ -256,7 +281,7 @@ class Run(ABC):
         return best
 
     def export(self) -> Path:
-        """Export the trained model from the first process, and end the run on all; returns the model's folder."""
+        """Export the trained model from the first process, end the run on all, and return the model's folder."""
         folder = self.out / "export"
         if self.engine.is_main:
             self.write_export(folder)
@@ -266,11 +291,14 @@ class Run(ABC):
 
 
 def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) -> S:
-    """Refuse to overwrite a run, or to go on with another recipe.
+    """Check that a run does not overwrite another one, and does not resume with another recipe.
 
     Returns:
-        the recipe; of a run that goes on, with the epochs that its budget gave it, the end that it is brought to, and
-        the precision that "auto" was.
+        the recipe. For a run that resumes, the epochs that its budget gave it, the end that a finish gave it and the
+        precision that "auto" was resolved to are filled in from the stored recipe.
+
+    Raises:
+        RecipeError: `out` holds a run and `resume` is False, the stored recipe is missing, or the recipes differ.
     """
     stored_path = out / "recipe.toml"
     checkpoints = list((out / "checkpoints").glob("step_*.pt"))
@@ -279,9 +307,9 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     if checkpoints and not stored_path.is_file():
         raise RecipeError(f"{stored_path}: expected the recipe of the run to resume, found none")
     if not checkpoints:
-        if resume:  # killed early, or a batch system that starts every job so
+        if resume:  # it was killed early, or the script of a batch job always resumes
             print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
-        return recipe.changed("optim", finish_after=0, finish_updates=0)  # which another run's recipe may have
+        return recipe.changed("optim", finish_after=0, finish_updates=0)  # a recipe from another run may have set these
     stored = type(recipe).load(stored_path)
     ending = {name: getattr(stored.optim, name) for name in ("finish_after", "finish_updates")}
     recipe = recipe.changed("optim", **ending)
@@ -297,7 +325,10 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While open, the first Ctrl-C or SIGTERM does not kill but makes the function it yields return True."""
+    """Yield a function that returns True after the first Ctrl-C or SIGTERM, which does not kill the process.
+
+    The next signal is handled as it was before.
+    """
     requests: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.getsignal(number) for number in signals]
@@ -309,7 +340,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: object) -> None:
         requests.append(number)
         restore()
-        os.write(2, b"stopping soon, and saving; once more stops at once\n")  # print may be in the middle of a line
+        os.write(2, b"stopping soon and saving; a second signal stops at once\n")  # print is unsafe in a signal handler
 
     for number in signals:
         signal.signal(number, handle)

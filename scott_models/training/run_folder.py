@@ -1,4 +1,7 @@
-"""What a run folder holds: recipe.toml, environment.json, metrics.jsonl, checkpoints/, export/, README.md."""
+"""Write and read metrics.jsonl and environment.json of a run folder.
+
+A run folder also holds recipe.toml, checkpoints/, export/ and README.md.
+"""
 
 import json
 import math
@@ -20,7 +23,11 @@ PACKAGES = ("scott_models", "torch", "torchvision", "timm", "accelerate", "numpy
 
 
 class Log:
-    """metrics.jsonl: a line now and then, with the speed since the line before, and the monitor's lines."""
+    """Write metrics.jsonl: lines with the values of an update and the speed since the line before, and monitor lines.
+
+    Attributes:
+        health: what the monitor measured, by update; 0 is the random weights.
+    """
 
     def __init__(
         self,
@@ -32,10 +39,13 @@ class Log:
         *,
         writes: bool = True,
     ) -> None:
-        """Go on after update `done`, forgetting what a cut run logged beyond it.
+        """Go on after update `done`, and remove the lines that an interrupted run logged after it.
 
         Args:
-            kind_of_health: what the monitor's lines are read into.
+            path: of metrics.jsonl.
+            done: updates done so far.
+            batch: images per update.
+            kind_of_health: class that the monitor's lines are read into.
             writes: False for all processes but the first.
         """
         kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
@@ -55,7 +65,7 @@ class Log:
             self.file.close()
 
     def write(self, step: int, **values: float) -> dict[str, float]:
-        """A line of an update's values; returns it."""
+        """Write a line with the values of an update, its epoch and its speed, and return the line."""
         now = time.monotonic()
         speed = (step - self.step) * self.batch / (now - self.time)
         self.step, self.time = step, now
@@ -64,8 +74,8 @@ class Log:
         return line
 
     def monitored(self, step: int, health: Any) -> bool:
-        """Note an encoder's health, at step 0 that of random weights; returns whether it is the best so far."""
-        if step in self.health:  # a resumed run's random weights
+        """Write what the monitor measured, and return True if it is the best so far. Step 0 is the random weights."""
+        if step in self.health:  # the random weights of a resumed run, measured again
             return False
         best = step > 0 and all(health.better_than(earlier) for at, earlier in self.health.items() if at > 0)
         self.health[step] = health
@@ -79,7 +89,7 @@ class Log:
 
 
 def replace_non_finite(value: Any) -> Any:
-    """Replace floats that are infinite or NaN by None, at any depth: JSON has neither."""
+    """Replace floats that are infinite or NaN by None, at any depth, since JSON has neither."""
     if isinstance(value, dict):
         return {key: replace_non_finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -90,12 +100,18 @@ def replace_non_finite(value: Any) -> Any:
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except ValueError:  # cut short with the power
+    except ValueError:  # the line was cut short, e.g. by a power failure
         return float("inf")
 
 
 def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
-    """Add what this start of the run was given and ran on to a list in a JSON file."""
+    """Append one start of a run to the list in a JSON file: its command, data, packages and machine.
+
+    Args:
+        path: of environment.json.
+        data: sources of images.
+        facts: more entries, which JSON can hold.
+    """
     starts = json.loads(path.read_text()) if path.exists() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     starts.append(
@@ -115,17 +131,23 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
 
 
 def find_exported_encoder(start: dict[str, Any]) -> str:
-    """Tell which encoder a run exports, by one of the starts in its environment.json; older ones had no name for it."""
+    """Return the name of the encoder that a run exports, from one of the starts in its environment.json."""
+    # Older runs did not store the name: their command has it.
     return start.get("export") or ("context" if "context" in str(start["command"]) else "target")
 
 
 def count_minutes(lines: Sequence[dict[str, Any]], batch: int) -> int:
-    """Time spent on updates, rounded."""
+    """Return the minutes spent on updates, rounded; arguments as in `count_seconds`."""
     return round(count_seconds(lines, batch) / 60)
 
 
 def count_seconds(lines: Sequence[dict[str, Any]], batch: int) -> float:
-    """The same, from the lines of metrics.jsonl."""
+    """Return the seconds spent on updates.
+
+    Args:
+        lines: of metrics.jsonl.
+        batch: images per update.
+    """
     lines = [line for line in lines if "loss" in line]
     spans = zip([0, *(line["step"] for line in lines)], lines)
     return sum((line["step"] - before) * batch / line["images_per_second"] for before, line in spans)

@@ -1,4 +1,4 @@
-"""Settings of a run: frozen dataclasses that a TOML file fills, the same for every kind of training."""
+"""Hold the settings of a run in frozen dataclasses, which a TOML file fills, for every kind of training."""
 
 import dataclasses
 import json
@@ -13,8 +13,9 @@ from ..errors import RecipeError
 
 PAPER_BATCH = 128
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-# What a resumed run may change: how it goes, not what it learns (though parts of a batch draw their dropout anew, and
-# torch.compile rounds otherwise). The monitor's images it may not: looks at others do not compare.
+# Fields that a resumed run may change: they decide how the run goes, not what it learns. (Two change the weights a
+# little: the parts of `accumulate` draw other dropout, and torch.compile rounds differently.) The monitor's images are
+# not among these fields, since results on different images cannot be compared.
 HARMLESS = {
     "monitor": {"every"},
     "run": {"workers", "accumulate", "compile", "log_every", "checkpoint_every", "keep", "trackers"},
@@ -22,31 +23,36 @@ HARMLESS = {
 
 
 def require(condition: bool, field: str, expected: str, got: object) -> None:
-    """Raise RecipeError, in the words all settings share, unless the condition holds."""
+    """Check a condition on a field of the recipe.
+
+    Raises:
+        RecipeError: the condition does not hold; the message says what was expected and what was given.
+    """
     if not condition:
         raise RecipeError(f"recipe.{field}: expected {expected}, got {got!r}")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with the paper's schedules (Table 6).
+    """Hold the settings of AdamW with the paper's schedules (Table 6).
 
-    The learning rates are for a batch of 128 images. For other batches all three are multiplied by
-    sqrt(batch_size / 128), as suits Adam's normalised steps, unless `lr_scaling` says "linear" or "none".
+    The three learning rates are for a batch of 128 images. For another batch size they are all multiplied by
+    sqrt(batch_size / 128), which suits Adam's normalised steps. `lr_scaling` may choose batch_size / 128 ("linear") or
+    no scaling ("none") instead.
     """
 
     epochs: float = 300
-    batch_size: int = 128  # images an update sees, of all processes and accumulation steps together
+    batch_size: int = 128  # images per update, over all processes and accumulation steps
     warmup_epochs: float = 40
     start_lr: float = 1e-6
     peak_lr: float = 5e-4
     final_lr: float = 1e-5
     lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
-    flat: float = 0.72  # share of the epochs after the warm-up at the peak
+    flat: float = 0.72  # share of the epochs after the warm-up that stay at the peak
     start_weight_decay: float = 0.04
     final_weight_decay: float = 0.4
-    finish_after: int = 0  # update after which `--finish` brought the run to an end
-    finish_updates: int = 0  # and how many it took; 0: the run goes on for its epochs
+    finish_after: int = 0  # update after which `--finish` began to end the run
+    finish_updates: int = 0  # number of updates of that finish; 0: the run goes on for its epochs
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
@@ -59,21 +65,23 @@ class Schedule:
 
     @property
     def lr_factor(self) -> float:
-        """What a batch of another size than the paper's makes of the learning rates."""
+        """Return the factor on the learning rates for this batch size; 1 for the paper's batch of 128."""
         return (self.batch_size / PAPER_BATCH) ** LR_EXPONENT[self.lr_scaling]
 
 
 @dataclass(frozen=True)
 class Run:
+    """Hold the seed of a run, and its settings for the machine, logs and checkpoints."""
+
     seed: int = 0
-    precision: Literal["auto", "bf16", "no"] = "auto"  # bf16 autocast; auto: where the device multiplies bf16 itself
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, if it works. A CPU needs a compiler
-    accumulate: int = 1  # parts in which each process works through its share of a batch
-    workers: int = 4  # at most, for each GPU: processes that draw ahead, and make crops of images it does not hold
+    precision: Literal["auto", "bf16", "no"] = "auto"  # bf16: autocast; auto: bf16 if the device multiplies it natively
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile, which needs a compiler; auto: on a GPU, if it works
+    accumulate: int = 1  # parts into which each process splits its share of a batch
+    workers: int = 4  # at most, per GPU: processes that draw ahead, and make the crops if it does not hold the images
     log_every: int = 10  # updates between lines of metrics.jsonl
     checkpoint_every: float = 5  # minutes
-    keep: int = 2  # checkpoints, the last ones; besides them the best by monitor
-    trackers: tuple[str, ...] = ()  # of Accelerate, besides metrics.jsonl: "tensorboard", "wandb", ...
+    keep: int = 2  # last checkpoints to keep, besides the best one by the monitor
+    trackers: tuple[str, ...] = ()  # Accelerate's, besides metrics.jsonl: "tensorboard", "wandb", ...
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "run.seed", "0 or more", self.seed)
@@ -84,11 +92,11 @@ class Run:
 
 
 class Settings:
-    """Sections of fields that a TOML file may set: what recipes of all kinds share.
+    """Load and compare recipes. This is the base class of every kind of recipe, which is a set of sections of fields.
 
     Attributes:
-        folder: where those with a name are.
-        model, data, optim, monitor, run: sections that every kind has, with fields of its own.
+        folder: holds the recipes that can be loaded by name.
+        model, data, optim, monitor, run: sections, whose fields each kind of recipe defines.
     """
 
     folder: ClassVar[Path]
@@ -100,10 +108,14 @@ class Settings:
 
     @classmethod
     def load(cls, name: str | Path, changes: Sequence[str] = ()) -> Self:
-        """A recipe by name (those of the package) or by the path of a TOML file, then `section.field=value` changes.
+        """Load a recipe and apply changes.
+
+        Args:
+            name: name of a recipe of the package, or path of a .toml file.
+            changes: `section.field=value` each.
 
         Raises:
-            RecipeError: no such recipe, or one that is no TOML, or an unknown section, field or value.
+            RecipeError: there is no such recipe, the file is not valid TOML, or a section, field or value is unknown.
         """
         path = Path(name) if str(name).endswith(".toml") else cls.folder / f"{name}.toml"
         if not path.is_file():
@@ -119,13 +131,17 @@ class Settings:
             if not (equals and dot):
                 raise RecipeError(f"recipe change: expected section.field=value, got {change!r}")
             fields = content.setdefault(section, {})
-            if isinstance(fields, dict):  # if not, from_dict says so
+            if isinstance(fields, dict):  # otherwise from_dict raises
                 fields[setting] = _parse(value)
         return cls.from_dict(content)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Sections of fields; what is absent keeps its default, what is unknown raises RecipeError by name."""
+        """Build a recipe from a dictionary of sections of fields. Absent fields keep their defaults.
+
+        Raises:
+            RecipeError: a section, field or value is unknown; the message names it.
+        """
         types = get_type_hints(cls)
         sections = {field.name: types[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         _check_known("recipe", content, sections)
@@ -133,22 +149,22 @@ class Settings:
 
     @property
     def small_img_size(self) -> int:
-        """Pixels with which the run begins; 0 where there is one size."""
+        """Return the image size in pixels with which the run begins; 0 if the run has one size."""
         return getattr(self.model, "small_img_size", 0)
 
     def _sections(self) -> dict[str, dict[str, Any]]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every kind is a dataclass
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
 
     def to_toml(self) -> str:
-        """The complete recipe, defaults included."""
-        # JSON's strings and numbers are TOML's.
+        """Return the complete recipe as TOML, defaults included."""
+        # JSON writes strings, numbers and lists as TOML does.
         return "\n".join(
             f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
             for section, fields in self._sections().items()
         )
 
     def flat(self) -> dict[str, Any]:
-        """{"optim.epochs": 300.0, ...}; lists as text, as trackers want them."""
+        """Return all fields as {"optim.epochs": 300.0, ...}, with lists as text, since trackers accept no lists."""
         return {
             f"{section}.{name}": ",".join(map(str, value)) if isinstance(value, tuple) else value
             for section, fields in self._sections().items()
@@ -156,14 +172,14 @@ class Settings:
         }
 
     def changed(self, section: str, **fields: Any) -> Self:
-        """The same with other values of some fields of a section."""
+        """Return a copy of the recipe with other values for some fields of a section."""
         sections = {section: dataclasses.replace(getattr(self, section), **fields)}
         return dataclasses.replace(self, **sections)  # type: ignore[type-var]
 
     def differences(self, other: Self) -> list[str]:
-        """Where another recipe would give other weights, e.g. "model.name: 'scott_3_16' and 'scott_7_16'".
+        """List the differences to another recipe, e.g. "model.name: 'scott_3_16' and 'scott_7_16'".
 
-        Or where its monitor would measure other images.
+        Fields that a resumed run may change are left out.
         """
         ours, theirs = self._sections(), other._sections()
         return [
@@ -211,7 +227,7 @@ def _check_known(where: str, found: Mapping[str, Any], known: Mapping[str, Any])
 
 
 def _parse(value: str) -> Any:
-    """A value as TOML would read it, or else the bare text."""
+    """Parse a value as TOML; return the text itself if it is not valid TOML."""
     try:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

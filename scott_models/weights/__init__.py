@@ -1,6 +1,6 @@
-"""Which file holds the weights of a tag, and whether its bytes are the released ones.
+"""Find the weight file of a tag and verify that its bytes are the released ones.
 
-The manifest names them; they come from a folder, from the wheel, or from the Hub at a pinned commit.
+The manifest names the file of each tag. A file comes from a folder, from the wheel, or from the Hub at a pinned commit.
 """
 
 from .authors_keys import convert_reference, convert_reference_predictor

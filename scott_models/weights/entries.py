@@ -1,7 +1,7 @@
-"""weights_manifest.json: of each tag's weights which bytes they are, where, made how, and what they score.
+"""Read, validate and write weights_manifest.json, which describes the released weights of each tag.
 
-It is the one source of truth: timm's configurations, model cards and tables are made from it. What an entry must look
-like is in weights_manifest.schema.json, for us and for other programs.
+The manifest is the single source of truth: timm's configurations, model cards and tables are made from it. The schema
+of an entry is weights_manifest.schema.json, for this package and for other programs.
 """
 
 import json
@@ -19,26 +19,27 @@ from ..errors import WeightsError
 from ..writing import write_text_whole
 
 PACKAGE = Path(__file__).parents[1]
-# A checkout has it above the package, where a link leads to it; archives of it may hold that link as text.
+# In a checkout the manifest is above the package, and the package has a link to it. An archive of a checkout may hold
+# that link as a text file, so the file above the package comes first.
 ABOVE = PACKAGE.parent / "weights_manifest.json"
 PATH = ABOVE if ABOVE.is_file() and (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE / ABOVE.name
 
 
 class Entry(TypedDict):
-    """What is known of the weights of a tag.
+    """Describe the weights of a tag.
 
     Attributes:
-        repository, revision: "organisation/name" on the Hugging Face Hub and its commit, 40 hexadecimal digits; both
-            None while unpublished.
-        file, sha256, bytes, dtype: the weight file, which bytes it is, and the tensors' type in it.
-        encoder: of MIM-JEPA's two, the one in the file: "target" or "context".
-        input_size: channels, height and width it was trained at.
-        data, datasets, data_terms: what it was trained on, in words and as short names, and what the data allow.
-        license: of the weights.
-        recipe, epochs, images_seen, seed, hardware, minutes, versions: how they were made.
-        scores, protocol: measured top-1 %, e.g. "knn", and of what it is compared with, e.g. "knn_random"; and how.
-        objective: what was learned, where that is not MIM-JEPA alone: "splitmask", "mimjepa-infonce", ...
-        head, label_names: of a classifier alone: the kind of probe behind the encoder, "attentive" or "linear", and its
+        repository, revision: "organisation/name" on the Hugging Face Hub and a commit of 40 hexadecimal digits; both
+            are None while the weights are unpublished.
+        file, sha256, bytes, dtype: the weight file's name, its hash, its size, and the type of its tensors.
+        encoder: the encoder of MIM-JEPA that is in the file, "target" or "context".
+        input_size: channels, height and width of the training images.
+        data, datasets, data_terms: the training data in words, their short names, and their terms of use.
+        license: the license of the weights.
+        recipe, epochs, images_seen, seed, hardware, minutes, versions: how the weights were trained.
+        scores, protocol: measured top-1 %, e.g. "knn", with those of controls, e.g. "knn_random"; and the protocol.
+        objective: the pretraining objective if it is not plain MIM-JEPA, e.g. "splitmask" or "mimjepa-infonce".
+        head, label_names: for a classifier only: the kind of probe on the encoder, "attentive" or "linear", and the
             classes in the order of the logits.
     """
 
@@ -69,14 +70,14 @@ class Entry(TypedDict):
 
 
 TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
-# What an entry may say, by field, in the words of JSON Schema; an error reads "expected <description>".
+# The rule of each field of an entry, as JSON Schema; an error reads "expected <description>".
 SCHEMA = json.loads(PATH.with_name("weights_manifest.schema.json").read_text())["$defs"]["entry"]
 RULES: dict[str, dict[str, Any]] = SCHEMA["properties"]
 KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
 
 
 def is_valid(value: Any, rule: dict[str, Any]) -> bool:
-    """Whether a value is as a rule says, of those words of JSON Schema that `RULES` use."""
+    """Return True if a value satisfies a rule of JSON Schema; only the keywords in `RULES` are supported."""
     kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     if isinstance(value, bool) or not any(isinstance(value, KINDS[kind]) for kind in kinds):
         return False
@@ -84,7 +85,7 @@ def is_valid(value: Any, rule: dict[str, Any]) -> bool:
         case str():
             matches = re.fullmatch(rule.get("pattern", r"[\s\S]*"), value) is not None
             return matches and len(value) >= rule.get("minLength", 0) and value in rule.get("enum", [value])
-        case int() | float():  # infinity is none, and what is no number compares with none
+        case int() | float():  # infinity is refused, and NaN fails every comparison
             low, high = rule.get("minimum", -math.inf), rule.get("maximum", math.inf)
             within = low <= value <= high and rule.get("exclusiveMinimum", -math.inf) < value < math.inf
             return within and ("multipleOf" not in rule or value % rule["multipleOf"] == 0)
@@ -92,7 +93,7 @@ def is_valid(value: Any, rule: dict[str, Any]) -> bool:
             rules = rule.get("prefixItems") or [rule["items"]] * len(value)
             enough = rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", math.inf)
             each = enough and all(map(is_valid, value, rules))
-            return each and not (rule.get("uniqueItems") and len(set(value)) < len(value))  # of words
+            return each and not (rule.get("uniqueItems") and len(set(value)) < len(value))  # all are strings
         case dict():
             names = rule.get("propertyNames", {}).get("pattern", r"[\s\S]*")
             known = value.keys() >= set(rule.get("required", [])) and all(re.fullmatch(names, name) for name in value)
@@ -102,19 +103,19 @@ def is_valid(value: Any, rule: dict[str, Any]) -> bool:
 
 @cache
 def manifest() -> dict[str, Entry]:
-    """The entries by tag, e.g. "scott_3_16.mimjepa_flowers102_cpu", as they are written.
+    """Return the entries of the package's manifest by tag, e.g. "scott_3_16.mimjepa_flowers102_cpu", not validated.
 
     Raises:
-        WeightsError: the package's file is none.
+        WeightsError: the package's file is not a manifest, or cannot be read.
     """
     return read_manifest(PATH)["weights"]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest's whole content.
+    """Read the whole content of a manifest.
 
     Raises:
-        WeightsError: a file that is no manifest, or cannot be read.
+        WeightsError: the file is not a manifest, or cannot be read.
     """
     try:
         content = json.loads(path.read_text())
@@ -127,13 +128,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def get_entry(tag: str) -> Entry:
-    """The entry of a tag.
+    """Return the validated entry of a tag.
 
     Raises:
-        WeightsError: a tag the manifest does not know, or an entry that would lead astray.
+        WeightsError: the manifest does not have the tag, or its entry is invalid.
     """
     for known in manifest():
-        if known.split(".")[0] == tag:  # a model whose only tags are none
+        if known.split(".")[0] == tag:  # a model's name without a tag: report what is wrong with its entries
             validate_entry(known, manifest()[known])
     if tag not in manifest():
         raise WeightsError(f"{tag}: no such weights are released; expected one of {sorted(manifest())}")
@@ -141,19 +142,19 @@ def get_entry(tag: str) -> Entry:
 
 
 def validate_entry(tag: str, entry: Entry) -> Entry:
-    """The same entry, if it is as the schema says: what it names is a file of its own folder and one commit.
+    """Return the entry if it is valid by the schema, which admits only a file in the tag's own folder and one commit.
 
     Raises:
-        WeightsError: the first field that is not as it must be.
+        WeightsError: the entry or its tag is invalid; the message names the first invalid field.
     """
     if not isinstance(entry, dict):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
         raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102_cpu', found {tag!r}")
     if missing := sorted(set(SCHEMA["required"]) - entry.keys()):
-        raise WeightsError(f"{PATH.name}: {tag}: expected an entry of all fields, found none of {missing}")
+        raise WeightsError(f"{PATH.name}: {tag}: expected an entry with all fields, found no {missing}")
     if unknown := sorted(entry.keys() - RULES.keys()):
-        raise WeightsError(f"{PATH.name}: {tag}: unknown {unknown}; known are {list(RULES)}")
+        raise WeightsError(f"{PATH.name}: {tag}: unknown fields {unknown}; the known fields are {list(RULES)}")
     fields: dict[str, Any] = {**entry}
     for name, rule in RULES.items():
         if name in fields and not is_valid(fields[name], rule):
@@ -163,24 +164,24 @@ def validate_entry(tag: str, entry: Entry) -> Entry:
             f"{PATH.name}: {tag}: expected repository and revision both or neither, found {entry['repository']!r} and "
             f"{entry['revision']!r}"
         )
-    if len(of_head := [name for name in ("head", "label_names") if name in entry]) == 1:
+    if len(head_fields := [name for name in ("head", "label_names") if name in entry]) == 1:
         raise WeightsError(
-            f"{PATH.name}: {tag}: expected head and label_names both or neither, found {of_head[0]} alone"
+            f"{PATH.name}: {tag}: expected head and label_names both or neither, found {head_fields[0]} alone"
         )
     return entry
 
 
 def write_entry(path: Path, tag: str, entry: Entry) -> None:
-    """Add or replace a tag's entry in a manifest, whole or not at all; a file that is not there is begun.
+    """Add or replace a tag's entry in a manifest, which is written whole or not at all, and created if it is missing.
 
-    Entries are kept in the order of their tags, for a model's first tag is its default: "x.mimjepa" comes before
-    "x.mimjepa_cpu", and that before the classifier "x.mimjepa_cpu_probe".
+    Entries are sorted by tag, because a model's first tag is its default: "x.mimjepa" comes before "x.mimjepa_cpu",
+    and "x.mimjepa_cpu" before the classifier "x.mimjepa_cpu_probe".
 
     Raises:
-        WeightsError: an entry that would lead astray, or a file that is no manifest.
+        WeightsError: the entry is invalid, or the file is not a manifest.
     """
     validate_entry(tag, entry)
-    path = path.resolve()  # or a link would become a file
+    path = path.resolve()  # so that a link to the file stays a link
     with lock_folder(path.parent):
         entries = {**read_entries(path), tag: entry}
         content = {**(read_manifest(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
@@ -189,7 +190,7 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread is in here for the same folder, where the system can lock one."""
+    """Hold a lock on a folder, after waiting for other processes and threads; do nothing if it cannot be locked."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -197,7 +198,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems lock no folders
+        with suppress(OSError):  # some network file systems cannot lock folders
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -205,10 +206,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """The entries of a manifest that may be written; none of one that is not there yet.
+    """Read the entries of a manifest before it is written; return no entries if the file does not exist yet.
 
     Raises:
-        WeightsError: a file that is no manifest, or a folder that is not there.
+        WeightsError: the file is not a manifest, or its folder does not exist.
     """
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: expected a manifest in a folder that exists")

@@ -1,6 +1,6 @@
-"""Weights: manifest -> file (folder, wheel, Hub) -> sha256 -> timm, and back into timm's layout.
+"""Find, verify and load weight files: manifest -> file (folder, wheel, Hub) -> sha256 -> tensors.
 
-Tensors of a tag are parsed from the very bytes that were verified, wherever they came from; only safetensors are read.
+The tensors of a tag are parsed from the same bytes that were verified. Only safetensors files are read.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from .entries import PACKAGE, Entry, get_entry, manifest
 from .local_dir import export
 
 __all__ = ["convert_reference", "convert_reference_predictor", "export", "load", "manifest", "resolve"]
-PIECE = 2**20  # bytes that are read at once of a file that is too long
+PIECE = 2**20  # bytes read at a time beyond the expected size of a file
 
 Found = TypeVar("Found")
-Check = Callable[[Path, str, Entry, str], Found]  # of a file, its tag, its entry, and what to do if it is damaged
+Check = Callable[[Path, str, Entry, str], Found]  # arguments: file, tag, entry, advice if damaged
 
 logger = logging.getLogger(__name__)
 
 
 def list_folders() -> list[Path]:
-    """Where weights are looked for, in order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own.
+    """List the folders of weights in search order: $SCOTT_MODELS_DIR, the checkout's weights/, the wheel's own folder.
 
-    A package that was installed from a checkout also looks into that checkout's weights/, for as long as it is there.
+    If the package was installed from a checkout, the weights/ folder of that checkout is last.
     """
     places = [Path(os.path.expanduser(folder))] if (folder := os.environ.get("SCOTT_MODELS_DIR")) else []
     source = [checkout / "weights"] if (checkout := find_source_checkout()) else []
@@ -45,7 +45,7 @@ def list_folders() -> list[Path]:
 
 @cache
 def find_source_checkout() -> Path | None:
-    """The checkout that this package was installed from, as the installer notes it (PEP 610); None of other sources."""
+    """Find the checkout that this package was installed from, as noted by the installer (PEP 610); else None."""
     try:
         installed = distribution("scott_models")
         noted = json.loads(installed.read_text("direct_url.json") or "{}")
@@ -56,35 +56,35 @@ def find_source_checkout() -> Path | None:
 
 
 def find_file(tag: str) -> Path | None:
-    """The first folder's file of a tag in the manifest, not yet verified; None if no folder has it."""
+    """Find a tag's file in the first folder that has it, not yet verified; return None if no folder has it."""
     file = get_entry(tag)["file"]
     places = (folder / tag / file for folder in list_folders())
-    return next((path for path in places if os.path.isfile(path)), None)  # Path's own raises where it may not look
+    return next((path for path in places if os.path.isfile(path)), None)  # Path.is_file raises where access is denied
 
 
 def is_released(path: Path, entry: Entry) -> bool:
-    """Whether a file is there, where one may look, and its bytes are an entry's."""
+    """Return True if the path is a file with the sha256 and size of an entry, in a folder that may be read."""
     return os.path.isfile(path) and (sha256(path), path.stat().st_size) == (entry["sha256"], entry["bytes"])
 
 
 def resolve(tag: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
-    """Find the verified weight file of a tag: in the first folder that has it, or else on the Hub at the pinned commit.
+    """Return the verified weight file of a tag: from the first folder that has it, or else from the Hub at its commit.
 
-    Whoever reads the path afterwards may find other bytes there; `load` gives the tensors of those that were verified.
+    The file may change after it was verified. `load` returns tensors that were parsed from the verified bytes.
 
     Args:
         tag: e.g. "scott_3_16.mimjepa_flowers102_cpu".
-        cache_dir, token: of the Hub, as `hub.fetch` takes them.
+        cache_dir, token: as `hub.fetch`.
 
     Raises:
-        WeightsError: a tag the manifest does not know, a file that is nowhere or cannot be downloaded, or one whose
-            sha256 is not the released file's.
+        WeightsError: the manifest does not have the tag, the file was not found or cannot be downloaded, or its sha256
+            is not that of the released file.
     """
     return _obtain(tag, verify, cache_dir=cache_dir, token=token)
 
 
 def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[str, Tensor]]:
-    """Load the tensors of a tag by name, parsed from the bytes that were verified, and say which file they are from.
+    """Load the weights of a tag, parsed from the verified bytes; return the path of the file and its tensors by name.
 
     Raises:
         WeightsError: as `resolve`.
@@ -94,11 +94,11 @@ def load(tag: str, *, cache_dir: str | Path | None = None) -> tuple[Path, dict[s
 
 
 def _obtain(tag: str, check: Check[Found], *, cache_dir: str | Path | None = None, token: str | None = None) -> Found:
-    """Apply a check to a tag's file, where `resolve` looks for it."""
+    """Find a tag's file as `resolve` does, and return the result of a check of the file."""
     entry = get_entry(tag)
     if path := find_file(tag):
         again = f"replace it: scott download {tag} --dir '{path.parents[1]}'"
-        restore = "take it from the release again, or reinstall the package"  # there is nothing to download
+        restore = "copy it from the release again, or reinstall the package"  # unpublished, so no download can help
         return check(path, tag, entry, again if entry["repository"] else restore)
     if entry["repository"] is None:
         looked = ", ".join(str(folder / tag) for folder in list_folders())
@@ -114,10 +114,10 @@ def fetch_checked(
     cache_dir: str | Path | None = None,
     token: str | None = None,
 ) -> Found:
-    """Apply a check to a published tag's file; one that is damaged in the cache is downloaded once more.
+    """Fetch a published tag's file and return the result of a check; download a damaged file once more.
 
     Raises:
-        WeightsError: it cannot be downloaded, or is not what was released.
+        WeightsError: the file cannot be downloaded, or is not the released one.
     """
     path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token)
     try:
@@ -128,14 +128,14 @@ def fetch_checked(
             path = hub.fetch(tag, entry, cache_dir=cache_dir, token=token, fresh=True)
         except WeightsError as error:
             raise WeightsError(f"{damaged}: {error}") from error
-    return check(path, tag, entry, f"{entry['repository']} does not hold what was released, do not use it")
+    return check(path, tag, entry, f"{entry['repository']} does not hold what was released; do not use it")
 
 
 def verify(path: Path, tag: str, entry: Entry, advice: str) -> Path:
-    """The same path, if its bytes are the released ones.
+    """Return the path if its bytes are the released ones.
 
     Raises:
-        WeightsError: other bytes; both hashes are named, and what to do.
+        WeightsError: the bytes are others; the message has both hashes and the advice.
     """
     if not is_released(path, entry):
         raise _damaged(path, tag, entry, sha256(path), path.stat().st_size, advice)
@@ -143,15 +143,15 @@ def verify(path: Path, tag: str, entry: Entry, advice: str) -> Path:
 
 
 def read_verified(path: Path, tag: str, entry: Entry, advice: str) -> tuple[Path, bytes]:
-    """Read a file once, and return its path and bytes if they are the released ones.
+    """Read a file once; return its path and its bytes if the bytes are the released ones.
 
     Raises:
-        WeightsError: as `verified`.
+        WeightsError: as `verify`.
     """
     with path.open("rb") as file:
         content = file.read(entry["bytes"])
         digest, size = hashlib.sha256(content), len(content)
-        while further := file.read(PIECE):  # of a longer file, which need not fit into memory
+        while further := file.read(PIECE):  # a longer file may not fit into memory
             digest.update(further)
             size += len(further)
     if (digest.hexdigest(), size) != (entry["sha256"], entry["bytes"]):
@@ -167,7 +167,7 @@ def _damaged(path: Path, tag: str, entry: Entry, found: str, size: int, advice: 
 
 
 def sha256(path: Path) -> str:
-    """The file's sha256 in hexadecimal; hashed once a process unless the file changed."""
+    """Return the file's sha256 in hexadecimal; a process hashes a file again only if the file changed."""
     stat = path.stat()
     return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 

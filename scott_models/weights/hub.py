@@ -1,6 +1,7 @@
-"""The Hugging Face Hub as a place weights come from: a pinned commit's file, or one sentence that says why not.
+"""Fetch weight files from the Hugging Face Hub at a pinned commit, or report in one sentence why that failed.
 
-Downloading, caching, retries, resuming and tokens are huggingface_hub's. It checks no content: `weights` does.
+huggingface_hub downloads, caches, retries, resumes and handles tokens. This module does not verify content: `files`
+does.
 """
 
 from collections.abc import Iterator
@@ -14,14 +15,17 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def check_token(token: str | None) -> str | None:
-    """A token as it is sent, without the line end of a file it came from; None for the one that is stored.
+    """Return a token without surrounding white space, such as the line end of its file; None for no token.
 
     Raises:
-        WeightsError: one that no request could carry; it is not shown, as the error of the client's would.
+        WeightsError: the token has characters that no request can carry. The message does not show the token, as the
+            client's own error would.
     """
     token = token.strip() if token else None
     if token and not all("!" <= character <= "~" for character in token):
-        raise WeightsError("token: expected letters, digits and signs alone, found others inside; copy it again")
+        raise WeightsError(
+            "token: expected only letters, digits and signs, found other characters; copy the token again"
+        )
     return token
 
 
@@ -33,17 +37,17 @@ def fetch(
     token: str | None = None,
     fresh: bool = False,
 ) -> Path:
-    """The weight file of a published tag: from the Hub's cache without any request, or else downloaded into it.
+    """Return the weight file of a published tag: from the Hub's cache without a request, or else downloaded into it.
 
     Args:
-        cache_dir: by default the Hub's own, $HF_HUB_CACHE or $HF_HOME/hub.
+        cache_dir: by default the Hub's own cache, $HF_HUB_CACHE or $HF_HOME/hub.
         token: by default what `hf auth login` stored, or $HF_TOKEN.
-        fresh: download it whatever the cache holds.
+        fresh: download the file even if it is in the cache.
 
     Raises:
-        WeightsError: it is not in the cache and cannot be downloaded, or not be stored.
+        WeightsError: the file is not in the cache and cannot be downloaded or stored, or a folder is in its place.
     """
-    import huggingface_hub  # where nothing is downloaded its import can be spared
+    import huggingface_hub  # a slow import, needed only for downloads
 
     from .. import __version__
 
@@ -61,10 +65,10 @@ def fetch(
     )
     try:
         path = Path(download(force_download=fresh))
-        if fresh and path.is_file() and not path.is_symlink():  # a copy, where no links are, which the client leaves
+        if fresh and path.is_file() and not path.is_symlink():  # without links the client keeps an old copy
             path.unlink(missing_ok=True)
             path = Path(download())
-    except Exception as error:  # the client has errors of its own, its HTTP library's, and the system's
+    except Exception as error:  # errors of the client, of its HTTP library and of the system
         source = f"{tag}: {entry['file']} of {repository} at {entry['revision']}"
         cache = cache_dir or huggingface_hub.constants.HF_HUB_CACHE
         raise WeightsError(f"{source} {explain(error, tag, cache)}") from error
@@ -74,7 +78,7 @@ def fetch(
 
 
 def find_cached(entry: Entry) -> Path | None:
-    """The file of a published tag in the Hub's own cache, not yet verified; None if it is not there."""
+    """Find the file of a published tag in the Hub's default cache, not yet verified; return None if it is absent."""
     from huggingface_hub import try_to_load_from_cache
 
     if entry["repository"] is None:
@@ -84,19 +88,21 @@ def find_cached(entry: Entry) -> Path | None:
 
 
 def explain(error: BaseException, tag: str, cache: str | Path) -> str:
-    """What went wrong and what to do, the end of a sentence; nothing of the request is quoted, so no token is.
+    """Return the end of a sentence that says what went wrong and what to do.
+
+    The request is never quoted, so no token is shown.
 
     Args:
-        cache: the folder that files were to be stored in.
+        cache: the folder in which the file was to be stored.
     """
     from huggingface_hub import errors
 
-    cache = str(cache).partition("/.partial-")[0]  # of a download into a folder, which has a cache in it for a while
+    cache = str(cache).partition("/.partial-")[0]  # a temporary cache of `scott download --dir`
     elsewhere = f"run `scott download {tag} --dir FOLDER` where there is a network, then set SCOTT_MODELS_DIR=FOLDER"
     kinds = {
         errors.GatedRepoError: f"is gated: accept its terms on the Hub's page, then {LOG_IN}",
-        errors.RepositoryNotFoundError: f"is not to be had: no such repository, or a private one; {LOG_IN}",
-        errors.RevisionNotFoundError: "is not to be had: the repository has no such commit; update scott_models",
+        errors.RepositoryNotFoundError: f"was not found: the repository does not exist or is private; {LOG_IN}",
+        errors.RevisionNotFoundError: "was not found: the repository has no such commit; update scott_models",
         errors.OfflineModeIsEnabled: f"is not in {cache}, and HF_HUB_OFFLINE forbids downloads: {elsewhere}",
     }
     causes = list(iterate_causes(error))
@@ -104,26 +110,29 @@ def explain(error: BaseException, tag: str, cache: str | Path) -> str:
         if known := [advice for kind, advice in kinds.items() if isinstance(cause, kind)]:
             return known[0]
         if code := get_status(cause):
-            return f"cannot be had: the Hub answered {_describe_answer(code)}"
+            return f"cannot be downloaded: the Hub answered {_describe_answer(code)}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        other = "make room or choose another, by HF_HOME, cache_dir or --dir"
+        other = "make room or choose another folder with HF_HOME, cache_dir or --dir"
         return f"cannot be stored in {cache} ({error.strerror}): {other}"
     return f"cannot be downloaded ({shorten(causes[-1])}): try again, or {elsewhere}"
 
 
 def shorten(error: BaseException) -> str:
-    """The first line of a foreign error, unless it shows an address or a header, in which there may be a secret."""
+    """Return the first line of a library's error, or the error's class if that line may show a secret.
+
+    An address or a header may contain a secret.
+    """
     text = str(error).split("\n")[0]
     return type(error).__name__ if not text or "://" in text or "Bearer" in text else text
 
 
 def get_status(error: BaseException) -> int | None:
-    """Of an HTTP error, of the client or of one of the libraries it has used; None of anything else."""
+    """Return the status code of an HTTP error, whichever HTTP library raised it; None for other errors."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, then what it was raised from, and so on."""
+    """Yield an error, then the error it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -136,4 +145,4 @@ def _describe_answer(code: int) -> str:
         404: "404, that commit has no such file: update scott_models",
         429: "429, too many requests: wait a few minutes and try again",
     }
-    return advice.get(code, f"{code}, an error of its own: try again later")
+    return advice.get(code, f"{code}, an unexpected error: try again later")

@@ -1,4 +1,4 @@
-"""A model as timm's local-dir layout: config.json and model.safetensors, whole or not at all."""
+"""Save models in timm's local-dir layout: config.json and model.safetensors, whole or not at all."""
 
 import json
 import shutil
@@ -22,7 +22,11 @@ def export(
 ) -> Path:
     """Save a SCOTT for `timm.create_model(f"local-dir:{folder}", pretrained=True)`, whole or not at all.
 
-    Dropout belongs to training and our tag to our weights, so the saved configuration has neither.
+    The saved configuration has no dropout, which belongs to training, and no tag, which belongs to released weights.
+
+    Args:
+        dtype: of the saved tensors.
+        label_names: the classes in the order of the logits.
     """
     saved = deepcopy(model)
     saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *model.patch_embed.img_size)}
@@ -30,7 +34,7 @@ def export(
 
 
 def get_model_args(model: nn.Module) -> dict[str, Any]:
-    """What timm must be told to build a SCOTT again, besides its name."""
+    """Return the arguments that timm needs to build a SCOTT again, besides its name."""
     return {
         "img_size": model.patch_embed.img_size,
         "in_chans": model.in_chans,
@@ -45,10 +49,10 @@ def get_model_args(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def read_record(path: Path, expected: str) -> Iterator[Path]:
-    """Around the use of what a file says: whatever is damaged or foreign in it is told in a sentence.
+    """Yield the path, and turn the errors of reading and using the file's content into one sentence.
 
     Raises:
-        WeightsError: expected what, found something else.
+        WeightsError: the file cannot be read, or its content is damaged or not what `expected` describes.
     """
     try:
         yield path
@@ -61,15 +65,15 @@ def read_record(path: Path, expected: str) -> Iterator[Path]:
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those in which a number is none, or infinite."""
+    """List the tensors that contain NaN or infinity."""
     return [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
 
 
 def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label_names: Sequence[str]) -> Path:
-    """Save a timm model, which is changed, in timm's layout: written beside `folder` and renamed."""
+    """Save a timm model in timm's layout: written beside `folder`, then renamed. The model itself is changed."""
     model = model.to("cpu", memory_format=torch.contiguous_format)
     with folder_written_whole(folder) as partial:
-        # safetensors' own writer makes a file that its owner alone may read
+        # safetensors' own writer makes a file that only its owner may read
         (partial / "model.safetensors").write_bytes(safetensors.torch.save(model.state_dict()))
         write_config(model, partial / "config.json", model_args, label_names)
     return folder
@@ -77,10 +81,10 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place once it is full."""
+    """Yield an empty folder that replaces `folder` if the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        partial = Path(beside) / folder.name  # with everyone's permissions, which that one has not
+        partial = Path(beside) / folder.name  # has the usual permissions; only its owner may read `beside`
         partial.mkdir()
         yield partial
         if folder.exists():
@@ -89,17 +93,17 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label_names: Sequence[str] = ()) -> None:
-    """config.json of a timm model, whose `pretrained_cfg` is changed.
+    """Write config.json of a timm model. The model's `pretrained_cfg` is changed.
 
-    `num_classes` stands at its top alone: transformers passes it on its own, and cannot take it from `model_args` too.
-    So do `label_names`: those that the model's weights came with may have been other classes. That a model took images
-    of any size belongs to its training, and older timm does not keep it.
+    `num_classes` is written at the top level only: transformers passes it separately and fails if `model_args` has it
+    too. `label_names` are written at the top level only, because the weights that the model started from may have other
+    classes. `dynamic_img_size` is left out: it belongs to training, and older timm does not save it.
     """
     model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
     labels = {"label_names": list(label_names)} if label_names else {}
     if label_names:
         model.pretrained_cfg["label_names"] = None
-    save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # a Path: older timm opens it
+    save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # older timm needs a Path
     config = json.loads(path.read_text())
     for name in ("num_classes", "dynamic_img_size"):
         config.get("model_args", {}).pop(name, None)
@@ -110,10 +114,13 @@ EXPORTED = {"config.json", "model.safetensors"}
 
 
 def check_export_folder(folder: str | Path) -> Path:
-    """The path of a folder that an export may take or replace: ask before what takes long.
+    """Return the resolved path of a folder that an export may create or replace.
+
+    Validate early: the model to export may take long to train.
 
     Raises:
-        DataError: a file, a folder that holds anything but an earlier export, or one whose parent is not there.
+        DataError: the path is a file or a folder with other files than an earlier export's, or its parent does not
+            exist.
     """
     path = Path(folder).resolve()
     if path.is_dir() and {file.name for file in path.iterdir()} <= EXPORTED:

@@ -1,4 +1,4 @@
-"""What timm is told of each tag: its configuration, and where its weights are."""
+"""Make timm's configuration of each tag, with the location of its weights."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,26 +13,26 @@ from .entries import Entry, get_entry, manifest
 from .files import find_file, load
 from .local_dir import get_model_args
 
-# What a classifier's head needs of a SCOTT, as arguments; nothing of a backbone's, which has none.
+# Arguments of a SCOTT by the kind of its classifier's head; a backbone (None) has no head and needs no arguments.
 POOL_ARGS: dict[str | None, dict[str, Any]] = {
     None: {},
     "attentive": {"global_pool": "attentive"},
     "linear": {"fc_norm": True},
 }
-WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's names for where weights come from
+WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "state_dict")  # timm's fields for sources of weights
 
 
 def list_tags(model: str) -> list[str]:
-    """The tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"].
+    """List the tags of a model, its default first, e.g. "scott_3_16" -> ["scott_3_16.mimjepa_flowers102_cpu"].
 
-    The order is the manifest's, which is that of the tags; classifiers come last, whatever they are called.
+    The order is that of the manifest, which is sorted by tag. Classifiers come last, whatever their names are.
     """
     entries = {tag: entry for tag, entry in valid_entries().items() if tag.split(".")[0] == model}
     return sorted(entries, key=lambda tag: "head" in entries[tag])
 
 
 def make_pretrained_cfgs() -> dict[str, dict[str, Any]]:
-    """What timm needs to know of each tag. A tag counts as pretrained for timm only if its weights can be had."""
+    """Make timm's configuration of each tag. timm lists a tag as pretrained only if its weights have a location."""
     return {
         tag: {
             "input_size": tuple(entry["input_size"]),
@@ -46,9 +46,9 @@ def make_pretrained_cfgs() -> dict[str, dict[str, Any]]:
 
 
 def valid_entries() -> dict[str, Entry]:
-    """The entries by tag that lead nowhere astray; what is wrong with one is told when its weights are asked for."""
+    """Return the valid entries by tag; an invalid entry is reported only when its weights are requested."""
     entries = {}
-    with suppress(WeightsError):  # of a whole manifest
+    with suppress(WeightsError):  # a damaged manifest
         for tag in manifest():
             with suppress(WeightsError):
                 entries[tag] = get_entry(tag)
@@ -56,7 +56,7 @@ def valid_entries() -> dict[str, Entry]:
 
 
 def locate_for_timm(tag: str) -> dict[str, str]:
-    """Where a tag's weights are, in timm's words."""
+    """Return the location of a tag's weights as timm's fields; empty if the weights were not found."""
     entry = get_entry(tag)
     if entry["repository"]:
         return {"hf_hub_id": f"{entry['repository']}@{entry['revision']}", "hf_hub_filename": entry["file"]}
@@ -64,7 +64,7 @@ def locate_for_timm(tag: str) -> dict[str, str]:
 
 
 def find_tag(config: Any, model: str) -> str | None:
-    """Which of a model's tags a whole timm configuration (PretrainedCfg or dict) is of; None of other weights."""
+    """Find the tag of a model that a whole timm configuration (PretrainedCfg or dict) is of; None for other weights."""
     fields = config if isinstance(config, dict) else vars(config)
     named = f"{model}.{fields.get('tag')}"
     tags = sorted(list_tags(model), key=lambda tag: tag != named)
@@ -72,7 +72,7 @@ def find_tag(config: Any, model: str) -> str | None:
 
 
 def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
-    """Whether the weights of a timm configuration, which may be what one of our models ended with, are a tag's."""
+    """Return True if a timm configuration, perhaps taken from a loaded model, describes the weights of a tag."""
     entry = get_entry(tag)
     if any(fields.get(name) for name in ("source", "url", "state_dict")):
         return False
@@ -87,20 +87,24 @@ def _is_source_of(fields: dict[str, Any], tag: str, named: bool) -> bool:
 def make_overlay(
     tag: str, overlay: Mapping[str, Any] | None, cache_dir: str | Path | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """Make timm's overlay for a tag, and the tensors to load; none where the overlay names the caller's own source.
+    """Return timm's overlay for a tag and the tensors to load; None for the tensors if the caller names a source.
 
-    timm would open `file` once more, and so read bytes that nobody verified. `state_dict` outranks `file`, and timm
-    copies whatever is in it: so it holds no tensor, and timm's filter is where the tensors come in.
+    timm would open `file` again and read bytes that were not verified. timm prefers `state_dict` to `file`, and copies
+    its content. So `state_dict` holds no tensors here, and the tensors are passed in by timm's filter function.
     """
     if any((overlay or {}).get(name) for name in WEIGHT_SOURCES):
-        return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}, None  # or the tag's own would outrank the caller's
+        return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}, None  # so that the tag's source does not win
     path, tensors = load(tag, cache_dir=cache_dir)
     return {**(overlay or {}), "file": str(path), "state_dict": {"of": tag}}, tensors
 
 
 def list_zoo() -> list[dict[str, Any]]:
-    """A row for each model without weights and for each tag: what it is, what it scored, where it would load from."""
-    manifest()  # or one that is damaged would look like one without weights
+    """List a row for each tag and for each model without weights: its size, data, scores and location of weights.
+
+    Raises:
+        WeightsError: the manifest is damaged.
+    """
+    manifest()  # so that a damaged manifest is reported, and not shown as one without weights
     rows = []
     for model in timm.list_models(module="scott"):
         for tag in list_tags(model):
@@ -134,18 +138,18 @@ def _classes(entry: Entry) -> str:
 
 
 def describe_location(tag: str) -> str:
-    """Where the weights of a tag would load from, for people."""
+    """Describe in words where the weights of a tag would be loaded from."""
     entry = get_entry(tag)
     if path := find_file(tag):
         return str(path.parent)
-    return f"{entry['repository']} on the Hub" if entry["repository"] else "not here"
+    return f"{entry['repository']} on the Hub" if entry["repository"] else "not found"
 
 
 def get_registered_args(model: str, head: str | None = None) -> dict[str, Any]:
-    """`model_args` of a model of this package, as its name alone makes it, or as a tag does that has such a head."""
+    """Return the `model_args` of a registered model, as built from its name and the kind of its head alone."""
     return get_model_args(timm.create_model(model, device="meta", **POOL_ARGS[head]))
 
 
 def get_head_args(entry: Entry) -> dict[str, Any]:
-    """What timm must be told of a tag's head, besides the model's name, to build what its file holds."""
+    """Return the arguments for a tag's head that timm needs, besides the model's name, to build the tag's model."""
     return {"num_classes": len(entry.get("label_names", ())), **POOL_ARGS[entry.get("head")]}

@@ -1,4 +1,4 @@
-"""The command as a user types it: messages, exit statuses, and nothing half-written."""
+"""Test the command as a user types it: messages, exit statuses, and no incomplete files."""
 
 import inspect
 import json
@@ -31,13 +31,13 @@ def test_help_shows_commands_examples_and_exit_statuses(monkeypatch):
     assert "    scott pretrain --data photos --out runs/photos --minutes 90\n" in shown
     assert re.search(r"Exit status:\n +0 +done\n +1 .*\n +2 .*\n +130 +stopped", shown)
     assert max(map(len, shown.splitlines()[1:])) <= 80  # after the usage
-    assert not re.search("[\u2500-\u257f]", shown)  # lines and corners of boxes
+    assert not re.search("[\u2500-\u257f]", shown)  # no box-drawing characters
     assert "scott pretrain --data photos --out runs/photos" in scott("pretrain", "--help")
 
 
 def test_every_command_has_a_summary_examples_and_json():
     for name, command in cli.COMMANDS.items():
-        assert len(summary(command)) <= 61, name  # what fits beside the names in 80 columns
+        assert len(summary(command)) <= 61, name  # fits next to the names in 80 columns
         assert f"    For example:\n        scott {name}" in command.__doc__
         assert "json" in inspect.signature(command).parameters, name
 
@@ -52,7 +52,7 @@ def test_list():
 
 
 def test_a_piped_table_is_plain():
-    """A row a line, however long, and two spaces between columns, for awk and its like."""
+    """Check that each row is one line, however long, with two spaces between columns, as awk needs it."""
     lines = scott("list").splitlines()
     rows = [re.split(r"  +", line) for line in lines]
     assert {len(row) for row in rows} == {8}
@@ -69,7 +69,7 @@ def test_a_table_on_a_terminal_has_lines(monkeypatch):
         try:
             while part := os.read(ours, 4096):
                 shown += part
-        except OSError:  # how Linux tells that the other side has closed
+        except OSError:  # Linux raises it when the other side has closed
             pass
     os.close(ours)
     assert process.returncode == 0
@@ -145,7 +145,7 @@ def test_pictures(photos, tmp_path):
 
 
 def test_tables_show_names_as_they_are(photos):
-    """Brackets and colons too, which rich would take for its own."""
+    """Check names with brackets and colons, which rich would interpret."""
     (photos / "red" / "0.png").rename(photos / "red" / "0[train]:cat:.png")
     out = scott("neighbours", photos / "red" / "1.png", "--gallery", photos / "red", "--count", 5, "--img-size", 32)
     assert "0[train]:cat:.png" in out
@@ -171,7 +171,7 @@ def test_numbers_of_a_list_stand_on_one_line(capsys):
 
 def test_doctor_as_json():
     rows = {row["what"]: row for row in json.loads(scott("doctor", "--no-speed", "--json"))}
-    assert rows["torch"]["found"] in torch.__version__  # which may name its build too
+    assert rows["torch"]["found"] in torch.__version__  # torch.__version__ may end with the build
     assert rows["scott_3_16.mimjepa_flowers102_cpu"]["state"] == "ok"
 
 
@@ -257,15 +257,15 @@ def test_bench_as_json():
         (["bench", "resnet18", "--task", "step", "--device", "cpu"], "step: expected one of our models, scott_3_16"),
         pytest.param(
             *(["bench", "scott_3_16", "--img-size", "100", "--device", "cpu"], "multiples of 16 pixels, got 100 x 100"),
-            marks=pytest.mark.slow,  # it starts a process of each contender
+            marks=pytest.mark.slow,  # it starts one process per contender
         ),
         (["embed", "PHOTOS", "--out", "f.npz", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["probe", "--test", "PHOTOS", "--curve", "c.docx"], "c.docx: expected a picture's name, .png, .svg or .pdf"),
-        (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "--curve has no use for --export"),
-        (["probe", "--test", "PHOTOS", "--shots", "2", "--seeds", "2"], "probe without --curve has no use for --shots"),
+        (["probe", "--test", "PHOTOS", "--curve", "c.png", "--export", "x"], "--curve does not use --export"),
+        (["probe", "--test", "PHOTOS", "--shots", "2", "--seeds", "2"], "probe without --curve does not use --shots"),
         (
             ["probe", "--test", "PHOTOS", "--train", "PHOTOS", "--zero-shot-neighbours", "--protocol", "paper"],
-            "--zero-shot-neighbours has no use for --protocol, --train; leave that out",
+            "--zero-shot-neighbours does not use --protocol, --train",
         ),
         (["probe", "--test", "PHOTOS", "--features", "f.npy"], "f.npy: expected the name of an .npz file"),
         (["probe", "--test", "PHOTOS"], "expected at least one folder of images, got none"),

@@ -71,7 +71,7 @@ def test_blur_is_torchvisions(images):
 
 
 def one_by_one(image, colours, i):
-    """What `colours` says of image i, done by torchvision alone."""
+    """Apply the colour changes of image i with torchvision alone."""
 
     def jitter(image):
         operations = TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue
@@ -154,7 +154,7 @@ def test_a_view_does_not_depend_on_its_batch(images):
 
 
 def test_how_often_a_view_changes(images):
-    """A view stays as it is with P = 1 - 0.6 (1 - 0.2 * 0.9 * 0.7), and is grey with 0.6 * 0.1."""
+    """Compare with the probabilities 1 - 0.6 (1 - 0.2 * 0.9 * 0.7) of no change, and 0.6 * 0.1 of a grey image."""
     many = images[:1, :, :8, :8].expand(4000, -1, -1, -1)
     views = Colours.draw(draws(4000))(many)
     same = (views == many).flatten(1).all(dim=1).float().mean().item()
@@ -233,7 +233,7 @@ def test_two_views_of_a_crop_and_one_of_another(mode):
     crops = [torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
     streams = [Draws(np.arange(16, dtype=np.uint64)) for _ in range(3)]
     context, target, other = views(crops, views.draw(streams[0]))
-    first = pair(crops[0], pair.draw(streams[1]))  # as without the other crop
+    first = pair(crops[0], pair.draw(streams[1]))  # the same as without the other crop
     assert torch.equal(context, first[0])
     assert torch.equal(target, first[1])
     expected = (

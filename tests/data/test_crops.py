@@ -30,7 +30,7 @@ def test_crops_are_torchvisions():
 
 
 def test_centre_crops_are_the_evaluation_transform():
-    """Resize to 1/0.875 and crop the centre, or cut first and resize: the same picture, but for rounded borders."""
+    """Check that cropping before resizing gives the picture of resizing before cropping, but for rounded borders."""
     picture = TF.resize(torch.randint(0, 256, (3, 8, 10), dtype=torch.uint8), [96, 120])
     crop = crops.make_centre_crops([picture], 56)[0]
     expected = TF.center_crop(TF.resize(picture, [64]), [56, 56])
@@ -45,7 +45,7 @@ def test_crop_boxes_are_distributed_like_torchvisions():
     canvas = torch.zeros(3, *size)
     params = [theirs.make_params([canvas]) for _ in range(count)]
     expected = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
-    error = 4 * math.sqrt(2 / count)  # in spreads: four standard errors of a difference of means
+    error = 4 * math.sqrt(2 / count)  # in standard deviations: four standard errors of a difference of means
     assert ((boxes.mean(dim=0) - expected.mean(dim=0)).abs() < error * expected.std(dim=0)).all()
     assert ((boxes.std(dim=0) / expected.std(dim=0) - 1).abs() < 0.06).all()
 
@@ -70,7 +70,7 @@ def test_crops_are_upright_or_mirrored():
 
 
 def stored(*sizes):
-    """Images of smooth noise in one flat buffer, as decoded images lie in it."""
+    """Return images of smooth noise in one flat buffer, stored as decoded images are."""
     pictures = [TF.resize(torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8), list(size)) for size in sizes]
     flat = torch.cat([picture.permute(1, 2, 0).flatten() for picture in pictures])
     lengths = np.array([picture.numel() for picture in pictures])
@@ -82,7 +82,7 @@ INDICES = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0] * 4
 
 
 def distance(found, images, size):
-    """The largest difference to torchvision's crops, and the average one, of 255."""
+    """Return the largest and the mean difference to torchvision's crops, of 255."""
     expected = crops.make_random_crops([images[i] for i in INDICES], size, draws(48))
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
@@ -90,7 +90,7 @@ def distance(found, images, size):
     return off.max().item(), off.float().mean().item()
 
 
-@pytest.mark.parametrize("size", [16, 48, 112])  # much smaller than the box, a little, and larger
+@pytest.mark.parametrize("size", [16, 48, 112])  # much smaller than the box, a little smaller, and larger
 def test_crops_on_a_device_are_those_of_torchvision(size, monkeypatch):
     monkeypatch.setattr(crops, "AT_ONCE", 5)
     images = stored(*SHAPES)
@@ -100,7 +100,7 @@ def test_crops_on_a_device_are_those_of_torchvision(size, monkeypatch):
 
 
 def boxed(images, size, number=0, **settings):
-    """As a batch of a run is cut, whose boxes are as large as the data set's largest."""
+    """Cut a batch as a run does: every box at the size of the data set's largest box."""
     table = crops.make_crop_table(images.sizes[INDICES], images.offsets[INDICES], draws(48, number))
     return crops.cut_boxes(images.pixels, table, crops.find_largest_box(images.sizes), size, **settings)
 
@@ -138,7 +138,7 @@ def test_no_box_is_larger_than_the_largest(size):
 
 
 def test_images_beyond_what_32_bits_count():
-    """The place of an image in the buffer is kept in 64."""
+    """Check that the start of an image in the buffer is kept in 64 bits."""
     table = crops.make_crop_table(np.array([[60, 60]]), np.array([3 * 2**33]), draws(1))
     assert table.dtype == np.int64
     assert table[0, 5] == 2**33

@@ -40,7 +40,7 @@ def test_the_next_run_finds_them_decoded(samples, monkeypatch):
     monkeypatch.setattr(decoded, "decode", None)
     second = decoded.open_images(samples, 36)
     assert all(torch.equal(first[i], second[i]) for i in range(12))
-    with pytest.raises(TypeError):  # another size is another set
+    with pytest.raises(TypeError):  # another size needs another cache
         decoded.open_images(samples, 40)
 
 
@@ -89,7 +89,7 @@ def test_what_a_killed_process_left_is_removed_in_time(samples):
         os.utime(path, (hours_ago, hours_ago))
     decoded.open_images(samples, 36)
     assert not old.exists()
-    assert new.exists()  # another process may be at it
+    assert new.exists()  # another process may be writing there
 
 
 def test_a_full_disk_is_told_in_a_sentence(samples, monkeypatch):
@@ -113,12 +113,12 @@ def test_large_sets_are_decoded_at_every_use(samples, monkeypatch):
     assert np.array_equal(kept.sizes, streamed.sizes)
     assert [path.name for path in cached()[0].iterdir()] == ["index"]
     monkeypatch.setattr(decoded, "decode", None)
-    assert decoded.open_images(samples, 36).pixels is None  # what is bad is known without looking again
+    assert decoded.open_images(samples, 36).pixels is None  # bad files are known without decoding again
 
 
 def test_bad_files_are_all_listed(tmp_path, bad_files, monkeypatch, capsys):
     samples = find_samples([tmp_path])
-    for _ in range(2):  # found, and then remembered
+    for _ in range(2):  # the second time, the cache's index lists the bad files
         with pytest.raises(DataError, match="4 of 5 images cannot be used") as caught:
             decoded.open_images(samples, 32)
         for name, reason in bad_files.items():
@@ -135,7 +135,7 @@ def test_bad_files_are_all_listed(tmp_path, bad_files, monkeypatch, capsys):
 
 
 def test_what_was_bad_may_be_mended(photos, monkeypatch):
-    """A disk's bad moment is no verdict for ever."""
+    """Check that an image that failed once is tried again by the next run."""
     load, broken = decoded.load_image, photos / "red" / "0.png"
 
     def hiccup(image, *arguments):

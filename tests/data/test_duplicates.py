@@ -7,7 +7,7 @@ from scott_models.data.duplicates import find_duplicates
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Eight pictures of random discs."""
+    """Write eight pictures of random discs; return their paths."""
     rng = np.random.default_rng(0)
     paths = []
     for i in range(8):

@@ -23,7 +23,7 @@ def images(photos):
 
 @pytest.fixture
 def streamed(images, monkeypatch):
-    """The same images, decoded at every use."""
+    """Return the same images, decoded at every use."""
     monkeypatch.setattr(decoded, "LARGEST", 1)
     for path in decoded.find_cache_folder().glob("*/index"):
         path.unlink()
@@ -73,7 +73,7 @@ def test_crops_do_not_depend_on_who_makes_them(images, streamed, workers):
 
 
 def workers_end():
-    """Whether all worker processes end by themselves, which on a busy machine takes a while."""
+    """Return True if all worker processes end by themselves, which takes a while on a busy machine."""
     for _ in range(20 * loader.GRACE):
         if not multiprocessing.active_children():
             return True
@@ -82,10 +82,10 @@ def workers_end():
 
 
 def test_workers_leave_signals_to_the_parent(streamed):
-    """A launcher sends SIGTERM to the whole process group; crops must go on coming until the parent has saved."""
+    """Check that crops keep coming after a SIGTERM to the whole process group, until the parent has saved."""
     crops = Crops(streamed, 32, seed=0)
     batches = load(Order(count=12, batch=6, seed=0), crops, 1, 6, workers=2)
-    for _ in range(2):  # one of each worker, which has begun then
+    for _ in range(2):  # one batch of each worker, so that both have started
         next(batches)
     for child in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -105,7 +105,7 @@ def test_leaving_early_ends_the_workers(streamed):
 
 @pytest.fixture
 def on_device(monkeypatch):
-    """Images are treated as if they were a GPU's."""
+    """Treat images as if they were on a GPU."""
     monkeypatch.setattr(Crops, "on_device", True)
 
 
@@ -160,7 +160,7 @@ def test_several_views_of_each_image(images):
     several = Crops(images, 64, seed=3, views=2, local_views=2)
     for [(where, crop)], [(where_again, views)] in zip(load(order, one, 1, 2, 0), load(order, several, 1, 2, 0)):
         assert torch.equal(where, where_again)
-        assert torch.equal(crop, views[0])  # as ever
+        assert torch.equal(crop, views[0])  # the same as with a single view
         assert [view.shape[-1] for view in views] == [64, 64, 32, 32]
         assert not torch.equal(views[1], views[0])
         assert not torch.equal(views[3], views[2])
@@ -183,9 +183,9 @@ def test_more_crops_than_fit_into_memory(images, monkeypatch):
     crops = Crops(images, 64, seed=0, views=2, local_views=4)
     pixels = 128 * 3 * (2 * 64**2 + 4 * 32**2)
     monkeypatch.setattr(loader, "find_available_ram", lambda: 3 * pixels)
-    crops.check_room(128, parts=2, workers=9)  # none of which a CPU with decoded images has
+    crops.check_room(128, parts=2, workers=9)  # no worker is started for a CPU with decoded images
     monkeypatch.setattr(loader, "find_available_ram", lambda: 6 * pixels - 1)
-    with pytest.raises(RecipeError, match="found 6 of each of 128 images"):
+    with pytest.raises(RecipeError, match="found 6 crops of each of 128 images"):
         crops.check_room(128, parts=2, workers=9, sharing=2)
     monkeypatch.setattr(loader, "find_available_ram", lambda: 3 * pixels - 1)
     with pytest.raises(RecipeError, match="found 6.*128 images.*lower objective.views_per_image"):

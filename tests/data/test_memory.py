@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A Linux machine with 8 GiB available and no limit of a container's."""
+    """Imitate a Linux machine with 8 GiB of available memory and no container limit."""
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal:  16777216 kB\nMemAvailable:  8388608 kB\nHugePages_Total: 0\n")
@@ -40,7 +40,7 @@ def test_systems_that_do_not_say(machine, monkeypatch):
 
 
 def test_a_gpu_first_then_ram(machine, monkeypatch):
-    """What torch holds on a GPU for nothing is free too."""
+    """Check that GPU memory that torch has reserved but does not use counts as free."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900, 5000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)

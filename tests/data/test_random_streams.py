@@ -10,21 +10,21 @@ def keyed(key, epochs, indices):
 
 
 def test_splitmix64():
-    """The first outputs of the published generator for seed 1234567."""
+    """Compare with the first outputs of the published generator for seed 1234567."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     drawn = Draws(np.array([1234567], dtype=np.uint64)).uniform(4)[:, 0]
     assert drawn.tolist() == [(number >> 11) * 2.0**-53 for number in expected]
 
 
 def mix(number):
-    """splitmix64's, in Python's numbers."""
+    """Compute the hash of splitmix64 with Python's integers."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         number = (number ^ number >> shift) * factor % 2**64
     return number ^ number >> 31
 
 
 def test_streams_are_those_of_earlier_releases():
-    """Or a seed would give other weights."""
+    """Keep the streams: with others, a seed would give other weights than before."""
     gamma = 0x9E3779B97F4A7C15
     seed = mix((mix((5 + gamma * (3 + 1)) % 2**64) + gamma * (7 + 1)) % 2**64)
     draws = keyed(5, [3], [7])
@@ -47,14 +47,14 @@ def test_an_image_draws_the_same_in_any_company():
 
 
 def test_numbers_are_uniform_and_unrelated():
-    """Neighbouring images, epochs and numbers, which is where a weak hash would show."""
+    """Test neighbouring images, epochs and numbers, where a weak hash would show."""
     images = 20_000
     drawn = torch.cat([keyed(0, [epoch] * images, range(images)).uniform(3) for epoch in (0, 1)])
     assert (drawn >= 0).all()
     assert (drawn < 1).all()
     counts = torch.stack([torch.histc(row, bins=20, min=0, max=1) for row in drawn])
     chi_square = ((counts - images / 20) ** 2 / (images / 20)).sum(dim=1)
-    assert (chi_square < 43.8).all()  # 99.9 % of 19 degrees of freedom
+    assert (chi_square < 43.8).all()  # 99.9 % quantile for 19 degrees of freedom
     correlation = torch.corrcoef(torch.cat([drawn, drawn.roll(1, dims=1)]))
     assert (correlation - torch.eye(12)).abs().max() < 5 / images**0.5
 

@@ -90,7 +90,7 @@ def test_bad_files_are_named_with_their_reason(tmp_path, bad_files):
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "bmp", "tiff", "png"])
 def test_damage_anywhere_is_no_traceback(tmp_path, suffix):
-    """Files cut at any place, and files with a run of zeros, are refused or read, never anything else."""
+    """Check that files cut at any place, or with a run of zeros, are either read or refused with a DataError."""
     path = tmp_path / f"whole.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()
@@ -127,7 +127,7 @@ def test_large_jpegs_are_read_at_a_fraction(tmp_path):
     large.save(tmp_path / "large.jpg", quality=95)
     assert load_image(tmp_path / "large.jpg").size == (640, 480)
     quick = load_image(tmp_path / "large.jpg", short_side=100)
-    assert quick.size == (320, 240)  # half, for a quarter would leave less than 200
+    assert quick.size == (320, 240)  # half: a quarter would leave fewer than 200 pixels
     assert np.abs(np.asarray(quick).astype(int) - np.asarray(large.resize((320, 240)))).mean() < 3
 
 
@@ -202,7 +202,7 @@ def test_torchvisions_flowers(tmp_path, monkeypatch):
     from scipy.io import savemat
     from torchvision.datasets import Flowers102
 
-    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)  # whose files are the real ones
+    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)  # the check wants the real files
     base = tmp_path / "flowers-102"
     layout(base / "jpg", *(f"image_{i:05d}.jpg" for i in range(1, 7)))
     savemat(base / "imagelabels.mat", {"labels": [1, 2, 1, 2, 1, 2]})
@@ -227,7 +227,7 @@ def test_hugging_face_datasets(tmp_path, monkeypatch):
     samples = find_samples([f"hf:{tmp_path / 'saved'}"])
     assert [(sample.label, sample.split) for sample in samples] == [("dog", "train"), (None, "train"), (None, "val")]
     assert np.array_equal(np.asarray(load_image(samples[0].image)), GRADIENT)
-    assert pickle.loads(pickle.dumps(samples[0])).label == "dog"  # worker processes get them so
+    assert pickle.loads(pickle.dumps(samples[0])).label == "dog"  # samples reach worker processes pickled
     made.remove_columns("picture").save_to_disk(tmp_path / "bare")
     with pytest.raises(DataError, match=r"expected a column of images, found \['kind'\]"):
         find_samples([f"hf:{tmp_path / 'bare'}"])

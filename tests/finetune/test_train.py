@@ -75,7 +75,7 @@ def test_mixup_mixes_images_and_labels_alike():
         assert target.sum() == pytest.approx(1)
         assert 0 < target[0] < 1
         torch.testing.assert_close(image, target[0] * dark + target[1] * bright, atol=1e-4, rtol=1e-4)
-    assert targets[0, 0] != pytest.approx(targets[1, 0].item())  # each image its own share
+    assert targets[0, 0] != pytest.approx(targets[1, 0].item())  # each image has its own share
 
 
 @pytest.mark.parametrize("changes", [(), ("data.colours=false",), ("optim.mixup=0.4",)])
@@ -88,13 +88,13 @@ def test_what_is_drawn_elsewhere_gives_the_same_inputs(changes):
 
 
 def test_inputs_on_a_gpu_are_compiled_and_never_wait(monkeypatch):
-    """By tensors that only know that they are a GPU's."""
+    """Check with fake GPU tensors."""
     empty, compiled = torch.empty, []
 
     def unpinned(*size, pin_memory=False, **settings):
         return empty(*size, **settings)
 
-    monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
+    monkeypatch.setattr(torch, "empty", unpinned)  # pinning needs a GPU
     monkeypatch.setattr(
         "scott_models.data.colours.compile_once", lambda function: compiled.append(function) or function
     )
@@ -143,7 +143,7 @@ def test_layers_below_learn_more_slowly():
 
 
 def test_what_a_model_names_is_not_decayed():
-    """timm's ViTs name their positions and class token; of SCOTT everything is decayed but vectors."""
+    """Check a ViT of timm, which names its positions and its class token; SCOTT names no parameters."""
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
     made = Supervised(model, FinetuneRecipe.load("smoke", SMALL))
     decayed = {id(p) for group in build_optimizer(made).param_groups if group["decayed"] for p in group["params"]}
@@ -156,7 +156,7 @@ def test_what_a_model_names_is_not_decayed():
 def test_the_whole_way_from_folders_to_a_classifier(photos, tmp_path, capsys):
     recipe = FinetuneRecipe.load("smoke", [*SMALL, "optim.epochs=8", "optim.peak_lr=0.002"])
     accuracy = finetune(recipe, [photos], [photos], tmp_path / "run")
-    assert accuracy.top1 == 100  # red and blue
+    assert accuracy.top1 == 100  # the classes are red and blue images
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True).eval()
     assert model.pretrained_cfg["label_names"] == ["blue", "red"]
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)

@@ -13,7 +13,7 @@ def test_maps_are_what_patches_get(tiny):
     attention = tiny.get_attention(images)[0]
     assert maps.shape == (2, 2, 4, 4)
     assert torch.allclose(maps.flatten(2), attention.mean(dim=2), atol=1e-6)
-    assert torch.allclose(maps.sum(dim=(-2, -1)), torch.ones(2, 2))  # what is paid is got
+    assert torch.allclose(maps.sum(dim=(-2, -1)), torch.ones(2, 2))  # the attention of a patch sums to 1
     assert torch.equal(draw_maps(tiny, images, 0), draw_maps(tiny, images, -2))
 
 

@@ -9,7 +9,7 @@ from scott_models.pictures.pca import draw_pca, find_components, find_threshold,
 
 
 def scene(place, part):
-    """Patch features (8, 8, 16): a thing of two parts in the middle of a background, each with features of its own."""
+    """Draw patch features (8, 8, 16): an object of two parts on a background, all three with features of their own."""
     features = torch.zeros(8, 8, 16)
     features[..., 0] = -1
     features[2:6, 2:6, 0] = 3
@@ -34,7 +34,7 @@ def test_the_foreground_is_what_is_in_the_middle(things):
 
 def test_colours_mean_the_same_in_all_images(things):
     colours = find_components(things).colours
-    upper = colours[:, 2:4, 2:6, 0].flatten(1).mean(dim=1)  # red is the only component that is no noise
+    upper = colours[:, 2:4, 2:6, 0].flatten(1).mean(dim=1)  # red is the only component that is not noise
     assert upper[0] == pytest.approx(upper[1].item(), abs=0.1)
     assert (upper[0] - upper[2]).abs() > 0.4
     assert colours.min() >= 0
@@ -75,7 +75,7 @@ def test_a_picture_of_our_own_weights(photos, tmp_path):
 
 
 def test_another_familys_model(photos, tmp_path, monkeypatch):
-    """With class token and registers, which are no patches."""
+    """Use a model with a class token and registers, which are not patches."""
     import timm
 
     make = timm.create_model

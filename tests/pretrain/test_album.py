@@ -17,7 +17,7 @@ def album(tiny, tmp_path):
 
 def test_strips_of_finer_maps(album, tiny):
     assert album.encoder.patch_embed.grid_size == (8, 8)
-    assert tiny.patch_embed.grid_size == (4, 4)  # the encoder itself is left alone
+    assert tiny.patch_embed.grid_size == (4, 4)  # the encoder itself is unchanged
     album.add(0, tiny)
     torch.nn.init.normal_(tiny.patch_embed.conv2.weight)
     album.add(123, tiny)
@@ -27,7 +27,7 @@ def test_strips_of_finer_maps(album, tiny):
         ("images.webp", "step_000000000.webp", "step_000000123.webp"), size
     )
     first, second = (np.asarray(found[f"step_{step:09d}.webp"], dtype=float) for step in (0, 123))
-    assert np.abs(first - second).mean() > 5  # drawn by the weights of the moment
+    assert np.abs(first - second).mean() > 5  # each drawn with the weights of its step
 
 
 def test_broken_weights_have_no_picture(album, tiny):

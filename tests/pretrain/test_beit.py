@@ -33,7 +33,7 @@ def test_tokens_are_of_the_hidden_patches(objective):
     objective.views = lambda crops, draws: (torch.zeros(4, 3, 64, 64), crops.float())
     crops = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     _, visible, _, tokens = objective.inputs(crops, torch.Generator().manual_seed(0))
-    assert torch.equal(tokens, objective.vocabulary(crops.float())[~visible].view(4, -1))  # of the target view
+    assert torch.equal(tokens, objective.vocabulary(crops.float())[~visible].view(4, -1))  # those of the target view
 
 
 def test_nothing_hidden_is_seen(objective, visible):

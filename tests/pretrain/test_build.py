@@ -25,7 +25,8 @@ def test_a_pooled_term_is_added_and_reaches_encoder_and_projectors(term):
     draws = [Draws(np.arange(4, dtype=np.uint64)) for _ in range(3)]
     inputs = objective.inputs(crops, draws[0])
     without = plain.inputs(crops, draws[1])
-    assert all(torch.equal(a, b) for a, b in zip(inputs, without))  # all but what the term draws, which comes last
+    # zip leaves out the random numbers of the term, which come last
+    assert all(torch.equal(a, b) for a, b in zip(inputs, without))
     assert len(inputs) - len(without) == (term in ("visreg", "sigreg"))
     planned = objective.inputs(crops, objective.drawing(draws[2]))
     assert all(torch.equal(a, b) for a, b in zip(inputs, planned, strict=True))
@@ -65,7 +66,7 @@ def test_several_crops_of_each_image():
 def test_diet_has_a_class_for_each_image():
     recipe = Recipe.load("smoke", [*OBJECTIVES["diet"], *SMALL])
     assert build_objective(recipe, images=lambda: 7).student.head.out_features == 7
-    with pytest.raises(DataError, match="2 images.*diet.*found 0"):
+    with pytest.raises(DataError, match="diet: expected 2 images.*found 0"):
         build_objective(recipe)
 
 
@@ -95,7 +96,7 @@ def test_infonce_compares_the_context_with_another_crop():
     torch.manual_seed(4)
     without = plain(context, target, visible)
     torch.manual_seed(4)
-    again = two(context, target, target, visible)  # the other crop is this one
+    again = two(context, target, target, visible)  # the other crop is the same crop
     torch.testing.assert_close(again, one.loss)
     assert (two.loss - one.loss).abs() > 1e-4
     assert two.loss > without

@@ -1,4 +1,4 @@
-"""What a step costs, counted without a clock: operations, kernels, graph breaks, and times the host waits."""
+"""The cost of a training step, counted without a clock: operations, kernels, graph breaks, waits of the host."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from scott_models.training.optimizer import apply_gradients, build_optimizer
 
 @pytest.fixture(scope="module")
 def paper():
-    """The paper's SCOTT-12/16, without the dropout that only adds random numbers."""
+    """Build the paper's SCOTT-12/16 without dropout, which only adds random numbers."""
     rates = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path")]
     return build_objective(Recipe.load("flowers102", rates)).train()
 
@@ -27,7 +27,7 @@ def inputs():
     return torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 224, 224), visible
 
 
-# A CPU's fused attention, which the counter of some versions of torch (2.14) leaves out.
+# The fused attention of a CPU, which the counter of some torch versions (2.14) leaves out.
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
@@ -43,7 +43,7 @@ def gmac(function, *arguments):
 
 
 def test_operations_are_those_the_estimates_rest_on(paper, inputs):
-    """Encoder 5.58 GMAC, of which the second convolution 0.944; predictor 1.158; a whole step 25.7."""
+    """Check GMAC: encoder 5.58, of which 0.944 in the second convolution; predictor 1.158; whole step 25.7."""
     encoder = paper.target_encoder
     with torch.no_grad():
         assert gmac(encoder.forward_features, inputs[0]) == pytest.approx(5.58, abs=0.01)
@@ -60,7 +60,7 @@ def test_the_objective_is_one_graph(paper, inputs):
 
 
 class Kernels(TorchDispatchMode):
-    """Counts operations that compute something; views are free."""
+    """Count operations that compute something; views are free."""
 
     VIEWS = re.compile(
         "(_unsafe_)?view|reshape|permute|transpose|t|as_strided|(un)?squeeze|expand|select|slice|detach|alias"
@@ -78,12 +78,12 @@ class Kernels(TorchDispatchMode):
 
 
 def test_a_step_has_no_more_kernels_than_it_had(monkeypatch):
-    """With every dropout, in fp32, whatever the processor prefers; a tenth more, as versions of torch differ."""
+    """Count with every dropout, in fp32, on any processor; torch versions differ, so a tenth more is allowed."""
     monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", False)
     objective = build_objective(Recipe.load("smoke", ["model.name=scott_3_16"])).train()
     objective.to(memory_format=torch.channels_last)
     size = objective.target_encoder.patch_embed.img_size
-    images = torch.zeros(2, 3, *size).contiguous(memory_format=torch.channels_last)  # as the engine has them
+    images = torch.zeros(2, 3, *size).contiguous(memory_format=torch.channels_last)  # as in the engine
     grid = objective.target_encoder.patch_embed.grid_size
     visible = torch.rand(2, grid[0] * grid[1]).argsort(dim=1) < 5
     optimizer = build_optimizer(objective)
@@ -100,7 +100,7 @@ def test_a_step_has_no_more_kernels_than_it_had(monkeypatch):
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations whose result the host must know: they stop a GPU's queue."""
+    """Record operations whose result the host must know; they stall the queue of a GPU."""
 
     KINDS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 

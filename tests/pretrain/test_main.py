@@ -53,7 +53,7 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, mes
 def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "smoke", "--data", photos, *SMALL, "--out", tmp_path / "run")
     recipe = tmp_path / "run" / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("epochs = 2.0", "epochs = 20.0"))  # as if it had been stopped
+    recipe.write_text(recipe.read_text().replace("epochs = 2.0", "epochs = 20.0"))  # as if the run had been stopped
     run(monkeypatch, "--out", tmp_path / "run", "--finish", "--epochs", "1")
     assert f"local-dir:{tmp_path / 'run' / 'export'}" in capsys.readouterr().out
     assert "finish_after = 6\nfinish_updates = 3\n" in recipe.read_text()
@@ -74,7 +74,7 @@ def test_help_shows_examples(monkeypatch, capsys):
 WITHOUT = """
 import sys
 for name in ("tyro", "rich", "sklearn", "datasets", "scipy", "tensorboard", "pandas", "matplotlib"):
-    sys.modules[name] = None  # an import of it fails
+    sys.modules[name] = None  # importing it fails
 from scott_models.pretrain.__main__ import main
 main()
 """
@@ -82,7 +82,7 @@ main()
 
 @pytest.mark.slow
 def test_training_needs_little(photos, tmp_path):
-    """torch, torchvision, timm, accelerate, safetensors, einops, numpy and pillow; nothing for a command line."""
+    """Train with only torch, torchvision, timm, accelerate, safetensors, einops, numpy and pillow."""
     environment = {**os.environ, "PYTHONPATH": str(Path(scott_models.__file__).parents[1])}
     arguments = ["smoke", "--data", str(photos), "--out", str(tmp_path / "run"), *SMALL]
     command = [sys.executable, "-c", WITHOUT, *arguments]

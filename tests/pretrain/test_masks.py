@@ -31,7 +31,7 @@ def test_the_papers_counts():
 
 
 def one_after_the_other(rows, columns, count, draws):
-    """The rule itself, for one image: draw, look whether it fits, again."""
+    """Apply the rule literally to one image: draw a rectangle, accept it if it fits, repeat."""
     visible, smallest = torch.zeros(rows, columns, dtype=torch.bool), 16 * min(1, rows * columns / 196)
     while (needed := count - int(visible.sum())) > 0:
         for_area, for_aspect, for_top, for_left = draws.uniform(4)[:, 0].tolist()
@@ -56,7 +56,7 @@ def test_looking_ahead_changes_nothing(grid):
 
 
 def test_statistics_of_the_original():
-    """In 8,000 of its draws: P(visible) corner .045, mid-edge .203, centre .752; equal neighbours .886."""
+    """Compare with 8,000 of its masks: P(visible) corner .045, mid-edge .203, centre .752; equal neighbours .886."""
     visible = masks.blockwise((14, 14), 0.6, 8000, generator()).view(-1, 14, 14).float()
     share = visible.mean(dim=0)
     corners = share[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -65,7 +65,7 @@ def test_statistics_of_the_original():
         (visible[:, 1:] == visible[:, :-1]).float().mean() + (visible[:, :, 1:] == visible[:, :, :-1]).float().mean()
     ) / 2
 
-    def error(p):  # three standard errors of two 8,000-draw estimates, and the rounding of the recorded figure
+    def error(p):  # three standard errors of two estimates from 8,000 masks, plus rounding
         return 3 * math.sqrt(2 * p * (1 - p) / 8000) + 0.0005
 
     assert corners.mean().item() == pytest.approx(0.045, abs=error(0.045))

@@ -1,4 +1,4 @@
-"""Parity with the original implementation, and what must hold for any weights."""
+"""Parity with the original implementation, and properties that must hold for any weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def part(tensors, prefix):
 
 @pytest.fixture
 def original(recording):
-    """The recorded model, rebuilt: the objective in training mode without any dropout."""
+    """Rebuild the recorded model: the objective in training mode without any dropout."""
     tensors, settings = recording
     encoder = SCOTT(
         img_size=settings["img_size"],
@@ -46,7 +46,7 @@ def inputs(recording):
 
 
 def our_parameter(objective, name):
-    """The parameter that carries this recorded name, e.g. "encoder.transformer.msk_embed"."""
+    """Return the parameter with this name in the recording, e.g. "encoder.transformer.msk_embed"."""
     module, rest = name.split(".", 1)
     modules = {
         "encoder": objective.context_encoder,
@@ -66,7 +66,7 @@ def test_outputs(original, inputs, recording):
     context, target, visible = inputs
     encoder = original.context_encoder
     masked = encoder.forward_tokens(context, visible)
-    # tokens reach 7.4, and a convolution of maps that are channels last sums 3,136 products in another order
+    # 2e-5: tokens reach 7.4, and a channels-last convolution sums its 3,136 products in another order
     close(encoder.patch_embed(context), expected["tokens_full"], 2e-5)
     close(encoder.patch_embed(context, visible), expected["tokens_visible"], 2e-5)
     close(encoder.forward_tokens(context), expected["features_full"], 1e-5)
@@ -87,9 +87,13 @@ def test_loss_and_gradients(original, inputs, recording):
 
 
 def worst_after_three_updates(objective, inputs, recording, *, ema_first=False, **optim):
-    """Three updates of the shipped loop, or with one mistake; the largest difference from the recorded weights."""
+    """Run three updates of the training loop, perhaps with a mistake.
+
+    Returns:
+        the largest differences from the recorded weights and losses.
+    """
     tensors, settings = recording
-    # 100 updates in all with 13 of warm-up, of which the first three are recorded; the rest are the paper's defaults
+    # 100 updates, 13 of them warm-up; the first three are recorded. All other settings are the paper's defaults.
     recipe = Recipe(optim=Optim(**{"epochs": 100, "warmup_epochs": 13, **optim}))
     objective.ema = (recipe.optim.start_ema, recipe.optim.final_ema)
     optimizer = build_optimizer(objective)
@@ -121,7 +125,7 @@ def test_three_updates(original, inputs, recording):
     "mistake",
     [
         {"start_weight_decay": 0.0, "final_weight_decay": 0.0},
-        {"start_ema": 0.99604, "final_ema": 0.99604},  # the first update's value, frozen
+        {"start_ema": 0.99604, "final_ema": 0.99604},  # constant at the value of the first update
         {"ema_first": True},
         {"warmup_epochs": 12},
     ],
@@ -167,7 +171,7 @@ def test_inputs_and_after_step(objective):
             parameter.fill_(1)
         for parameter in objective.target_encoder.parameters():
             parameter.fill_(0)
-    objective.after_step(5, 10)  # half way from 0.996 to 1
+    objective.after_step(5, 10)  # the decay is half way from 0.996 to 1
     assert all(torch.allclose(p, torch.tensor(0.002)) for p in objective.target_encoder.parameters())
     objective.after_step(10, 10)
     assert all(torch.allclose(p, torch.tensor(0.002)) for p in objective.target_encoder.parameters())
@@ -175,13 +179,13 @@ def test_inputs_and_after_step(objective):
 
 def test_weights_are_listed_once(objective, monkeypatch):
     objective.after_step(1, 10)
-    objective.student = Wrapper(objective.student)  # as for several processes
+    objective.student = Wrapper(objective.student)  # as with several processes
     before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
     with torch.no_grad():
         for parameter in objective.context_encoder.parameters():
             parameter.add_(1)
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "named_parameters", None)  # it took longer than all else
+        patch.setattr(torch.nn.Module, "named_parameters", None)  # calling it took longer than the update
         objective.after_step(2, 10)
     after = list(objective.target_encoder.parameters())
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
@@ -201,7 +205,7 @@ def test_encoder_needs_a_mask_token():
 
 @pytest.fixture
 def alone():
-    """An objective whose context encoder sees the visible patches alone."""
+    """Build an objective whose context encoder encodes only the visible patches."""
     torch.manual_seed(0)
     encoder = SCOTT(img_size=64, embed_dim=32, depth=2, num_heads=2)
     predictor = Predictor(32, (4, 4), num_heads=2, encoder_depth=2, depth=1, mask_token=True)

@@ -24,7 +24,7 @@ def test_figures_of_known_features():
     isotropic = Health.of(torch.cat([torch.eye(8), -torch.eye(8)]))
     assert isotropic.rankme == pytest.approx(8)
     assert isotropic.spread == pytest.approx(1)
-    assert isotropic.cosine == pytest.approx(-1 / 15)  # of 15 others one is opposite, the rest at right angles
+    assert isotropic.cosine == pytest.approx(-1 / 15)  # one of the 15 others is opposite, the rest are at right angles
     collapsed = Health.of(torch.ones(10, 8))
     assert collapsed.rankme == pytest.approx(1)
     assert collapsed.spread == pytest.approx(0, abs=1e-6)
@@ -40,7 +40,7 @@ def test_figures_of_known_features():
         (Health(80, 0.6, 0.5, 15, 35), "healthy features, but no better than random weights yet: "),
         (Health(80, 0.6, 0.5, 15, 45), "healthy: "),
         (Health(80, 0.6, 0.5), "healthy: "),
-        (Health(15, 0.4, 0.8, 15, 45), "healthy: "),  # narrow, as early runs are, but a probe gains
+        (Health(15, 0.4, 0.8, 15, 45), "healthy: "),  # narrow, as early in a run, but a probe gains
         (Health(15, 0.4, 0.8, 15, 35), "partial collapse, "),
         (Health(15, 0.4, 0.8), "partial collapse, "),
         (Health(50, 0.1, 0.99), "partial collapse, "),
@@ -66,7 +66,7 @@ def test_better_is_more_knn_or_without_labels_more_rank():
 
 @pytest.fixture
 def split_photos(tmp_path):
-    """Ten train and four test images of each of two classes, and a copy of a training image."""
+    """Write ten training and four test images for each of two classes, and a copy of a training image."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("test", 4)):
         for name, colour in (("blue", (40, 60, 220)), ("red", (120, 20, 20))):
@@ -92,7 +92,7 @@ def test_probes_see_no_test_image_unless_asked(split_photos):
     assert {(sample.split, sample.label) for sample in held_out} == {("train", "red"), ("train", "blue")}
     assert all(sample.split == "train" for sample in train)
     both = [sample.image.name for sample in train + held_out if sample.label == "red"]
-    assert len(both) == 10  # a copy would be known by heart
+    assert len(both) == 10  # the copy is left out: a probe would know it already
     assert not {sample.image for sample in train} & {sample.image for sample in held_out}
     train, held_out = chosen(images, test=True)
     assert {sample.split for sample in train} == {"train"}
@@ -136,7 +136,7 @@ def test_watching_changes_nothing(split_photos):
 
 
 def test_crops_are_made_once(split_photos, monkeypatch):
-    """The figures are those of crops made at each look, bit for bit; processes that never look make none."""
+    """Compare with crops made at each look, bit for bit; processes that never look make no crops."""
     images = decoded.open_images(find_samples([split_photos]), 36)
     encoder = model().eval()
     watching = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)
@@ -170,7 +170,7 @@ def test_weights_that_are_no_numbers_are_dead(split_photos):
     torch.nn.init.constant_(encoder.patch_embed.conv1.weight, math.nan)
     health = Monitor(images, tiny_recipe(), torch.device("cpu"), nullcontext)(encoder)
     assert judge(health, RANDOM).startswith("dead")
-    assert "NaN" not in json.dumps(asdict(health))  # which is no JSON
+    assert "NaN" not in json.dumps(asdict(health))  # NaN is not valid JSON
 
 
 def looks(*knn):
@@ -180,9 +180,9 @@ def looks(*knn):
 def test_advice_to_end_a_run_that_rises_no_more():
     assert (
         give_advice(looks(20, 25, 30, 29, 30, 28))
-        == "; kNN has not risen for 3 looks: Ctrl-C and --finish would end the run well"
+        == "; kNN has not risen for 3 looks: stop the run by Ctrl-C and finish it by --finish"
     )
     assert give_advice(looks(20, 25, 30, 29, 30)) == ""  # not long enough
-    assert give_advice(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start: there is nothing to keep
+    assert give_advice(looks(20, 18, 17, 16, 15, 14)) == ""  # never above its start, so there is nothing to keep
     assert give_advice(looks(20, 25, 30, 31, 32, 33)) == ""
     assert give_advice({}) == give_advice({0: Health(40, 0.5, 0.5)}) == ""

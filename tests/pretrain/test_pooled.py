@@ -43,10 +43,10 @@ def test_directions_have_length_1_and_belong_to_an_update():
     )
     np.testing.assert_allclose(np.linalg.norm(first, axis=0), 1, rtol=1e-6)
     assert first.dtype == np.float32
-    np.testing.assert_array_equal(first, again)  # whatever the images
+    np.testing.assert_array_equal(first, again)  # the images do not matter
     assert (first != other).all()
     many = directions(2, 10_000)
-    assert many.mean(dim=1).abs().max() < 0.02  # they point everywhere alike
+    assert many.mean(dim=1).abs().max() < 0.02  # all directions are equally likely
 
 
 def test_visreg_is_least_for_a_normal_distribution():
@@ -61,7 +61,7 @@ def test_sigreg_is_least_for_a_normal_distribution():
     torch.manual_seed(1)
     normal = torch.randn(4096, 8)
     found = sigreg(normal, directions(8))
-    assert found < 1.5  # of normal samples it does not grow with their number
+    assert found < 1.5  # for normal samples it does not grow with their number
     for worse in (normal + 1, 0.5 * normal, normal.sign(), normal[:, :1].expand(-1, 8)):
         assert sigreg(worse, directions(8)) > 5 * found
 
@@ -92,7 +92,7 @@ def test_visreg_by_hand():
 def test_gradients_do_not_vanish_where_all_images_are_one(term):
     features = (0.02 * torch.randn(64, 8)).requires_grad_()
     term(features).backward()
-    assert 64 * features.grad.abs().mean() > 0.05  # for each image; cosines have hardly any there
+    assert 64 * features.grad.abs().mean() > 0.05  # per image; terms on cosines have hardly any gradient there
     assert features.grad.isfinite().all()
 
 

@@ -11,7 +11,7 @@ SPREADS = json.loads((Path(__file__).parents[1] / "reference" / "init_std.json")
 
 def test_parameters_exactly():
     predictor = Predictor(384, 196, num_heads=6, encoder_depth=12)
-    # The original carries a mask token that nothing uses; ours does not.
+    # The original has a mask token that nothing uses; ours has none.
     assert sum(p.numel() for p in predictor.parameters()) == SPREADS["predictor_param_count"] - 384
 
 
@@ -24,7 +24,7 @@ def test_initial_spreads_are_the_originals():
             continue
         ours = theirs.removeprefix("transformer.").replace("self_attn", "attn")
         ours = ours.replace("ffn_layer.w12", "mlp.fc1").replace("ffn_layer.last_linear", "mlp.fc2")
-        # the head's bias has 384 numbers only: three standard errors of a uniform spread are 7 %
+        # the head's bias has only 384 numbers: three standard errors of a uniform spread are 7 %
         assert tensors[ours].std().item() == pytest.approx(spread, rel=0.07 if ours == "head.2.bias" else 0.03), ours
         checked.add(ours)
     assert checked == set(tensors)

@@ -1,4 +1,7 @@
-"""Two processes on a CPU (gloo) do what one does at the same global batch; without dropout, which they draw apart."""
+"""Two processes on a CPU (gloo) train like one process with the same global batch.
+
+Dropout is off, because each process draws its own.
+"""
 
 import json
 import os
@@ -36,11 +39,11 @@ from scott_models.training import engine
 
 photos, out, resume, stop, *changes = sys.argv[1:]
 compile_with = torch.compile
-torch.compile = lambda module: compile_with(module, backend="aot_eager")  # which needs no compiler
+torch.compile = lambda module: compile_with(module, backend="aot_eager")  # a backend that needs no compiler
 set_schedules = engine.set_schedules
 
 def interrupt(optim, optimizer, step, *rest):
-    if step == int(stop) and run.engine.rank == run.engine.processes - 1:  # one process is asked, all must stop
+    if step == int(stop) and run.engine.rank == run.engine.processes - 1:  # one process gets the signal, all must stop
         os.kill(os.getpid(), signal.SIGINT)
     return set_schedules(optim, optimizer, step, *rest)
 
@@ -55,7 +58,7 @@ torch.save(teacher.state_dict(), Path(out) / f"teacher{run.engine.rank}.pt")
 """
 
 
-# BatchNorm's statistics are the first process's whenever a forward pass begins.
+# At the start of each forward pass, all processes have the first one's BatchNorm statistics.
 STATISTICS = """
 import sys
 from pathlib import Path
@@ -162,7 +165,7 @@ def test_two_processes_do_what_one_does(launch):
 
 @pytest.mark.parametrize("name", ["splitmask", "beit", "visible"])
 def test_other_objectives_in_two_processes(launch, name):
-    """Also negatives: an image is told from those of both processes."""
+    """Compare two processes with one; negatives of InfoNCE come from both processes."""
     changes = [*OBJECTIVES.get(name, ["objective.context=visible"]), "objective.words=30"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
     assert len(losses(one)) == UPDATES
@@ -175,7 +178,7 @@ def test_pooled_terms_compare_the_images_of_both_processes(launch, term):
     changes = [f"objective.pooled={term}", "objective.projector=32,16", "optim.epochs=1"]
     changes += ["optim.warmup_epochs=0", "run.log_every=1"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
-    assert len(losses(one)) == 3  # later, batch norm and ReLU of four images enlarge what is rounded otherwise
+    assert len(losses(one)) == 3  # later, batch norm and ReLU of four images amplify differences in rounding
     close(two, one)
     assert same_teachers(two)
 
@@ -193,14 +196,14 @@ def test_objectives_on_crops_in_two_processes(launch, name):
     changes += ["optim.warmup_epochs=0", "run.log_every=1"]
     one, two = launch(1, "one", *changes), launch(2, "two", *changes)
     assert len(losses(one)) == 3
-    # Batch norm of four images enlarges what is rounded otherwise, and Adam makes whole steps of tiny gradients; but
-    # every loss follows from the weights before it.
+    # Weights may differ: batch norm of four images amplifies differences in rounding, and Adam makes whole steps of
+    # tiny gradients. The losses still agree.
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert same_teachers(two)
 
 
 def test_two_processes_with_bf16_and_compiled(launch):
-    """As on GPUs, where both are the default: bf16 rounds differently in other company, so the losses are near."""
+    """Use the defaults of GPUs; bf16 rounds differently in smaller batches, so losses are only close."""
     gpu_like = ["run.precision=bf16", "run.compile=on", "optim.epochs=2"]
     one, two = launch(1, "one", "run.precision=bf16", "optim.epochs=2"), launch(2, "two", *gpu_like)
     assert len(losses(two)) == len(losses(one)) == 6

@@ -45,7 +45,7 @@ def test_lists_of_names(tmp_path):
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert Recipe.load(tmp_path / "recipe.toml") == recipe
     assert recipe.flat()["data.splits"] == "train,val"
-    assert recipe.differences(Recipe.load("smoke")) == ["data.splits: ('train', 'val') and ()"]  # trackers are harmless
+    assert recipe.differences(Recipe.load("smoke")) == ["data.splits: ('train', 'val') and ()"]  # trackers may differ
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_lists_of_names(tmp_path):
         (["model.grow=true"], "recipe.model.grow.*without model.init.*got True"),
         (["objective.name=dino"], r"recipe.objective.name.*'visreg', 'diet'\].*got 'dino'"),
         (["objective.name=visreg"], "recipe.objective.pooled.*term.*visreg.*got 'none'"),
-        (["objective.name=beit", "objective.context=visible"], "objective.context: expected all, which beit takes"),
+        (["objective.name=beit", "objective.context=visible"], "objective.context: expected .*all.* beit"),
         (
             ["objective.name=visreg", "objective.pooled=visreg", "objective.views_per_image=1"],
             "recipe.objective.views_per_image.*2 or more.*visreg.*got 1",
@@ -111,7 +111,7 @@ def test_lists_of_names(tmp_path):
         (["objective.projector=[64, 0]"], r"recipe.objective.projector.*1 or more.*got \[64, 0\]"),
         (
             ["objective.name=beit", "objective.pooled=visreg"],
-            "recipe.objective.pooled: expected none, which beit takes",
+            "recipe.objective.pooled: expected .*none.* beit",
         ),
         (["data.short_side=0"], "recipe.data.short_side.*at least 16.*got 0"),
         (["run.log_every=0"], "recipe.run.log_every.*at least 1.*got 0"),
@@ -139,7 +139,7 @@ def test_recipes_that_are_none(tmp_path):
 @pytest.mark.parametrize("recipe", ["flowers102", "splitmask-flowers102", "beit-flowers102"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_brings_its_settings_to_any_recipe(recipe, name):
-    """As its own recipe has them, whatever another objective's says; MIM-JEPA trains with dropout or without."""
+    """Compare with the objective's own recipe; MIM-JEPA may train with or without dropout."""
     switched = Recipe.load(recipe, OBJECTIVES[name])
     own = Recipe.load("flowers102")
     if name != "mimjepa":
@@ -160,14 +160,14 @@ def test_a_switched_objective_takes_no_other_ones_terms():
 
 @pytest.mark.parametrize("name", ["flowers102", "pets37", "imagenet100", "splitmask-flowers102", "beit-flowers102"])
 def test_recipes_of_gpus_look_less_often(name):
-    """A GPU waits for every line and every look."""
+    """Check the two intervals: a GPU must wait for every line of metrics and every look."""
     recipe = Recipe.load(name)
     assert (recipe.run.log_every, recipe.monitor.every) == (50, 30)
     assert (Recipe().run.log_every, Recipe().monitor.every) == (10, 10)
 
 
 def test_a_resumed_run_is_watched_on_the_same_images():
-    """How often, and whether torch.compile is used, may change."""
+    """Allow other looks and torch.compile in a resumed run, but no other images of the monitor."""
     recipe = Recipe.load("smoke")
     assert recipe.differences(Recipe.load("smoke", ["monitor.every=3", "run.compile=on"])) == []
     other = Recipe.load("smoke", ["monitor.images=100", "monitor.test=true"])
@@ -175,7 +175,7 @@ def test_a_resumed_run_is_watched_on_the_same_images():
 
 
 def test_parts_of_a_batch_change_what_splitmask_learns():
-    """Its negatives are a part's; without InfoNCE, or for other objectives, parts only save memory."""
+    """Check that parts matter only to InfoNCE, whose negatives come from the same part."""
     for changes, different in ((OBJECTIVES["mimjepa"], []), (OBJECTIVES["splitmask"], ["run.accumulate: 1 and 2"])):
         one, two = (Recipe.load("smoke", [*changes, f"run.accumulate={parts}"]) for parts in (1, 2))
         assert one.differences(two) == different

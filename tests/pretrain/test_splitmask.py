@@ -34,23 +34,23 @@ def objective(request):
 
 @pytest.fixture
 def first():
-    """The first halves of two images of 4 x 4 patches."""
+    """Draw the first halves of two images of 4 x 4 patches."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 16, generator=generator).argsort(dim=1) < 8
 
 
 def pixels(patches):
-    """Bool (B, 16) of patches -> of pixels (B, 1, 64, 64)."""
+    """Upsample a mask of patches, bool (B, 16), to pixels, (B, 1, 64, 64)."""
     return patches.view(-1, 1, 4, 4).repeat_interleave(16, dim=-1).repeat_interleave(16, dim=-2)
 
 
 def test_no_half_reaches_the_other(objective, first):
-    """What is predicted of a patch does not change with its half's pixels, be they no numbers, and does with others."""
+    """Check that a patch's prediction depends on the other half only, even if its own half is NaN."""
     student = objective.student.eval()
     images = torch.randn(2, 3, 64, 64)
     logits, one, other = student(images, first)
     for noise in (torch.randn(2, 3, 64, 64), torch.full((2, 3, 64, 64), float("nan"))):
-        changed = torch.where(pixels(first), images, noise)  # the second half is another
+        changed = torch.where(pixels(first), images, noise)  # only the second half changes
         ours, ones, others = student(changed, first)
         assert torch.equal(ours[~first], logits[~first])
         assert torch.equal(ones, one)
@@ -69,7 +69,7 @@ def test_no_gradient_crosses(objective, first):
 
 
 def stages(objective, images, first, monkeypatch, removed=None):
-    """What the tokenizer's stages hold while the halves are encoded: (map, visible) of every stage, twice five."""
+    """Record (map, visible) of every stage of the tokenizer while the halves are encoded: twice five."""
     maps = []
 
     def spy(x, visible):
@@ -78,7 +78,7 @@ def stages(objective, images, first, monkeypatch, removed=None):
         return kept
 
     monkeypatch.setattr(tokenizer_module, "keep", spy)
-    monkeypatch.setattr(tokenizer_module, "gains", lambda x: False)  # the sparse product has no stage of its own
+    monkeypatch.setattr(tokenizer_module, "gains", lambda x: False)  # the sparse convolution does not call `keep`
     objective.student(images, first)
     return maps
 
@@ -103,7 +103,7 @@ def test_every_stage_would_show_a_leak(first, monkeypatch, removed):
 
 
 def test_patches_are_decoded_where_they_are(objective, first):
-    """As if each image were put together patch by patch."""
+    """Compare with images that are put together patch by patch."""
     decoder = objective.student.decoder.eval()
     encoded = torch.randn(2, 8, 32)
     whole = decoder.mask_token.detach().expand(2, 16, 32).clone()
@@ -115,7 +115,7 @@ def test_patches_are_decoded_where_they_are(objective, first):
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations whose result has a size, or is a number, that the host must wait for."""
+    """Record operations whose result, or its shape, the host must wait for."""
 
     def __init__(self):
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_step_never_waits_for_its_device(first):
     tokens = torch.randint(0, WORDS, (2, 16))
     with Waits() as waits:
         objective(torch.randn(2, 3, 64, 64), tokens, first, find_places(first), find_places(~first))
-    assert len(waits.found) == 2  # where the test itself asks for the places
+    assert len(waits.found) == 2  # the two calls of find_places in the line above
     places = find_places(first), find_places(~first)
     with Waits() as waits:
         objective(torch.randn(2, 3, 64, 64), tokens, first, *places).backward()
@@ -146,7 +146,7 @@ def test_places_that_are_known_change_nothing(objective, first):
 
 
 def test_halves_are_encoded_alone(objective, first, monkeypatch):
-    """Eight patches at a time go through the blocks."""
+    """Check that eight patches of an image at a time go through the blocks."""
     counts = []
     forward = objective.student.encoder._forward_blocks
     monkeypatch.setattr(objective.student.encoder, "_forward_blocks", lambda x: counts.append(x.shape[1]) or forward(x))
@@ -166,7 +166,7 @@ def test_grids_of_an_odd_number_of_patches():
 
 
 def test_a_decoder_of_its_own_width(first):
-    """Tokens come from it, descriptors are its own, and the encoder learns through the layer between."""
+    """Check the shapes of tokens and descriptors, and that gradients reach the encoder through the linear layer."""
     objective = build(dim=64)
     logits, one, other = objective.student(torch.randn(2, 3, 64, 64), first)
     assert (logits.shape, one.shape, other.shape) == ((2, 16, WORDS), (2, 64), (2, 64))

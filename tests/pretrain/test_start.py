@@ -1,4 +1,4 @@
-"""Weights that a run starts from."""
+"""Trained weights that a run starts from."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def small(**model):
 
 
 def test_starting_from_released_weights():
-    """Both encoders, the mask token included, whatever the size they were trained at."""
+    """Check all weights of both encoders, mask token included, at another image size than in their training."""
     torch.manual_seed(5)
     objective = build_objective(small(init=TAG))
     released = load_file(weights.resolve(TAG))
@@ -34,11 +34,11 @@ def test_starting_from_released_weights():
         assert all(torch.equal(state[name], tensor.float()) for name, tensor in released.items())
     torch.manual_seed(5)
     fresh = build_objective(small())
-    assert torch.equal(objective.predictor.head[2].weight, fresh.predictor.head[2].weight)  # starts as ever
+    assert torch.equal(objective.predictor.head[2].weight, fresh.predictor.head[2].weight)  # still random
 
 
 def test_starting_from_the_bytes_that_were_verified(tmp_path, monkeypatch):
-    """Whatever the file holds once they have been read."""
+    """Replace the file after it was read: the run must use the verified bytes."""
     path, read = Path(shutil.copy(weights.resolve(TAG), tmp_path)), files.read_verified
     released = load_file(weights.resolve(TAG))
 
@@ -56,7 +56,7 @@ def test_starting_from_the_bytes_that_were_verified(tmp_path, monkeypatch):
 
 
 def test_starting_from_a_folder_without_a_mask_token(tmp_path):
-    """The mask token stays fresh where the file has none, and a classifier's head stays behind."""
+    """Check that the mask token stays random if the file has none, and that a classifier's head is left out."""
     model = timm.create_model("scott_3_16", img_size=48, num_classes=5)
     weights.export(model, tmp_path / "run" / "export", dtype=torch.float32)
     for init in (f"local-dir:{tmp_path / 'run' / 'export'}", str(tmp_path / "run")):
@@ -70,7 +70,7 @@ def test_starting_from_a_folder_without_a_mask_token(tmp_path):
 
 @pytest.mark.parametrize(("name", "heads"), [("scott_7_16", 4), ("scott_9_16", 6)])
 def test_growing_from_a_shallower_model(name, heads):
-    """Its blocks come first, the others are as fresh as ever, and features are about its own."""
+    """Check that its blocks come first, the others stay random, and features stay close to its own."""
     torch.manual_seed(0)
     fresh = build_objective(small(name=name)).context_encoder.state_dict()
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
     with pytest.raises(WeightsError, match="not fit SCOTT.*unknown.*blocks.3"):
         build_objective(small(init=f"local-dir:{folder}"))
     with pytest.raises(WeightsError, match="not fit SCOTT.*unknown.*blocks.3"):
-        build_objective(small(init=f"local-dir:{folder}", grow=True))  # a model does not shrink
+        build_objective(small(init=f"local-dir:{folder}", grow=True))  # the weights have more blocks than the model
     folder = weights.export(timm.create_model("scott_3_16", img_size=32, embed_dim=192), tmp_path / "narrow")
     with pytest.raises(WeightsError, match="cannot start scott_3_16: .*size mismatch"):
         build_objective(small(init=f"local-dir:{folder}"))
@@ -108,7 +108,7 @@ def test_weights_that_a_run_cannot_start_from(tmp_path):
 
 
 def test_tags_have_their_models_heads(tmp_path, monkeypatch):
-    """Also from the Hub's cache, where nothing but the weights lies."""
+    """Load a tag from a folder like the Hub's cache, which holds the weights only."""
     path = shutil.copy(weights.resolve(TAG), tmp_path)
     monkeypatch.setattr(files, "find_file", lambda tag: Path(path))
     build_objective(small(init=TAG))
@@ -123,20 +123,20 @@ def test_a_tag_that_is_none(monkeypatch):
 
 
 def test_weights_without_their_configuration(tmp_path):
-    """Nothing else says how many heads they have."""
+    """Expect an error: only the configuration gives the number of heads."""
     folder = weights.export(timm.create_model("scott_3_16", img_size=32), tmp_path / "export")
     for content in ("", '{"archi', "[]", "{}", '{"predictor": {"depth": 3}}', '{"architecture": "resnet18"}', None):
         (folder / "config.json").unlink()
         if content is not None:
             (folder / "config.json").write_text(content)
-        with pytest.raises(WeightsError, match="config.json: expected beside the weights the configuration") as raised:
+        with pytest.raises(WeightsError, match="config.json: expected the configuration.*number of heads") as raised:
             build_objective(small(init=f"local-dir:{folder}"))
         assert "\n" not in str(raised.value)
         (folder / "config.json").touch()
 
 
 def test_heads_are_compared_where_no_shape_tells(tmp_path):
-    """The authors' released 12/16 has 4 heads, ours 6."""
+    """Compare heads by number: the authors' released 12/16 has 4 heads, ours has 6."""
     model = timm.create_model("scott_3_16", img_size=32, num_heads=6)
     folder = weights.export(model, tmp_path / "six", dtype=torch.float32)
     with pytest.raises(WeightsError, match="4 heads, found 6.*model.num_heads=6"):
@@ -145,7 +145,7 @@ def test_heads_are_compared_where_no_shape_tells(tmp_path):
     assert objective.context_encoder.blocks[0].attn.num_heads == 6
     assert objective.predictor.blocks[0].attn.num_heads == 6
     config = json.loads((folder / "config.json").read_text())
-    del config["model_args"]["num_heads"]  # as exports had it before: the architecture's own
+    del config["model_args"]["num_heads"]  # as in older exports: the architecture's own number
     (folder / "config.json").write_text(json.dumps(config))
     build_objective(small(init=f"local-dir:{folder}"))
     with pytest.raises(RecipeError, match="divisible"):

@@ -84,7 +84,7 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path, capsys):
 
 
 def test_a_run_keeps_the_precision_it_began_with(recipe, photos, tmp_path):
-    """Also on another machine, where "auto" would be another one."""
+    """Resume as on another machine, where "auto" would choose another precision."""
     auto, out = recipe.changed("run", precision="auto"), tmp_path / "run"
     pretrain(recipe, [photos], out)
     (out / "recipe.toml").write_text(recipe.changed("run", precision="bf16").to_toml())
@@ -102,7 +102,7 @@ def test_the_context_encoder_may_be_exported_instead(recipe, photos, tmp_path):
 
 
 def test_training_learns(photos, tmp_path):
-    """On the same few pictures the loss of the last epochs is well below that of the first."""
+    """Check that the loss of the last two epochs is well below that of the first two, on the same few pictures."""
     changes = ["optim.epochs=8", "optim.peak_lr=0.001", "optim.lr_scaling=none", "optim.final_ema=0.996"]
     pretrain(Recipe.load("smoke", [*SMALL, *changes]), [photos], tmp_path / "run")
     found = losses(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_training_learns(photos, tmp_path):
 
 
 def interrupt_at(update, monkeypatch):
-    """Ctrl-C during that update, until `monkeypatch.undo`."""
+    """Press Ctrl-C during an update, until `monkeypatch.undo`."""
     set_schedules = engine.set_schedules
 
     def interrupt(optim, optimizer, step, course, steps):
@@ -130,7 +130,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(recipe, photos, tmp_path, mon
     assert not (tmp_path / "cut" / "export").exists()
     monkeypatch.undo()
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
-        log.write(json.dumps({"step": 5, "loss": 0.0}) + '\n{"step": 6, "lo')  # logged, then lost with the power
+        log.write(json.dumps({"step": 5, "loss": 0.0}) + '\n{"step": 6, "lo')  # as if the power failed after logging
     pretrain(recipe, [photos], tmp_path / "cut", resume=True)
     assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
@@ -184,14 +184,14 @@ def test_objectives_on_crops_resume_and_export(name, photos, tmp_path, monkeypat
     assert losses(tmp_path / "cut") == found
     model = timm.create_model(f"local-dir:{export}", pretrained=True)
     assert model.mask_token is None
-    assert not model.dynamic_img_size  # which it was in training, for crops of two sizes
+    assert not model.dynamic_img_size  # it was True in training, for crops of two sizes
     assert "dynamic_img_size" not in (export / "config.json").read_text()
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
 
 
 @pytest.mark.parametrize("name", ["mimjepa", "splitmask", "beit", "visreg", "diet"])
 def test_small_images_first(name, photos, tmp_path, monkeypatch):
-    """Half of the updates at half the size; looks, features and the export are of the whole size."""
+    """Train half of the updates at half the size; looks, features and the export have the whole size."""
     sizes = ["model.img_size=64", "model.small_img_size=32", "model.small_share=0.5", "objective.words=30"]
     recipe = Recipe.load("smoke", [*OBJECTIVES[name], *SMALL, *sizes, "monitor.every=1"])
     seen, inputs = [], engine.Engine.gather_gradients
@@ -238,7 +238,7 @@ def test_a_budget_of_two_sizes_measures_both(photos, tmp_path, monkeypatch):
     assert run.engine.objective.target_encoder.patch_embed.img_size == (64, 64)
     speeds = run.measure_speeds()
     assert speeds == {32: 200, 64: 100}
-    # of 6 updates the first 4 are small
+    # the first 4 of 6 updates are small
     assert run.speed_after(0, speeds) == pytest.approx(1 / (4 / 6 / 200 + 2 / 6 / 100))
     assert run.speed_after(3, speeds) == pytest.approx(1 / (1 / 3 / 200 + 2 / 3 / 100))
     assert run.speed_after(5, speeds) == pytest.approx(100)
@@ -265,7 +265,7 @@ def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
     assert logged[-1]["weight_decay"] == pytest.approx(recipe.optim.final_weight_decay)
     assert "after update 6 of 60 the run ends in 6 updates (2 epochs)" in capsys.readouterr().err
     assert "finish_after = 6\nfinish_updates = 6\n" in (tmp_path / "whole" / "recipe.toml").read_text()
-    assert "From update 6 of 60 on it was brought to an end in 6 updates" in (tmp_path / "whole/README.md").read_text()
+    assert "After update 6 of 60 the run was finished early, in 6 more" in (tmp_path / "whole/README.md").read_text()
 
     stop_early(recipe, photos, tmp_path / "cut", monkeypatch)
     interrupt_at(9, monkeypatch)
@@ -274,7 +274,7 @@ def test_a_run_is_brought_to_an_end(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     with pytest.raises(RecipeError, match="finished already.*--resume"):
         finish(tmp_path / "cut", Budget(epochs=2))
-    pretrain(recipe, [photos], tmp_path / "cut", resume=True)  # by the command that began it
+    pretrain(recipe, [photos], tmp_path / "cut", resume=True)  # by the command that started the run
     assert same(state(tmp_path / "cut"), state(tmp_path / "whole"))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -291,7 +291,7 @@ def test_a_finish_leaves_out_the_bad_images_that_the_run_left_out(photos, tmp_pa
     with pytest.raises(Interrupted):
         pretrain(recipe, [photos], tmp_path / "run", skip_bad=True)
     monkeypatch.undo()
-    assert len(state(tmp_path / "run")["objective"]["student"]["head.bias"]) == 12  # no class for the broken one
+    assert len(state(tmp_path / "run")["objective"]["student"]["head.bias"]) == 12  # no class for the broken image
     assert finish(tmp_path / "run", Budget(epochs=1)).is_dir()
 
 
@@ -332,8 +332,8 @@ def test_what_cannot_be_finished(recipe, photos, tmp_path, monkeypatch):
     ("given", "message"),
     [
         ((None, ["optim.epochs=3"], Budget(epochs=1)), "no recipe.*no settings.*got optim.epochs=3"),
-        (("smoke", [], Budget(epochs=1)), "which the run has, got smoke"),
-        ((None, [], Budget(epochs=1), "context"), "which the run has, got --export context"),
+        (("smoke", [], Budget(epochs=1)), "no settings.*got smoke"),
+        ((None, [], Budget(epochs=1), "context"), "no settings.*got --export context"),
         ((None, [], None), "expected --minutes, --epochs or --images-seen"),
     ],
 )
@@ -363,7 +363,7 @@ def when(condition, process):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_resumes_to_the_same_weights(photos, tmp_path):
-    """Killed after its first checkpoint, while a checkpoint is being written, and much later."""
+    """Kill a run after its first checkpoint, while it writes a checkpoint, and much later."""
     whole = command(photos, tmp_path / "whole")
     assert whole.wait() == 0, whole.stderr.read()
     out = tmp_path / "cut"
@@ -429,7 +429,7 @@ def test_a_new_run_leaves_an_old_one_alone(recipe, photos, tmp_path):
 
 
 def test_resume_before_the_first_checkpoint_starts_anew(recipe, photos, tmp_path, capsys):
-    """As a batch system does that starts every job with it, or after a kill in the first minutes."""
+    """Resume a run without a checkpoint, as batch systems do, or as after a kill in the first minutes."""
     pretrain(recipe, [photos], tmp_path / "run", resume=True)
     assert "no checkpoint to go on from; starting anew" in capsys.readouterr().err
     assert len(losses(tmp_path / "run")) == 6
@@ -532,14 +532,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe, photos, tmp_path, monkeyp
 
 
 def test_a_run_ends_when_its_last_checkpoint_is_whole(recipe, photos, tmp_path, monkeypatch):
-    """The last README and the export come after it, and so does the sentence of a stop."""
+    """Check the order: last checkpoint, README, export; and that a stop reports after its checkpoint."""
     order = []
     save, readme, export = torch.save, train.write_readme, train.weights.export
 
     def slow(content, file):
         time.sleep(0.3)
         save(content, file)
-        order.append(content.get("step"))  # which an index of decoded images has not
+        order.append(content.get("step"))  # None for an index of decoded images
 
     monkeypatch.setattr(checkpoints.torch, "save", slow)
     monkeypatch.setattr(train, "write_readme", lambda *args: (order.append("README"), readme(*args)))
@@ -594,7 +594,7 @@ def test_trackers_get_the_same_figures(photos, tmp_path):
 
 
 def test_odd_images(recipe, tmp_path):
-    """Huge, wide, tiny, grey, CMYK, animated and doubled ones in one folder."""
+    """Train on huge, wide, tiny, grey, CMYK, animated and duplicate images in one folder."""
     folder = tmp_path / "odd"
     folder.mkdir()
     Image.new("RGB", (3000, 2500), "red").save(folder / "huge.jpg")
@@ -619,12 +619,12 @@ def test_stop_requests_end_with_the_block():
         while not stop() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stop()
-        assert signal.getsignal(signal.SIGTERM) is before  # a second one kills
+        assert signal.getsignal(signal.SIGTERM) is before  # a second signal would kill
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_starts_from_released_weights(recipe, photos, tmp_path, capsys, toy):
-    """It says so wherever it is compared with its start, and goes on as any other."""
+    """Check that verdict and README name the start, and that the run resumes as any other."""
     toy.undo()
     tag = "scott_3_16.mimjepa_flowers102_cpu"
     started = recipe.changed("model", init=tag, predictor_depth=1)

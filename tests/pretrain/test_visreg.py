@@ -50,7 +50,7 @@ def test_each_crop_is_pooled_by_itself(encoder):
 def test_the_loss_by_hand():
     made, features, directions = comparison(), torch.randn(5, 3, 32), torch.eye(8)
     projected = made.projector(features.transpose(0, 1).reshape(15, 32)).view(3, 5, 8)
-    centre = (projected[0] + projected[1]) / 2  # of the large crops
+    centre = (projected[0] + projected[1]) / 2  # mean of the large crops
     distance = sum((each - centre).square().mean() for each in projected) / 3
     spread = sum(regularise("visreg", each, directions) for each in projected) / 3
     torch.testing.assert_close(made(features, directions), distance + 0.5 * spread)
@@ -71,7 +71,7 @@ def test_compared_in_fp32_under_autocast():
 
 
 def test_crops_agree_and_images_do_not_collapse(encoder):
-    """A few updates on the same crops: the distance falls while features stay apart."""
+    """Train on the same crops: their distance must fall while features of different images stay apart."""
     objective = VISReg(encoder, comparison(weight=1.0)).train()
     colours = torch.randint(256, (8, 3, 1, 1))
     pictures = [(colours + torch.randint(-20, 20, (8, 3, 64, 64))).clamp(0, 255).byte() for _ in range(2)]

@@ -52,7 +52,7 @@ def test_projections_look_at_no_image(crops, tmp_path):
 
 
 def test_words_that_are_patches_are_of_every_kind_of_image(crops, monkeypatch):
-    """The pictures are red or blue, and so are the words; no crop gives more than a few."""
+    """Check that words come from red and from blue pictures, and at most `PER_CROP` of them from one crop."""
     asked = []
     getitems = Crops.__getitems__
     monkeypatch.setattr(Crops, "__getitems__", lambda self, places: asked.extend(places) or getitems(self, places))
@@ -63,7 +63,7 @@ def test_words_that_are_patches_are_of_every_kind_of_image(crops, monkeypatch):
 
 
 def test_centres_find_the_clusters(crops):
-    """Two kinds of patches, two centres."""
+    """Expect one centre for each of two kinds of patches."""
     words = make_words(crops, 16, "kmeans", size=2, seed=0).view(2, 3, 256).mean(dim=-1)
     assert sorted((words[:, 0] > words[:, 2]).tolist()) == [False, True]
 
@@ -78,21 +78,21 @@ def test_tokens_are_the_nearest_words(crops, tmp_path, monkeypatch):
     images = torch.randn(3, 3, SIZE, SIZE)
     cosines = cut_patches(images, 16) @ filled.words.T
     assert torch.equal(filled(images), cosines.argmax(dim=-1))
-    monkeypatch.setattr("scott_models.pretrain.vocabulary.PIECE", 7 * 40)  # patches at a time
+    monkeypatch.setattr("scott_models.pretrain.vocabulary.PIECE", 7 * 40)  # 7 patches at a time
     assert torch.equal(filled(images), cosines.argmax(dim=-1))
     own = filled.words[5].view(1, 3, 16, 16).repeat(1, 1, 3, 3)
-    assert (filled(7 * own) == 5).all()  # whatever the contrast
+    assert (filled(7 * own) == 5).all()  # the contrast does not matter
 
 
 def test_a_run_keeps_its_words(crops, tmp_path, monkeypatch):
     first, again = Vocabulary(16, 20), Vocabulary(16, 20)
     first.fill(crops, tmp_path / "run")
-    monkeypatch.setattr(vocabulary, "make_words", None)  # they are not made again
+    monkeypatch.setattr(vocabulary, "make_words", None)  # words are read, not made again
     again.fill(crops, tmp_path / "run")
     assert torch.equal(again.words, first.words)
     assert torch.equal(load_file(tmp_path / "run" / FILE)["words"], first.words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
-    assert first.state_dict() == {}  # checkpoints do not hold them
+    assert first.state_dict() == {}  # checkpoints do not hold the words
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"size": 30}, {"kind": "projection"}])
@@ -108,7 +108,7 @@ def test_other_words_are_made_anew_before_a_run_began_and_refused_afterwards(cro
         Vocabulary(16, 20).fill(crops, tmp_path)
     (tmp_path / FILE).unlink()
     other.fill(crops, tmp_path)
-    assert "expected the run's words, found none; making them anew" in capsys.readouterr().err
+    assert "expected the run's words, found no file" in capsys.readouterr().err
     assert torch.equal(other.words, expected.words)
 
 

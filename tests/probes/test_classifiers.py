@@ -20,7 +20,7 @@ from scott_models.probes.classifiers import (
 
 @pytest.fixture
 def overlapping():
-    """Four overlapping classes of unequal size, in features of unequal spread, one of them constant."""
+    """Draw four overlapping classes of unequal size; features have unequal spread, and one feature is constant."""
     rng = np.random.default_rng(0)
     labels = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1], size=300)
     features = rng.normal(size=(4, 24))[labels] + 1.5 * rng.normal(size=(300, 24))
@@ -66,7 +66,7 @@ def test_ridge_chooses_as_scikit_learn_with_few_images(images):
 
 
 def test_strengths_that_ridge_chooses_from():
-    """Published scores rest on them."""
+    """Check the strengths, because published scores depend on them."""
     assert len(RIDGE_STRENGTHS) == 13
     np.testing.assert_allclose(RIDGE_STRENGTHS, np.geomspace(1e-1, 1e5, 13))
 
@@ -86,7 +86,7 @@ def test_accuracy_is_scikit_learns(overlapping):
     accuracy = Accuracy.of(scores, wanted)
     assert accuracy.top1 == pytest.approx(100 * top_k_accuracy_score(wanted, scores, k=1))
     assert accuracy.per_class == pytest.approx(100 * balanced_accuracy_score(wanted, scores.argmax(dim=1)))
-    assert accuracy.top5 is None  # of four classes it would always be 100
+    assert accuracy.top5 is None  # with four classes it would always be 100
     many, labels = torch.randn(500, 12), torch.randint(12, (500,))
     assert Accuracy.of(many, labels).top5 == pytest.approx(100 * top_k_accuracy_score(labels, many, k=5))
 

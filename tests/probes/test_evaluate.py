@@ -22,13 +22,13 @@ from scott_models.probes.heads import LinearHead, solve_linear
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Heads that train for an epoch, not a hundred."""
+    """Train heads for one epoch instead of a hundred."""
     monkeypatch.setattr(module, "EPOCHS", 1)
 
 
 @pytest.fixture
 def resnet(tmp_path):
-    """The name of a convolutional network, of random weights, that timm would call pretrained."""
+    """Return the name of a convolutional network whose random weights timm loads as pretrained ones."""
     save_for_hf(timm.create_model("resnet10t"), tmp_path / "resnet", safe_serialization=True)
     return f"local-dir:{tmp_path / 'resnet'}"
 
@@ -43,7 +43,7 @@ def test_scores_of_every_kind_beside_the_control(photos, quick):
 
 
 def test_images_are_read_once_for_all_models(photos, quick, monkeypatch):
-    """Three times each: for the evaluation's crop as training and as test image, and for random views."""
+    """Expect three reads of each image: for the evaluation crop in training and in testing, and for random views."""
     monkeypatch.setattr(module, "VIEWS", 1)
     read, load = [], pixel_cache.load_image
     monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
@@ -114,7 +114,7 @@ def images_of(model, photos):
 def test_models_of_other_families(photos, tmp_path, capsys, resnet):
     report = probe(resnet, [photos], [photos], img_size=64, control=False, export=tmp_path / "out", duplicates=False)
     assert [score.probe for score in report.scores] == ["knn", "ridge", "linear"]
-    assert "attentive: expected a model of patch tokens, found that local-dir:" in capsys.readouterr().err
+    assert "attentive: expected a model with patch tokens, found that local-dir:" in capsys.readouterr().err
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
 
 
@@ -131,7 +131,7 @@ def test_other_families_are_exported_with_the_linear_head(photos, tmp_path, quic
 
 
 def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
-    with pytest.raises(DataError, match="attentive: expected a model of patch tokens"):
+    with pytest.raises(DataError, match="attentive: expected a model with patch tokens"):
         probe(resnet, [photos], [photos], kinds=["attentive"], img_size=64)
     with pytest.raises(DataError, match="seeds: expected at least 1, got 0"):
         probe("scott_3_16", [photos], [photos], seeds=0)
@@ -146,7 +146,7 @@ def test_what_cannot_be_probed_is_one_sentence(photos, resnet):
 def test_an_export_never_replaces_what_is_not_one(photos, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("ten years")
-    monkeypatch.setattr(module, "find_labelled", None)  # nothing is begun
+    monkeypatch.setattr(module, "find_labelled", None)  # the check comes first
     for folder in ("mine", "mine/thesis.txt", "nowhere/classifier", "."):
         with pytest.raises(DataError, match="new folder.*earlier export"):
             probe("scott_3_16", [photos], [photos], export=tmp_path / folder)
@@ -166,7 +166,7 @@ def test_retrieval_needs_no_training_images(photos):
 
 @pytest.mark.slow
 def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
-    """1,020 training images and 1,020 of the validation split; the whole test split's figures stand in the manifest."""
+    """Use 1,020 training and 1,020 validation images; the manifest has the scores on the whole test split."""
     kinds = ["knn", "ridge"]
     report = probe("scott_3_16", [flowers / "train"], [flowers / "val"], kinds=kinds, duplicates=False)
     knn, ridge, control_knn, control_ridge = (score.top1 for score in report.scores)
@@ -176,7 +176,7 @@ def test_released_weights_are_ahead_of_the_control_on_real_images(flowers):
 
 @pytest.mark.slow
 def test_scikit_learn_agrees_on_real_images(flowers):
-    """Within 0.3 points, on the features of 1,020 training and 1,020 validation images."""
+    """Allow a difference of 0.3 points on the features of 1,020 training and 1,020 validation images."""
     trained, tested = find_labelled([flowers / "train"], [flowers / "val"])
     frozen = Frozen(load_model("scott_3_16"), "scott_3_16")
     train, test = frozen.pooled(trained.images, "train"), frozen.pooled(tested.images, "val")

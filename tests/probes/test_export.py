@@ -90,7 +90,7 @@ PROBE = f"{BACKBONE}_probe"
 
 @contextmanager
 def zoo_of(entries):
-    """Until the end the manifest has these entries of scott_3_16 alone, and timm knows their tags."""
+    """Replace the manifest by these entries of scott_3_16 inside the context, and register their tags with timm."""
     released, known = dict(manifest()), scott.default_cfgs
     books = [getattr(_registry, f"_model_{name}") for name in ("has_pretrained", "pretrained_cfgs", "with_tags")]
     before = deepcopy(books)
@@ -105,25 +105,25 @@ def zoo_of(entries):
         manifest().update(released)
         scott.default_cfgs = known
         register_again()
-        for book, was in zip(books, before):  # older timm forgets no tag
+        for book, was in zip(books, before):  # older timm does not forget tags by itself
             book.clear()
             book.update(was)
 
 
 def register_again():
-    with warnings.catch_warnings(action="ignore"):  # timm tells that the model is known
+    with warnings.catch_warnings(action="ignore"):  # timm warns that the model is registered already
         timm.models.register_model(scott.scott_3_16)
 
 
 @pytest.fixture
 def backbone():
-    """With its mask token, as a run exports it."""
+    """Load the backbone with its mask token, as a run exports it."""
     return load_model(f"local-dir:{weights.resolve(BACKBONE).parent}", img_size=64)
 
 
 @pytest.fixture
 def entry(head, backbone, tmp_path, monkeypatch):
-    """Of what was exported to a folder of the zoo's name."""
+    """Export a classifier to the folder where the zoo expects its tag, and return its manifest entry."""
     folder = export_classifier(backbone, head, NAMES, tmp_path / "models" / PROBE, (3, 64, 64))
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path / "models"))
     kind, file = "attentive" if head.takes_patches else "linear", folder / "model.safetensors"
@@ -137,7 +137,7 @@ def entry(head, backbone, tmp_path, monkeypatch):
 
 @pytest.fixture
 def expected(entry, images):
-    """What the classifier of the zoo must say of the images: features, pooled features and logits."""
+    """Yield the outputs expected of the zoo's classifier for the images: features, pooled features and logits."""
     with zoo_of({BACKBONE: manifest()[BACKBONE], PROBE: entry}), torch.no_grad():
         model = loaded(weights.resolve(PROBE).parent)
         features = model.forward_features(images)
@@ -145,7 +145,7 @@ def expected(entry, images):
 
 
 def created(images, **options):
-    """A tag's classifier with options, and what it says."""
+    """Create a tag's classifier with options, and return the classifier with its logits for the images."""
     model = timm.create_model(PROBE, **{"pretrained": True, **options}).eval()
     return model, model(images)
 
@@ -186,7 +186,7 @@ def test_a_tags_features_are_pooled_as_its_head_pools(expected, images):
     model, found = created(images, num_classes=0)
     assert torch.equal(found, pooled)
     assert torch.equal(model.forward_features(images), features)
-    found = load_model(PROBE)  # as every command of `scott` does
+    found = load_model(PROBE)  # as every command of `scott` loads it
     assert torch.equal(found(images), pooled)
 
 
@@ -207,7 +207,7 @@ def test_a_tag_with_a_pool_of_the_callers(expected, entry, images):
         torch.testing.assert_close(found, model.fc_norm(wanted))
         assert isinstance(model.fc_norm, nn.LayerNorm) == normed
     torch.testing.assert_close(created(images, num_classes=0, global_pool="avg", fc_norm=False)[1], average)
-    # the head's own, said by the caller too
+    # the head's own pool, given by the caller too
     own = {"fc_norm": True, "global_pool": "avg"} if normed else {"global_pool": "attentive"}
     for name, value in own.items():
         assert torch.equal(created(images, **{name: value})[1], logits)
@@ -251,7 +251,7 @@ def test_a_tags_whole_configuration(expected, images, tmp_path):
 
 
 def test_a_models_name_alone_is_never_a_classifier(entry):
-    backbone, first = manifest()[BACKBONE], "scott_3_16.a"  # in the order of tags
+    backbone, first = manifest()[BACKBONE], "scott_3_16.a"  # the first tag in alphabetical order
 
     def default():
         plain = timm.create_model("scott_3_16")
@@ -295,7 +295,7 @@ def test_a_downloaded_folder_is_the_whole_classifier(expected, entry, images, tm
 
 
 def test_a_head_of_as_many_other_classes_on_a_tags_features(expected, head, tmp_path):
-    """Its names are its own, wherever one looks."""
+    """Expect the names of the new classes everywhere, and nowhere the tag's."""
     names = ["car", "bus", "tram"]
     folder = export_classifier(load_model(PROBE), head, names, tmp_path / "other", (3, 64, 64))
     assert loaded(folder).pretrained_cfg["label_names"] == names

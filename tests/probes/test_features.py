@@ -49,7 +49,7 @@ def test_embed_writes_names_beside_features(photos, tmp_path):
     assert written["features"].dtype == np.float32
     np.testing.assert_allclose(written["tokens"].mean(axis=1), written["features"], atol=1e-5)
     similarity = np.corrcoef(written["features"])
-    assert similarity[:6, :6].mean() > similarity[:6, 6:].mean()  # blue is like blue
+    assert similarity[:6, :6].mean() > similarity[:6, 6:].mean()  # blue images are like each other
 
 
 def test_embed_leaves_nothing_half_written(photos, tmp_path, monkeypatch):

@@ -45,13 +45,13 @@ def test_the_cache_is_the_images_as_they_are_then_their_views(frozen, photos, tm
     torch.testing.assert_close(cache.pooled[0], frozen.pooled(images, "x"))
     pooled, patches = next(cache.views([torch.tensor([(3, 5), (1, 2), (5, 0)])]))
     expected = next(frozen.views(images, [torch.tensor([(1, 2), (2, 0)])], seed=0))
-    torch.testing.assert_close(pooled[0], cache.pooled[0, 5])  # epoch 3 of passes 0, 1, 2
+    torch.testing.assert_close(pooled[0], cache.pooled[0, 5])  # epoch 3 uses pass 0 of 0, 1 and 2
     torch.testing.assert_close(pooled[1:], expected[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(patches[1:].float(), expected[1], atol=1e-2, rtol=1e-2)  # kept as fp16
 
 
 def test_a_models_own_colours_are_kept(photos):
-    """Not ImageNet's mean and spread, if the model wants others."""
+    """Expect the model's own mean and standard deviation, not ImageNet's."""
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
     assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     seen = []
@@ -118,7 +118,7 @@ def test_pooled_features_alone_need_no_patches(frozen, photos, tmp_path):
 
 @pytest.fixture
 def spoiled(monkeypatch):
-    """Called with a function of patches (B, N, D): what the model makes of its batches from then on."""
+    """Return a function that takes a change of patch features (B, N, D) and applies it to all later batches."""
 
     def spoil(change):
         forward = module.forward_features
@@ -150,7 +150,7 @@ def test_features_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled
 
 
 def test_an_epoch_is_enough_to_find_them(frozen, photos, spoiled):
-    """Not a hundred."""
+    """Expect the error after the first epoch, not after the last."""
     images = find_images([photos])
     spoiled(third_of_nans)
     views = frozen.views(images, torch.tensor([(epoch, i) for epoch in range(3) for i in range(12)]).split(6), seed=0)
@@ -159,7 +159,7 @@ def test_an_epoch_is_enough_to_find_them(frozen, photos, spoiled):
 
 
 def test_views_that_are_not_finite_are_told(frozen, photos, tmp_path, spoiled):
-    """Of an image whose features are finite as it is."""
+    """Spoil augmented views of images whose own features are finite."""
     images, batches = find_images([photos]), []
     spoiled(lambda patches: (batches.append(1), patches if len(batches) < 2 else third_of_nans(patches))[1])
     with pytest.raises(DataError, match="tiny.*4 of 12.*not finite"):
@@ -176,7 +176,7 @@ def test_patches_beyond_fp16_are_told(frozen, photos, tmp_path, spoiled):
 
 
 def test_views_read_images_once(frozen, photos, monkeypatch):
-    """A hundred epochs do not decode them a hundred times."""
+    """Expect that later epochs do not decode the images again."""
     images, read = PixelCache(find_images([photos])), []
     load = pixel_cache.load_image
     monkeypatch.setattr(pixel_cache, "load_image", lambda path: (read.append(path), load(path))[1])
@@ -188,11 +188,11 @@ def test_views_read_images_once(frozen, photos, monkeypatch):
 
 
 def test_a_gpu_that_holds_the_images_cuts_their_views(frozen, photos, monkeypatch):
-    """The same draws; here the device is a CPU."""
+    """Expect the same draws as without a GPU; here a CPU stands in for the GPU."""
     images = PixelCache(find_images([photos]))
     pieces = torch.tensor([(epoch, i) for epoch in range(2) for i in range(12)]).split(6)
     expected = torch.cat([pooled for pooled, _ in frozen.views(images, pieces, seed=0)])
-    held = images._moved(torch.device("cpu"), 5, "x")
+    held = images._move_to_device(torch.device("cpu"), 5, "x")
     monkeypatch.setattr(images, "on", lambda device, batch, what: held)
     found = torch.cat([pooled for pooled, _ in frozen.views(images, pieces, seed=0)])
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)

@@ -10,7 +10,7 @@ from scott_models.probes.heads import AttentiveHead, LinearHead, choose_held_out
 
 @pytest.fixture
 def patches():
-    """Sixty images of six patches; one patch of each tells its class, of three."""
+    """Draw features of sixty images with six patches; one patch of each image shows its class, one of three."""
     labels = torch.arange(3).repeat(20)
     features = torch.randn(60, 6, 32)
     features[:, 2] += 3 * torch.randn(3, 32)[labels]
@@ -84,7 +84,7 @@ def test_held_out_are_a_fifth_of_each_class_and_never_the_last():
 
 
 def spoiled(features, bad):
-    """A source of whose features those at some places, (epoch, image), are no numbers."""
+    """Return a source whose features at the bad places, (epoch, image), are NaN."""
 
     def of(pieces):
         for places in pieces:
@@ -100,8 +100,8 @@ def test_skipped_updates_are_told_once(patches, capsys):
     features, labels = features.repeat(3, 1, 1), labels.repeat(3)  # 180 images: two batches of 64 an epoch
     places = {(epoch, i) for epoch in (1, 3) for i in order_of(180, epoch)[:64]}
     train([AttentiveHead(32, 3)], spoiled(features, places), labels, seed=0, epochs=5, what="mine")
-    told = "mine: 2 of 10 updates were skipped: their loss or gradients were not finite\n"
-    assert capsys.readouterr().err == told
+    expected = "mine: 2 of 10 updates were skipped: their loss or gradients were not finite\n"
+    assert capsys.readouterr().err == expected
 
 
 def order_of(count, epoch):
@@ -118,7 +118,7 @@ def test_an_epoch_without_an_update_ends_the_training(patches):
 
 
 def test_small_steps_take_one_thread(patches, monkeypatch):
-    """And others are left as many as there were, after an error too."""
+    """Expect as many threads afterwards as before, also after an error."""
     features, labels = patches
     before = torch.get_num_threads()
     try:

@@ -32,7 +32,7 @@ def test_images_are_read_once_for_all_models(photos, monkeypatch):
 
 
 def test_one_image_a_class_is_its_own_only_neighbour(photos):
-    """Ten neighbours of two images, one of each class, would always tie."""
+    """Expect one neighbour: ten neighbours among two images, one of each class, would always tie."""
     points = measure_label_efficiency(
         ["scott_3_16"], [photos], [photos], shots=(1,), draws=3, img_size=32, control=False
     )

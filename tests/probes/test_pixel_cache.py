@@ -22,7 +22,7 @@ def pictures(photos):
 
 @pytest.fixture
 def read(monkeypatch):
-    """Which images were read, in the order of their reading."""
+    """List the images that were read, in the order of reading."""
     paths = []
     monkeypatch.setattr(module, "load_image", lambda path: (paths.append(path), load_image(path))[1])
     return paths
@@ -34,7 +34,7 @@ def config_of(name, size):
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "efficientnet_b0"])
 def test_crops_are_the_evaluation_transforms_own(name, pictures):
-    """Byte by byte, the first time and when they were kept."""
+    """Compare byte by byte, both new crops and kept ones."""
     model = timm.create_model(name, num_classes=0)
     config = resolve_transform_config(model, 64)
     expected = torch.cat(list(load_evaluation_batches(model, pictures.images, 64, 5, "x")))
@@ -80,7 +80,7 @@ def test_other_transforms_keep_no_bytes(pictures, monkeypatch):
 
 
 def test_images_are_decoded_once_as_far_as_there_is_room(pictures, read, monkeypatch):
-    one = 72 * 80 * 3  # bytes of the first of each class
+    one = 72 * 80 * 3  # bytes of the first image of each class
     monkeypatch.setattr(module, "find_room", lambda device: one + 100)
     for _ in range(2):
         for i in range(3):
@@ -89,8 +89,8 @@ def test_images_are_decoded_once_as_far_as_there_is_room(pictures, read, monkeyp
 
 
 def test_a_gpu_cuts_the_same_boxes(pictures, read):
-    """On "meta" nothing is computed, so the device here is a CPU by another name."""
-    held = pictures._moved(CPU, 5, "x")
+    """Let a CPU stand in for the GPU, because the device "meta" computes nothing."""
+    held = pictures._move_to_device(CPU, 5, "x")
     assert len(read) == 12
     draws = [Draws.keyed(make_key(0, "probe"), torch.zeros(12, dtype=torch.long), torch.arange(12)) for _ in range(2)]
     images = [pil_to_tensor(load_image(image)) for image in pictures]

@@ -12,7 +12,7 @@ from scott_models.release.authors_checkpoints import convert, load_predictor
 
 @pytest.fixture
 def checkpoints(recording, tmp_path):
-    """A run folder as the original writes it, its three checkpoints made of the recording's weights."""
+    """Make a run folder like the original's, with three checkpoints made from the recording's weights."""
     tensors, settings = recording
     for name, file in (("encoder", "context-encoder"), ("target", "target-encoder"), ("predictor", "predictor")):
         state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -61,7 +61,7 @@ def test_names_with_a_wrappers_prefix(checkpoints):
 
 
 def test_the_plain_vit_by_its_name(tmp_path):
-    """The ablation's tokenizer, at a released depth and width: what comes out is the registered model."""
+    """Convert the ablation's tokenizer at a released depth and width to the registered model."""
     vit = timm.create_model("scott_vit_7_16", img_size=64, use_mask_token=True)
     names = {"patch_embed.": "tokenizer.", "blocks.": "transformer.blocks.", "mask_token": "transformer.msk_embed"}
     names |= {".attn.": ".self_attn.", ".fc1.": ".w12.", ".fc2.": ".last_linear.", ".mlp.": ".ffn_layer."}
@@ -100,12 +100,12 @@ def test_numbers_that_are_none(checkpoints):
     state = torch.load(path, weights_only=True)
     state["transformer.msk_embed"][..., 0] = torch.nan
     torch.save(state, path)
-    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['transformer.msk_embed'\]"):
+    with pytest.raises(WeightsError, match=r"found NaN or infinity in \['transformer.msk_embed'\]"):
         convert(path, checkpoints / "out")
 
 
 class Evil:
-    """What runs a command when it is unpickled."""
+    """Run a command when unpickled."""
 
     def __reduce__(self):
         return exec, ("open('ran', 'w')",)
@@ -114,7 +114,7 @@ class Evil:
 def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"tokenizer.proj.weight": Evil()}, protocol=2))
-    with pytest.raises(WeightsError, match="tensors alone.*nothing was run"):
+    with pytest.raises(WeightsError, match="tensors only.*nothing was run"):
         convert("evil.pth", "out", num_heads=4)
     torch.save({"tokenizer.proj.weight": Evil()}, "evil.pth")
     with pytest.raises(WeightsError, match="nothing was run"):
@@ -145,7 +145,7 @@ def test_files_that_are_no_checkpoints(tmp_path, content, message):
 def test_a_truncated_file(checkpoints):
     path = checkpoints / "predictor_checkpoint.pth"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="expected a whole file of tensors alone"):
+    with pytest.raises(WeightsError, match="expected a whole file with tensors only"):
         convert(path, checkpoints / "out")
 
 

@@ -26,13 +26,13 @@ def front_matter(text):
 
 @pytest.mark.parametrize("tag", [tag for tag in manifest() if (CHECKOUT / "weights" / tag).is_dir()])
 def test_committed_cards_are_made_from_the_manifest(tag):
-    """So a score that is changed by hand in one of them is a score that the other denies."""
+    """Detect a score that was changed by hand in a card or in the manifest only."""
     committed, made = (
         (CHECKOUT / "weights" / tag / "README.md").read_text(),
         make_card(tag, manifest()[tag], picture=(CHECKOUT / "weights" / tag / PICTURE).is_file()),
     )
     assert committed.split("---\n", 2)[2] == made.split("---\n", 2)[2]
-    assert front_matter(committed) == front_matter(made)  # whose layout is another library's
+    assert front_matter(committed) == front_matter(made)  # huggingface_hub makes its layout
 
 
 @pytest.mark.parametrize("tag", ["scott_3_16.mimjepa_flowers102_cpu"])
@@ -58,7 +58,7 @@ def test_an_entry_of_a_run(run, ended):
     entry = make_entry(run, license="cc-by-4.0", data_terms="mine")
     steps = 6  # 2 epochs of 12 images in batches of 4
     assert (entry["epochs"], entry["images_seen"], entry["seed"]) == (2, 4 * steps, 3)
-    assert entry["data"] == "12 images of photos"  # never where they are
+    assert entry["data"] == "12 images of photos"  # without their location
     assert entry["recipe"] == "smoke model.img_size=32 optim.batch_size=4 run.seed=3"
     assert (entry["datasets"], entry["encoder"]) == (["photos"], "target")
     assert (entry["license"], entry["data_terms"], entry["dtype"]) == ("cc-by-4.0", "mine", "bfloat16")
@@ -124,7 +124,7 @@ def test_scores_of_a_probe(run, tmp_path):
 
 
 def test_foreign_exports_and_damaged_records(run):
-    """No entry says of weights what they are not."""
+    """Refuse to make an entry that does not fit the weights."""
 
     def replaced(**options):
         return weights.export(timm.create_model("scott_3_16", use_mask_token=True, **options), run / "export")
@@ -139,7 +139,7 @@ def test_foreign_exports_and_damaged_records(run):
     state = load_file(file)
     state["blocks.0.attn.qkv.weight"][0, 0] = torch.inf
     save_file(state, file)
-    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['blocks.0.attn.qkv.weight'\]"):
+    with pytest.raises(WeightsError, match=r"found NaN or infinity in \['blocks.0.attn.qkv.weight'\]"):
         make_entry(run, license="mit")
     replaced(img_size=32)
     make_entry(run, license="mit")

@@ -51,12 +51,12 @@ def test_what_is_there_stays_and_what_is_damaged_is_replaced(tmp_path, monkeypat
     download(TAG, tmp_path)
     assert path.with_name("config.json").is_file()
     path.write_bytes(good[:1000])
-    monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))  # the damaged one comes first, and must not be taken
+    monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path))  # the damaged file is found first, and must not be used
     assert download(TAG, tmp_path).read_bytes() == good
 
 
 def test_folders_that_may_not_be_looked_into(tmp_path, monkeypatch):
-    """As of another user: the next place is asked, as for any use of weights."""
+    """Skip a folder without permission, e.g. another user's, and search the next one."""
     stat, closed = os.stat, tmp_path / "closed"
 
     def guarded(path, *arguments, **options):

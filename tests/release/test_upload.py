@@ -1,4 +1,4 @@
-"""Uploads to the small Hub on loopback by huggingface_hub's own client, and downloads of them by other processes."""
+"""Test uploads to the small Hub on loopback with huggingface_hub's own client, and downloads by other processes."""
 
 import io
 import json
@@ -32,7 +32,7 @@ SCOTT = "from scott_models.cli import main; main()"
 
 @pytest.fixture
 def world(tmp_path):
-    """A checkout with the released folder, whose manifest says that it is unpublished."""
+    """Make a checkout with the released folder, and a manifest that says the release is unpublished."""
     with Hub() as hub:
         world = World(hub, tmp_path)
         (world.site / "pyproject.toml").touch()
@@ -76,7 +76,7 @@ def test_a_release_goes_up_and_another_process_gets_it(world):
     }
     again = scott(world, "publish", f"weights/{RELEASED}", "--repo-id", REPOSITORY)  # changes nothing
     assert f"commit {revision}" in again
-    assert "the repository existed already: its files of these names are replaced, others stay" in again
+    assert "the repository existed already: files with these names were replaced" in again
     assert list(world.hub.repositories[REPOSITORY].commits) == [revision]
     shutil.rmtree(world.site / "weights")
     out, errors = world.run(CREATE, "scott_3_16", "{}")
@@ -107,14 +107,14 @@ def test_a_run_goes_up_with_its_own_card(world, run, ended):
     assert world.hub.requests == []
     assert "me/My-Photos would hold, in one commit:" in dry
     assert "model.safetensors: " in dry
-    assert f"{world.site / 'weights_manifest.json'} would say of scott_3_16.my_photos:" in dry
+    assert f"{world.site / 'weights_manifest.json'} would hold the entry of scott_3_16.my_photos:" in dry
     assert '"data": "12 images of photos"' in dry
     scott(world, "publish", *given)
     (files,) = world.hub.repositories["me/My-Photos"].commits.values()
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "pca.webp", "recipe.toml"]
     assert Image.open(io.BytesIO(files["pca.webp"])).format == "WEBP"
     assert files["README.md"].decode() in dry
-    assert str(ended.parent).encode() not in b"".join(files.values())  # nobody needs to know where it was
+    assert str(ended.parent).encode() not in b"".join(files.values())  # the location of the images is not published
     entries = json.loads((world.site / "weights_manifest.json").read_text())["weights"]
     assert list(entries) == [RELEASED, "scott_3_16.my_photos"]
     jsonschema.validate({"weights": entries}, SCHEMA)
@@ -146,7 +146,7 @@ def test_a_private_repository_is_one(world):
 
 @pytest.mark.slow
 def test_a_run_without_labels(world, photos, tmp_path):
-    """It has no scores, which nothing stumbles over."""
+    """Publish and list a run that has no scores."""
     for i, image in enumerate(sorted(photos.rglob("*.png"))):
         image.rename(photos / f"{i}.png")
     init = f"model.init=local-dir:{world.site / 'weights' / RELEASED}"
@@ -163,22 +163,22 @@ def test_a_run_without_labels(world, photos, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_asked_before_an_upload(world, run):
-    """So that nothing is on the Hub that no manifest can tell of."""
+    """Validate before the upload, so that nothing is on the Hub without a manifest entry."""
     given = ["publish", run, "--license", "mit"]
     (world.site / "bad.json").write_text("no manifest")
     for more, words in (
         (["--repo-id", "me/x", "--manifest", "bad.json"], "bad.json: expected a manifest like weights_manifest.json"),
         (["--repo-id", "me/x", "--manifest", "nowhere/m.json"], "expected a manifest in a folder that exists"),
         (["--repo-id", "photos"], "--repo-id: expected organisation/name, got 'photos'"),
-        (["--repo-id", "me/x", "--tag", "scott_7_16.x"], "tag: expected one of scott_3_16, whose weights these are"),
-        (["--repo-id", f"me/{RELEASED}"], f"has other weights of the name {RELEASED} already; choose another --tag"),
+        (["--repo-id", "me/x", "--tag", "scott_7_16.x"], "tag: expected a tag of scott_3_16, the model of these"),
+        (["--repo-id", f"me/{RELEASED}"], f"already has other weights named {RELEASED}; choose another --tag"),
     ):
         assert words in scott(world, *given, *more, status=2)
     assert world.hub.requests == []
 
 
 def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch):
-    """The commit is there by then, and must be told."""
+    """Report the commit, which exists by then."""
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -246,10 +246,10 @@ def test_tags_of_repositories(architecture, repository, tag):
 def test_what_cannot_be_published(run, tmp_path):
     with pytest.raises(WeightsError, match="license.*--license apache-2.0.*got none"):
         prepare(run, "me/x")
-    with pytest.raises(WeightsError, match="license.*no use.*released tag"):
+    with pytest.raises(WeightsError, match="license.*cannot be set.*released tag"):
         prepare(FOLDER, REPOSITORY, license="mit")
     with pytest.raises(
-        WeightsError, match=r"tag: expected scott_3_16.mimjepa_flowers102_cpu, the folder's, got scott_3_16.y"
+        WeightsError, match=r"tag: expected scott_3_16.mimjepa_flowers102_cpu, the tag of this folder, got scott_3_16.y"
     ):
         prepare(FOLDER, REPOSITORY, tag="scott_3_16.y")
     with pytest.raises(WeightsError, match="ended or a folder"):
@@ -268,7 +268,7 @@ def test_what_cannot_be_published(run, tmp_path):
 
 
 def test_other_settings_than_a_tag_means(tmp_path):
-    """No entry has them, so that who asks for the tag would get other features; the folder itself tells of them."""
+    """Refuse other settings under a tag, which would give other features; publish the folder without a tag."""
     folder = tmp_path / RELEASED
     shutil.copytree(FOLDER, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -282,14 +282,14 @@ def test_other_settings_than_a_tag_means(tmp_path):
 
 
 def test_any_timm_model(tmp_path):
-    """Also one with whole numbers among its weights, but none whose numbers are no numbers."""
+    """Publish any timm model, also with integers among its weights, but not with NaN."""
     model = timm.create_model("resnet10t", num_classes=0)
     folder = local_dir.save_whole(model, tmp_path / "net", {}, [])
     (folder / "README.md").write_text("# mine\n")
     assert sorted(prepare(folder, "me/net").files) == ["README.md", "config.json", "model.safetensors"]
     model.bn1.running_var[3] = torch.nan
     save_file(model.state_dict(), folder / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"expected finite numbers, found others in \['bn1.running_var'\]"):
+    with pytest.raises(WeightsError, match=r"found NaN or infinity in \['bn1.running_var'\]"):
         prepare(folder, "me/net")
 
 
@@ -302,5 +302,5 @@ def test_a_models_folder_needs_a_card_of_its_own(tmp_path):
     outcome = publish(folder, "me/classifier", dry_run=True)
     assert (outcome.release.entry, outcome.revision) == (None, None)
     assert "# mine" in str(outcome)
-    with pytest.raises(WeightsError, match="license.*no use.*no run of pretraining"):
+    with pytest.raises(WeightsError, match="license.*cannot be set.*not a pretraining run"):
         prepare(folder, "me/classifier", license="mit")

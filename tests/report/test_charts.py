@@ -9,7 +9,7 @@ def test_a_chart_is_one_element_in_the_page_s_ink():
     assert svg.startswith('<svg class="chart" viewBox="')
     assert svg.rstrip().endswith("</svg>")
     assert "currentColor" in svg
-    assert "<text" in svg  # letters, not shapes
+    assert "<text" in svg  # text, not shapes
     assert "epoch" in svg
     assert "random weights" in svg
     assert "http://www.w3.org/1999/xlink" not in svg or 'href="http' not in svg

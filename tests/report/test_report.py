@@ -23,7 +23,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Three classes of eight small pictures, in a folder whose name must not become markup."""
+    """Draw three classes of eight small pictures, in a folder whose name must not become markup."""
     folder, rng = tmp_path_factory.mktemp("images") / "<b>photos", np.random.default_rng(0)
     for name, colour in (("blue", (40, 60, 220)), ("green", (30, 160, 40)), ("red", (190, 20, 20))):
         (folder / name).mkdir(parents=True)
@@ -35,7 +35,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    """A small run that has ended."""
+    """Pretrain a small run to its end."""
     changes = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -46,13 +46,13 @@ def run(images, tmp_path_factory):
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """The same run, to be changed."""
+    """Copy the run, for tests that change it."""
     return shutil.copytree(run, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
 def scores(run, images, tmp_path_factory):
-    """The files that `scott probe --json` prints of it: scores, and a curve."""
+    """Write two files as `scott probe --json` prints them for the run: scores, and a curve."""
     folder = tmp_path_factory.mktemp("scores")
     report = probe(str(run), [images], [images], kinds=("knn", "ridge"), duplicates=False)
     (folder / "scores.json").write_text(json.dumps(asdict(report)))
@@ -73,11 +73,11 @@ def test_what_a_run_s_page_says(run, copy):
     assert "random weights" in text
     assert text.count("<svg") == 9  # probes, RankMe, spread; loss, rate, decay, gradients, speed, EMA
     assert "<td>model.name</td><td>scott_3_16</td><td>scott_12_16</td>" in text
-    assert "<td>mask.ratio</td><td>0.6</td></tr>" in text  # among what is the same
-    assert "Not at its end" not in text
+    assert "<td>mask.ratio</td><td>0.6</td></tr>" in text  # in the table of equal settings
+    assert "Not finished" not in text
     assert "&lt;b&gt;photos" in text
     assert "<b>photos" not in text
-    assert text.count("data:image/webp") == 1 + len(list((run / "looks").glob("step_*.webp"))) + 1  # and neighbours
+    assert text.count("data:image/webp") == 1 + len(list((run / "looks").glob("step_*.webp"))) + 1  # plus neighbours
 
 
 @pytest.mark.browser
@@ -93,14 +93,14 @@ def test_a_browser_shows_it_whole(run, scores, tmp_path, dark):
         assert len(charts) == 13
         assert all(box["width"] > 300 and box["height"] > 60 for box in charts)
         assert shown.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        assert shown.locator(".verdict").bounding_box()["y"] < PHONE["height"] / 2  # the verdict first
+        assert shown.locator(".verdict").bounding_box()["y"] < PHONE["height"] / 2  # the verdict is visible at once
         style = "getComputedStyle(document.body)"
         paper, ink = (
             shown.evaluate(f"{style}.{name}.match(/\\d+/g).map(Number)") for name in ("backgroundColor", "color")
         )
         assert (max(paper) < 60 and min(ink) > 180) if dark else (min(paper) > 240 and max(ink) < 80)
         text = shown.evaluate("getComputedStyle(document.querySelector('svg.chart text')).fill")
-        assert text == "rgb({}, {}, {})".format(*ink)  # the charts take the page's ink
+        assert text == "rgb({}, {}, {})".format(*ink)  # the charts use the text colour of the page
         shown.locator("summary").first.click()
         assert shown.locator("details[open] table").first.is_visible()
 
@@ -111,14 +111,14 @@ def test_a_run_under_way(copy):
     metrics.write_text("\n".join(kept) + "\n")
     shutil.rmtree(copy / "export")
     text = write_report([copy], neighbours=False).read_text()
-    assert "Not at its end: update 4 of 12." in text
-    assert "What it finds alike" not in text
+    assert "Not finished: update 4 of 12." in text
+    assert "Nearest neighbours" not in text
     assert "local-dir:" not in text
-    metrics.write_text(kept[0] + "\n")  # only random weights were looked at
+    metrics.write_text(kept[0] + "\n")  # the monitor measured only random weights
     shutil.rmtree(copy / "checkpoints")
     text = write_report([copy]).read_text()
-    assert "not watched yet" in text
-    assert "There is no checkpoint yet." in text
+    assert "not monitored yet" in text
+    assert "no checkpoint yet" in text
 
 
 def test_a_fine_tuning(images, tmp_path):
@@ -127,12 +127,12 @@ def test_a_fine_tuning(images, tmp_path):
     text = write_report([tmp_path / "run"]).read_text()
     assert "scott_3_16, fine-tuned: run" in text
     assert "% of the test images</strong>" in text
-    assert "How it fares" in text
+    assert "Progress" in text
     assert "EMA" not in text
 
 
 def test_figures_that_are_no_numbers(copy):
-    """JSON has null for them; features that are all 0 have no RankMe."""
+    """Check null values, which stand for NaN in JSON: features that are all 0 have no RankMe."""
     metrics = copy / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = [line for line in lines if "monitor" in line][-1]
@@ -149,14 +149,14 @@ def test_a_dead_run_is_called_so(copy):
     last = [line for line in lines if "monitor" in line][-1]
     last["monitor"] = asdict(BROKEN)
     loss = [line for line in lines if "loss" in line][-2]
-    loss.update(loss=None, grad_norm=None)  # as the log writes what is no number
+    loss.update(loss=None, grad_norm=None)  # as the log writes NaN
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = write_report([copy], neighbours=False).read_text()
     assert '<div class="verdict bad"><strong>dead, all images have nearly the same features</strong>' in text
-    assert "1 of the updates that were logged had no finite loss and were skipped." in text
-    assert "Loss. It tells nothing" in text
+    assert "1 of the logged updates had no finite loss" in text
+    assert "Loss. " in text
     with metrics.open("a") as file:
-        file.write('{"step": 13, "lo')  # the power went
+        file.write('{"step": 13, "lo')  # a power cut
     assert write_report([copy], neighbours=False).read_text() == text
 
 
@@ -177,7 +177,7 @@ def test_models_are_named_apart_and_without_their_folders(tmp_path):
     (tmp_path / "curve.json").write_text(json.dumps(points))
     text = write_report([tmp_path / "curve.json"]).read_text()
     assert text.count("</td><td>knn</td>") == 8
-    assert "<td>/disk/me/a/</td>" in text  # two of one name
+    assert "<td>/disk/me/a/</td>" in text  # two models have the same name
 
 
 def test_images_that_are_gone(copy):
@@ -185,7 +185,7 @@ def test_images_that_are_gone(copy):
     environment[-1]["data"] = ["/elsewhere/photos/train"]
     (copy / "environment.json").write_text(json.dumps(environment))
     text = write_report([copy]).read_text()
-    assert "The run&#39;s images are not here as files, seen from this folder: photos." in text
+    assert "images were not found as files from the current folder: photos." in text
     assert "elsewhere" not in text
 
 
@@ -204,15 +204,15 @@ def test_scores_class_by_class(scores, tmp_path):
     text = write_report([page]).read_text()
     assert "<td>green</td><td>red</td><td>2</td><td>25 %</td>" in text
     assert "Class by class, by the knn probe" in text
-    assert "2 of 24 test images are taken for another class" in text
+    assert "2 of 24 test images are classified wrongly" in text
 
 
 def test_the_verdict_of_scores_is_the_control_s(scores, tmp_path):
     report, page = json.loads(scores[0].read_text()), tmp_path / "changed.json"
     for ours, verdict in (
-        ((90, 80), '<div class="verdict good"><strong>90.0 % by the knn probe; +30.0 to +40.0 points beside random'),
-        ((90, 40), '<div class="verdict doubtful"><strong>90.0 % by the knn probe; -10.0 to +40.0 points beside'),
-        ((40, 45), '<div class="verdict bad"><strong>45.0 % by the ridge probe; -10.0 to -5.0 points beside random'),
+        ((90, 80), '<div class="verdict good"><strong>90.0 % by the knn probe; +30.0 to +40.0 points compared'),
+        ((90, 40), '<div class="verdict doubtful"><strong>90.0 % by the knn probe; -10.0 to +40.0 points compared'),
+        ((40, 45), '<div class="verdict bad"><strong>45.0 % by the ridge probe; -10.0 to -5.0 points compared'),
     ):
         for row, top1 in zip(report["scores"], (*ours, 50, 50)):
             row["top1"] = top1
@@ -232,7 +232,7 @@ def test_few_labels(scores):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ({"x.json": "{}"}, "x.json.*scores or a curve.*--json.*found one without"),
+        ({"x.json": "{}"}, "x.json.*scores or a curve.*--json.*found a file without"),
         ({"x.json": "[1"}, "x.json: expected scores or a curve"),
         ({"x.json": "[]"}, "x.json: expected scores or a curve"),
         ({"folder/a.txt": ""}, "folder.*at most one.*recipe.toml and metrics.jsonl"),

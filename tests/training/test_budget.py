@@ -17,7 +17,7 @@ def test_images_seen(capsys):
 
 
 def test_minutes_pay_for_everything(capsys):
-    """Start, monitors and a reserve of 2 % come out of the time; the rest goes to images."""
+    """Subtract the start, the monitor and a reserve of 2 % from the time; the rest is for images."""
     recipe = Recipe.load("smoke", ["monitor.every=5"])
     optim = Budget(minutes=60).fit(recipe, ORDER, speed=50, spent=100, monitor=10).optim
     assert "budget: 50.0 images/s measured; " in capsys.readouterr().err

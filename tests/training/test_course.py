@@ -16,7 +16,7 @@ def test_as_planned():
 
 @pytest.mark.parametrize("updates", [20, 60, 200])
 def test_brought_to_an_end(updates):
-    """In fewer updates than were left, or in more: all schedules end where they would have ended."""
+    """Check that all schedules end at their final values, in fewer updates than were left or in more."""
     course = Course(100, finish_after=40, finish_updates=updates)
     assert course.total == 40 + updates
     assert course.place(40) == 40
@@ -39,7 +39,7 @@ def test_small_images_come_first():
     assert list(Course(100).sizes(1, 32, 0.75, 64)) == [(1, 75, 32), (76, 100, 64)]
     assert list(Course(100).sizes(60, 32, 0.75, 64)) == [(60, 75, 32), (76, 100, 64)]  # resumed
     assert list(Course(100).sizes(76, 32, 0.75, 64)) == [(76, 100, 64)]
-    assert list(Course(100).sizes(101, 32, 0.75, 64)) == []  # it has ended
+    assert list(Course(100).sizes(101, 32, 0.75, 64)) == []  # the run has ended
     assert list(Course(100).sizes(1, 0, 0.75, 64)) == [(1, 100, 64)]
     assert list(Course(3).sizes(1, 32, 0.75, 64)) == [(1, 2, 32), (3, 3, 64)]
     assert list(Course(1).sizes(1, 32, 0.75, 64)) == [(1, 1, 64)]

@@ -70,7 +70,7 @@ def test_bf16_by_itself_only_where_it_is_multiplied(recipe, monkeypatch, has, pr
     monkeypatch.setattr(engine, "has_bf16", lambda: has)
     auto = recipe.changed("run", precision="auto")
     assert engine.resolve_precision(auto).run.precision == precision
-    assert engine.resolve_precision(recipe).run.precision == "no"  # what was asked for stays
+    assert engine.resolve_precision(recipe).run.precision == "no"  # an explicit precision stays
 
 
 def test_an_engine_settles_it_too(recipe, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_only_the_student_is_wrapped_for_several_processes(running):
 
 
 def test_parts_of_a_batch_make_the_whole(tmp_path):
-    """Without dropout, gradients gathered in two parts are those of the batch."""
+    """Check that gradients accumulated over two parts equal those of the whole batch, without dropout."""
     dry = [*SMALL, *(f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "drop_path"))]
     where, crops = batch()
     results = []
@@ -150,7 +150,7 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
 
 
 def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
-    """Neither weights nor the optimiser's moments and counts notice; three in a row end the run."""
+    """Check that weights and the optimiser's moments and counts stay; three skipped updates in a row end the run."""
     compute = running.objective.forward
     running.update(recipe, [batch()], 1, Course(10), 5)
     before = weights(running)
@@ -180,7 +180,7 @@ def test_an_update_that_is_not_finite_is_skipped(running, recipe, monkeypatch):
 
 
 def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
-    """On a GPU nobody looks after each update."""
+    """Check only after several updates, as on a GPU."""
     compute = running.objective.forward
     for step, factor in enumerate((1, math.nan, math.nan, math.nan, 1), start=1):
         running.objective.forward = lambda *inputs, factor=factor: compute(*inputs) * factor
@@ -190,7 +190,7 @@ def test_a_row_of_bad_updates_is_seen_behind_a_good_one(running, recipe):
 
 
 class Convolutional(torch.nn.Module):
-    """An objective around BatchNorm, with dropout: its output is to be 0."""
+    """Train a network with BatchNorm and dropout to return 0."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +235,7 @@ def test_a_skipped_update_leaves_the_statistics_of_batchnorm(recipe, tmp_path):
 
 @pytest.mark.parametrize(("build", "exchanged"), [(convolutional, True), (build_objective, False)])
 def test_processes_exchange_buffers_that_training_changes(recipe, tmp_path, build, exchanged):
-    """Of BatchNorm; positions are constants."""
+    """Exchange BatchNorm's statistics; positions are constants and need no exchange."""
     assert engine.Engine(recipe, tmp_path, build).accelerator.ddp_handler.broadcast_buffers is exchanged
 
 
@@ -245,7 +245,7 @@ def fail(*_):
 
 @pytest.fixture
 def broken_compiler(monkeypatch):
-    """Let torch.compile use a backend, also where "auto" would not compile."""
+    """Let torch.compile use a given backend, even where "auto" would not compile."""
     compile_with = torch.compile
     monkeypatch.setattr(engine, "can_compile", lambda recipe, device: recipe.run.compile != "off")
 
@@ -260,7 +260,7 @@ def broken_compiler(monkeypatch):
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("where", ["forward", "backward", "second update"])
 def test_a_run_goes_on_without_a_compiler_that_fails(tmp_path, broken_compiler, capsys, parts, where):
-    """To the same weights as if it had never compiled; dropout is drawn again."""
+    """Check that the weights are those of a run that never compiled; dropout is drawn again."""
     backward = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=fail)
     broken_compiler(backward if where == "backward" else fail)
     batches = [[batch(4 // parts) for _ in range(parts)] for _ in range(3)]
@@ -289,7 +289,7 @@ def test_timing_goes_on_without_a_compiler_that_fails(recipe, tmp_path, photos, 
 
 @pytest.mark.parametrize(("choice", "processes", "advice"), [("on", 1, "off or auto"), ("auto", 2, "off")])
 def test_a_compiler_that_fails_is_an_error(recipe, tmp_path, broken_compiler, choice, processes, advice):
-    """Where the recipe insists on it, or where other processes may go on with it."""
+    """Raise where the recipe has compile=on, or where other processes may go on compiled."""
     broken_compiler(fail)
     recipe = recipe.changed("run", compile=choice)
     running = engine.Engine(recipe, tmp_path, build_objective)
@@ -328,7 +328,7 @@ def test_timing_leaves_no_trace(recipe, tmp_path, photos, monkeypatch):
 
 
 class Undrawn(torch.nn.Module):
-    """An objective as users wrote them before there was a `drawing`."""
+    """Wrap an objective without the property `drawing`, which older objectives lack."""
 
     def __init__(self, objective):
         super().__init__()

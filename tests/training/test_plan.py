@@ -1,4 +1,4 @@
-"""What is drawn in another process gives the inputs that are drawn here."""
+"""Check that a plan drawn in another process gives the same inputs as drawing here."""
 
 import pickle
 
@@ -39,7 +39,7 @@ def draws():
 
 
 def sent(thing):
-    """As it comes out of another process."""
+    """Return an object as it arrives from another process."""
     return pickle.loads(pickle.dumps(thing))
 
 
@@ -52,7 +52,7 @@ def leaves(thing):
 def test_a_plan_gives_the_same_inputs(objective, crops):
     plan = sent(sent(objective.drawing)(draws()))
     assert isinstance(plan, Plan)
-    assert 0 < len(leaves(plan)) <= 13  # few arrays, and of numpy's, or `leaves` would fail
+    assert 0 < len(leaves(plan)) <= 13  # few arrays, all of numpy: `leaves` fails on others
     for here, there in zip(objective.inputs(crops, draws()), objective.inputs(crops, plan), strict=True):
         assert torch.equal(here, there)
 
@@ -60,7 +60,7 @@ def test_a_plan_gives_the_same_inputs(objective, crops):
 def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
     expected = objective.inputs(crops, draws())
     mode = objective.views.mode
-    objective.views = TwoViews(mode).__call__  # which has no method `draw`
+    objective.views = TwoViews(mode).__call__  # a bound method has no `draw`
     assert objective.drawing is None
     for ours, theirs in zip(expected, objective.inputs(crops, draws()), strict=True):
         assert torch.equal(ours, theirs)
@@ -68,13 +68,13 @@ def test_views_of_the_users_own_draw_when_they_have_crops(objective, crops):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_inputs_on_a_gpu_never_wait(objective, monkeypatch, compiled):
-    """By tensors that only know that they are a GPU's: no operation mixes devices, or needs a number from there."""
+    """Check with fake GPU tensors that no operation mixes devices, or reads a number from the GPU."""
     empty = torch.empty
 
     def unpinned(*size, pin_memory=False, **settings):
         return empty(*size, **settings)
 
-    monkeypatch.setattr(torch, "empty", unpinned)  # there is no GPU to pin it for
+    monkeypatch.setattr(torch, "empty", unpinned)  # pinning needs a GPU
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     for module in (colours, crops_module):
         monkeypatch.setattr(module, "compile_once", lambda function: function)

@@ -69,7 +69,7 @@ def test_a_killed_or_failed_save_leaves_the_last_checkpoint(checkpoints, monkeyp
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """A disk on which no file is written before the event is set; also the number of writes at once, at most."""
+    """Block every write until the yielded event is set, and check that only one write runs at a time."""
     go_on, at_once = threading.Event(), []
     write = torch.save
 
@@ -86,7 +86,7 @@ def slow_disk(monkeypatch):
 
 
 def test_a_checkpoint_is_written_while_the_run_goes_on(checkpoints, slow_disk):
-    """What is written is the state when it was saved, of the weights and of the optimiser, and one file at a time."""
+    """Check that a file holds the weights and the optimiser's state at the time of `save`, one file at a time."""
     set_weights(checkpoints, 1)
     checkpoints.parts["model"](torch.ones(1, 2)).sum().backward()
     checkpoints.optimizer.step()
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_written_while_the_run_goes_on(checkpoints, slow_disk):
     threading.Timer(0.05, slow_disk.set).start()
     checkpoints.save(2)
     assert checkpoints.files()[-1].name == "step_000000001.pt"
-    assert "step_000000002.pt" in checkpoints.last_good()  # which waits
+    assert "step_000000002.pt" in checkpoints.last_good()  # last_good waits
     state = torch.load(checkpoints.folder / "step_000000001.pt", weights_only=True)
     assert state["objective"]["model"]["weight"][0, 0] == saved != weight(checkpoints)
     assert all(torch.equal(state["optimizer"]["state"][i]["exp_avg"], moment) for i, moment in enumerate(moments))
@@ -123,7 +123,7 @@ def test_a_failed_write_is_told_at_the_next_save_or_at_the_end(checkpoints, monk
     with pytest.raises(DataError, match="3.pt: cannot be written"), checkpoints:
         checkpoints.save(3)
     checkpoints.save(4)
-    with pytest.raises(KeyError), checkpoints:  # what went wrong first is told
+    with pytest.raises(KeyError), checkpoints:  # the first error is reported
         {}["first"]
 
 
@@ -145,10 +145,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, c
     assert checkpoints.load() == 5
     assert weight(checkpoints) == 5
     assert "step_000000006.pt: damaged or foreign, trying an earlier one" in capsys.readouterr().err
-    assert names(checkpoints) == ["step_000000005.pt", "step_000000006.damaged"]  # which pruning must not prefer
+    assert names(checkpoints) == ["step_000000005.pt", "step_000000006.damaged"]  # pruning must not keep it instead
     assert "step_000000005.pt" in checkpoints.last_good()
     (checkpoints.folder / "step_000000005.pt").write_bytes(b"none")
-    for _ in range(2):  # nothing makes room for a new start in a folder that holds a run
+    for _ in range(2):  # loading again must not start anew in a folder that holds a run
         with pytest.raises(DataError, match="found damaged or foreign files only"):
             checkpoints.load()
 
@@ -173,7 +173,7 @@ def test_log_goes_on_where_the_checkpoint_ends(tmp_path):
             log.write(step, loss=1.0)
         assert log.monitored(4, Health(50, 0.5, 0.5))
     with path.open("a") as file:
-        file.write('{"step": 8, "lo')  # the power went
+        file.write('{"step": 8, "lo')  # a power failure
     with Log(path, 4, batch=8, steps_per_epoch=4, kind_of_health=Health) as log:
         assert set(log.health) == {0, 4}
         assert not log.monitored(0, Health(1, 0, 0))  # random weights, measured again
@@ -197,7 +197,7 @@ def test_log_goes_on_where_the_checkpoint_ends(tmp_path):
 
 
 def test_what_is_no_number_is_null_at_any_depth(tmp_path):
-    """JSON has no NaN and no infinity; a look that has them is read back."""
+    """Check that NaN and infinity, which JSON lacks, are written as null, and that monitor lines are read back."""
     path = tmp_path / "metrics.jsonl"
     with Log(path, 0, batch=8, steps_per_epoch=4, kind_of_health=Health) as log:
         log.monitored(0, Health(40, 0.5, 0.5))

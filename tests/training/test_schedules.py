@@ -22,7 +22,7 @@ def test_landmarks():
     assert warmup_flat_cosine(26, **settings) == 5e-4
     assert warmup_flat_cosine(26 + 125, **settings) == 5e-4
     assert warmup_flat_cosine(200, **settings) == pytest.approx(1e-5, rel=1e-12)
-    assert warmup_flat_cosine(201, **settings) == pytest.approx(1e-5, rel=1e-12)  # and stays there
+    assert warmup_flat_cosine(201, **settings) == pytest.approx(1e-5, rel=1e-12)  # the value stays final
     assert linear(200, total=200, start=0.996, final=1.0) == 1.0
 
 

@@ -22,7 +22,7 @@ TAG = "scott_3_16.mimjepa_flowers102_cpu"
 
 @pytest.fixture
 def models_dir(tmp_path, monkeypatch):
-    """A writable copy of the released folder, which is looked at first."""
+    """Make a writable copy of the released folder, which comes first in the search order."""
     shutil.copytree(weights.resolve(TAG).parent, tmp_path / "models" / TAG)
     monkeypatch.setenv("SCOTT_MODELS_DIR", str(tmp_path / "models"))
     return tmp_path / "models"
@@ -94,7 +94,7 @@ def test_models_dir_comes_first(models_dir):
 
 @pytest.fixture
 def exchanged(models_dir, monkeypatch):
-    """The path of released weights in whose place others are, well-formed ones, as soon as they have been read once."""
+    """Return the path of released weights that are replaced by other well-formed weights after the first read."""
     path, opened = models_dir / TAG / "model.safetensors", Path.open
     others = save({name: torch.full_like(tensor, 7.0) for name, tensor in load_file(path).items()})
 
@@ -136,7 +136,7 @@ def test_a_model_keeps_the_place_of_its_weights_and_nothing_else_of_their_loadin
         assert timm_configs.find_tag(model.pretrained_cfg, "scott_3_16") == TAG
     assert "state_dict" not in timm.get_pretrained_cfg(TAG).to_dict()
     model = timm.create_model(TAG, pretrained=True)
-    model = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=model.pretrained_cfg)  # and once more
+    model = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=model.pretrained_cfg)  # a second time
     save_for_hf(model, tmp_path / "saved")
     assert "state_dict" not in (tmp_path / "saved" / "config.json").read_text()
 
@@ -181,7 +181,7 @@ def test_a_flipped_byte_is_refused(models_dir):
     path = models_dir / TAG / "model.safetensors"
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
-    assert weights.resolve(TAG) == path  # the good file's hash is remembered, and must not serve for the bad one
+    assert weights.resolve(TAG) == path  # the hash of the good file is cached and must not be used for the bad file
     path.write_bytes(damaged)
     expected = weights.manifest()[TAG]["sha256"]
     with pytest.raises(
@@ -201,7 +201,7 @@ def test_a_flipped_byte_is_refused(models_dir):
     ],
 )
 def test_advice_on_damaged_files_leads_somewhere(models_dir, monkeypatch, published, advice):
-    """Weights that are nowhere else cannot be downloaded again."""
+    """Advise a download only for weights that are published."""
     monkeypatch.setitem(weights.manifest(), TAG, {**weights.manifest()[TAG], **published})
     (models_dir / TAG / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match=advice):
@@ -233,13 +233,13 @@ def test_export_round_trip(tmp_path):
     model = timm.create_model("scott_3_16", img_size=48, use_mask_token=True, pos_drop_rate=0.2)
     folder = weights.export(model, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read both
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # both files have the same permissions
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float())
     assert loaded.pos_drop.p == 0
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-    assert not {"tag", "license", "file"} & config.keys()  # ours are not the user's
+    assert not {"tag", "license", "file"} & config.keys()  # these belong to released weights
     assert model.patch_embed.conv1.weight.dtype == torch.float32
 
 
@@ -260,7 +260,7 @@ def test_an_export_takes_its_place_whole_or_not_at_all(tmp_path):
         assert [file.name for file in folder.iterdir()] == [name]
     assert sorted(tmp_path.iterdir()) == [folder, other]
     assert [file.name for file in other.iterdir()] == ["mine"]
-    assert folder.stat().st_mode == other.stat().st_mode  # as any folder here
+    assert folder.stat().st_mode == other.stat().st_mode  # the usual permissions of a folder
 
 
 def original_names(recording):

@@ -1,7 +1,7 @@
-"""huggingface_hub's own client against a small Hub on loopback: what goes wrong ends right, or in one sentence.
+"""Test huggingface_hub's own client against a small Hub on loopback: a fault is recovered, or reported in one sentence.
 
-The client reads its settings at import, so everything runs in processes of its own, with a copy of the package whose
-manifest says that the weights are published.
+The client reads its settings at import, so each test runs in separate processes. The processes use a copy of the
+package whose manifest says that the weights are published.
 """
 
 import hashlib
@@ -41,17 +41,17 @@ def world(tmp_path):
         yield World(hub, tmp_path)
 
 
-# What the Hub answers, the word of the sentence that says so (None: it ends well), and how often a file was sent.
+# The Hub's faults, the words of the error (None: the download succeeds), and how often the file was sent.
 CASES = {
     "good": ("GET", [], None, 1),
     "flipped_once": ("GET", [flipped], None, 2),
-    "flipped": ("GET", repeat(flipped), "org/flipped does not hold what was released, do not use it", 2),
+    "flipped": ("GET", repeat(flipped), "org/flipped does not hold what was released; do not use it", 2),
     "cut_once": ("GET", [cut(11 * MEGABYTE)], None, 2),
     "truncated": ("GET", repeat(cut(1000)), "cannot be downloaded", 6),
     "short": ("GET", repeat(short), "cannot be downloaded (Consistency check failed", 1),
     "slow_once": ("GET", [stalled(2, at=1000)], None, 2),
     "slow_answer": ("HEAD", [stalled(2)], None, 1),
-    "private": ("HEAD", repeat(status(401, "RepoNotFound")), "no such repository, or a private one; log in with", 0),
+    "private": ("HEAD", repeat(status(401, "RepoNotFound")), "does not exist or is private; log in with", 0),
     "wrong_token": (
         "HEAD",
         repeat(status(401, "", "Invalid credentials in Authorization header")),
@@ -65,15 +65,15 @@ CASES = {
     "busy": ("HEAD", [status(429, **{"Retry-After": "1"})] * 2, None, 1),
     "too_busy": ("HEAD", repeat(status(429)), "answered 429, too many requests: wait a few minutes", 0),
     "broken_twice": ("HEAD", [status(503)] * 2, None, 1),
-    "broken": ("HEAD", repeat(status(500)), "answered 500, an error of its own: try again later", 0),
+    "broken": ("HEAD", repeat(status(500)), "answered 500, an unexpected error: try again later", 0),
     "storage_busy": ("GET", [status(429)] * 2, None, 3),
-    "storage_broken": ("GET", repeat(status(502)), "answered 502, an error of its own: try again later", 1),
+    "storage_broken": ("GET", repeat(status(502)), "answered 502, an unexpected error: try again later", 1),
 }
 
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """Every case asked for by one process: the world, and what came of each."""
+    """Resolve every case in one process; return the world and the result of each case."""
     with Hub() as hub:
         world = World(hub, tmp_path_factory.mktemp("faulty"))
         for case, (method, faults, _, _) in CASES.items():
@@ -107,7 +107,7 @@ def test_a_wrong_file_names_both_hashes(faulty):
 def test_a_cut_download_goes_on_where_it_was(faulty):
     first, second = faulty[0].hub.asked("org/cut_once", "GET")
     assert "range" not in first
-    assert second["range"] == f"bytes={10 * MEGABYTE}-"  # of what the client had written
+    assert second["range"] == f"bytes={10 * MEGABYTE}-"  # up to here the client had written
 
 
 def test_what_failed_left_nothing_that_a_later_load_takes_for_good(faulty):
@@ -120,7 +120,7 @@ def test_what_failed_left_nothing_that_a_later_load_takes_for_good(faulty):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The file of a scott_3_16 with weights of its own."""
+    """Return the bytes of a weight file of a scott_3_16 that was not released."""
     torch.manual_seed(1)
     model = timm.create_model("scott_3_16", img_size=112, use_mask_token=True)
     return (weights.export(model, tmp_path_factory.mktemp("trained") / "export") / "model.safetensors").read_bytes()
@@ -180,7 +180,7 @@ def test_no_network_says_what_to_do(world):
 
 
 def test_a_cache_that_rotted_is_mended_or_told_of(world):
-    """Also one of copies instead of links, as where there are none, or as it was copied itself."""
+    """Test also a cache of copies, as on a system without links or after the cache itself was copied."""
     cases = {"link": b"X2345", "copy": b"X2345", "empty_copy": b"", "folder": None}
     for case in cases:
         world.release(case, b"12345" * 1000)
@@ -196,7 +196,7 @@ def test_a_cache_that_rotted_is_mended_or_told_of(world):
     for case in ("link", "copy", "empty_copy"):
         assert f"{paths[case]}: damaged or not the released weights" in offline[case][1]
         assert "HF_HUB_OFFLINE forbids downloads" in offline[case][1]
-        assert paths[case].read_bytes() == cases[case]  # there is nothing better yet
+        assert paths[case].read_bytes() == cases[case]  # not replaced without a better file
     found = world.resolve(*cases)
     assert all(world.is_whole(case, found[case][0]) for case in ("link", "copy", "empty_copy")), found
     for error in (offline["folder"][1], found["folder"][1]):
@@ -232,13 +232,13 @@ def test_a_file_too_large_for_the_disk(world):
     _, path, error = json.loads(out)
     assert path is None, errors
     assert "cannot be stored in" in error
-    assert "(File too large): make room or choose another, by HF_HOME, cache_dir or --dir" in error
+    assert "(File too large): make room or choose another folder with HF_HOME, cache_dir or --dir" in error
     assert world.is_whole("one", world.resolve("one")["one"][0])
 
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mounts a small file system as a folder, with options."""
+    """Return a function that mounts a small file system on a folder, with options."""
     folder = tmp_path / "mounted"
     folder.mkdir()
 
@@ -282,7 +282,7 @@ def test_tokens_are_never_told(faulty):
     for case, (method, faults, words, _) in CASES.items():
         if words:
             world.hub.fail(f"org/{case}", method, faults)
-            world.entries[f"scott_3_16.{case}"]["revision"] = "0" * 40  # nothing cached has this
+            world.entries[f"scott_3_16.{case}"]["revision"] = "0" * 40  # this commit is in no cache
     world.write_manifest()
     cases = [f"scott_3_16.{case}" for case, (*_, words, _) in CASES.items() if words]
     out, errors = world.run(RESOLVE, *cases, HF_TOKEN=secret, HF_HUB_VERBOSITY="debug", HF_DEBUG="1")
@@ -292,7 +292,7 @@ def test_tokens_are_never_told(faulty):
 
 
 def test_tokens_with_a_line_end_work_and_are_not_told(world):
-    """As they come out of a file: the client's own error would show them."""
+    """Accept a token as read from a file; the client's own error would show it."""
     world.release("one", b"12345")
     code = "from scott_models import weights; print(weights.resolve('scott_3_16.one', token='hf_s3cret\\n'))"
     out, errors = world.run(code)
@@ -309,10 +309,10 @@ def test_tokens_with_a_line_end_work_and_are_not_told(world):
 
 @pytest.mark.parametrize("token", ["hf_s3c\nret", "hf_s3c ret", "hf_s3c\x1bret", "hf_s3cr\xe9t"])
 def test_tokens_that_no_request_could_carry(token):
-    """The client's own error would show them."""
+    """Refuse the token without showing it, as the client's own error would."""
     entry = {**weights.manifest()[RELEASED], "repository": "org/name", "revision": "0" * 40}
     for ask in (partial(fetch, RELEASED, entry), partial(upload, Release({}, None, None), "org/name")):
-        with pytest.raises(WeightsError, match="token: expected letters, digits and signs alone") as raised:
+        with pytest.raises(WeightsError, match="token: expected only letters, digits and signs") as raised:
             ask(token=token)
         assert "s3c" not in "".join(traceback.format_exception(raised.value))
 
@@ -335,7 +335,7 @@ for model in sys.argv[1:]:
         print(error)
 """
     out, errors = world.run(code, "scott_7_16", "scott_9_16")
-    assert "input_size: expected channels, height and width it was trained at, " in out, errors
+    assert "input_size: expected channels, height and width of the training images" in out, errors
     assert "scott_9_16.bad: expected an entry, found None" in out
     manifest = world.site / "scott_models" / "weights_manifest.json"
     manifest.write_text(manifest.read_text()[:100])
@@ -344,9 +344,9 @@ for model in sys.argv[1:]:
 
 
 def test_configurations_of_ours_are_verified_too(world, trained):
-    """As timm hands them out or leaves them in a model, where they are given back as a whole."""
+    """Pass whole configurations to `create_model`, as timm returns them or stores them in a model."""
     files = {"model.safetensors": trained, "two.safetensors": trained[:-1] + bytes([trained[-1] ^ 1])}
-    world.hub.add("org/both", files)  # in one repository, and one commit
+    world.hub.add("org/both", files)  # in one commit of one repository
     (revision,) = world.hub.repositories["org/both"].commits
     for (file, content), case in zip(files.items(), ("one", "two")):
         world.release(case, content)

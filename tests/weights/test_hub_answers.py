@@ -1,4 +1,4 @@
-"""The Hub's answers without a Hub: what is said of each, and what is asked again. test_hub.py has one on loopback."""
+"""Test the messages for the Hub's answers, and repeated requests, without a Hub. test_hub.py has a Hub on loopback."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ ENTRY = {**manifest()[TAG], "repository": "org/one", "revision": "0" * 40}
 
 
 def made(kind, code=None, words="some words"):
-    """An error as the client raises it, without the request that its constructors want."""
+    """Make an error of the client without the request that its constructor needs."""
     error = kind.__new__(kind, words)
     error.response = SimpleNamespace(status_code=code)
     return error
@@ -30,14 +30,14 @@ def made(kind, code=None, words="some words"):
     ("error", "said"),
     [
         (made(errors.GatedRepoError, 403), "is gated: accept its terms"),
-        (made(errors.RepositoryNotFoundError, 404), "no such repository, or a private one"),
+        (made(errors.RepositoryNotFoundError, 404), "the repository does not exist or is private"),
         (made(errors.RevisionNotFoundError, 404), "no such commit"),
         (made(errors.OfflineModeIsEnabled), "is not in the/cache, and HF_HUB_OFFLINE forbids downloads"),
         (made(errors.HfHubHTTPError, 401), "answered 401, not logged in"),
         (made(errors.HfHubHTTPError, 403), "answered 403, forbidden"),
         (made(errors.HfHubHTTPError, 404), "answered 404, that commit has no such file"),
         (made(errors.HfHubHTTPError, 429), "answered 429, too many requests"),
-        (made(errors.HfHubHTTPError, 500), "answered 500, an error of its own"),
+        (made(errors.HfHubHTTPError, 500), "answered 500, an unexpected error"),
         (OSError(errno.ENOSPC, "No space left on device"), r"cannot be stored in the/cache \(No space left"),
         (ConnectionError("reset"), r"cannot be downloaded \(reset\)"),
         (ValueError("Bearer hf_secret"), r"cannot be downloaded \(ValueError\)"),
@@ -68,14 +68,14 @@ def test_tokens_are_sent_without_the_end_of_their_line():
     assert hub.check_token("hf_reader\n") == "hf_reader"
     assert hub.check_token("") is hub.check_token(None) is None
     for token in ("hf reader", "hf_\u00e9", "hf_\x7f"):
-        with pytest.raises(WeightsError, match="token: expected letters") as told:
+        with pytest.raises(WeightsError, match="token: expected only letters") as told:
             hub.check_token(token)
         assert token not in str(told.value)
 
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch):
-    """Files that the Hub hands out one after the other; what was asked."""
+    """Return the list of requests, and the list of files that the Hub returns one after the other."""
     asked, files = [], []
 
     def download(repository, file, **options):
@@ -96,7 +96,7 @@ def test_a_pinned_commit_is_asked_for(downloads, tmp_path):
 
 
 def test_a_copy_that_is_fetched_afresh_is_removed_first(downloads, tmp_path):
-    """Where the client makes copies for want of links, it leaves an old one as it is."""
+    """Remove an old copy first: without links, the client does not replace it."""
     asked, files = downloads
     copy = tmp_path / "copy"
     copy.write_bytes(b"old")
@@ -125,7 +125,7 @@ def test_damage_in_the_cache_is_downloaded_once_more(downloads, tmp_path, caplog
     files[:] = [damaged, tmp_path / "other"]
     with pytest.raises(WeightsError, match="org/one does not hold what was released"):
         fetch_checked(TAG, ENTRY, verify)
-    files[:] = [damaged]  # nothing comes the second time
+    files[:] = [damaged]  # the second download fails
     with pytest.raises(WeightsError, match="a fresh download failed too.*cannot be downloaded"):
         fetch_checked(TAG, ENTRY, verify)
 
@@ -139,7 +139,7 @@ def test_what_is_cached_is_looked_for_without_a_request(tmp_path, monkeypatch):
 
 
 class Api:
-    """A Hub in memory, as huggingface_hub's client speaks of it."""
+    """Simulate a Hub in memory with the interface of huggingface_hub's client."""
 
     private, keep = True, staticmethod(lambda content: content)
 
@@ -169,7 +169,7 @@ class Api:
 
 @pytest.fixture
 def released(tmp_path):
-    """A file and a text to upload, as a tag's release."""
+    """Make a tag's release of a file and a text."""
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     entry = {**ENTRY, "sha256": hashlib.sha256(b"weights").hexdigest()}
     return Release({"model.safetensors": tmp_path / "model.safetensors", "README.md": b"# mine"}, TAG, entry)
@@ -202,7 +202,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(released, monkeypatc
     ("error", "said"),
     [
         (made(errors.HfHubHTTPError, 403), "answered 403.*may write there"),
-        (made(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE forbids it"),
+        (made(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE forbids uploads"),
         (ConnectionError("reset"), "reset$"),
     ],
     ids=["403", "offline", "network"],
