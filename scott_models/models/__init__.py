@@ -4,8 +4,9 @@
 """
 
 from .attentive_pool import AttentivePool
+from .masked_conv import MaskedConv2d
 from .max_blur_pool import MaxBlurPool
 from .scott import SCOTT
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
 
-__all__ = ["SCOTT", "AttentivePool", "MaxBlurPool", "PatchTokenizer", "SparseConvTokenizer"]
+__all__ = ["SCOTT", "AttentivePool", "MaskedConv2d", "MaxBlurPool", "PatchTokenizer", "SparseConvTokenizer"]

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Dropout
-from .fast_cpu import Linear
 from .layers import SwiGLU, draw_normal, swiglu_width
+from .linear import Linear
 
 HEADS = 4
 
@@ -51,9 +50,9 @@ class AttentivePool(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.q = Linear(dim, dim, bias=False, **dd)
         self.kv = Weight(2 * dim, dim, **dd)
-        self.attn_drop = Dropout(drop)
+        self.attn_drop = nn.Dropout(drop)
         self.proj = Linear(dim, dim, bias=False, **dd)
-        self.proj_drop = Dropout(drop)
+        self.proj_drop = nn.Dropout(drop)
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.mlp = SwiGLU(dim, swiglu_width(dim), **dd)
         self.norm3 = nn.LayerNorm(dim, **dd)

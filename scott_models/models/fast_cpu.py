@@ -1,77 +1,141 @@
-"""The same products as torch's own modules, by the shortest way on a CPU."""
+"""Shortcuts for CPUs: the same results as the plain path of the models, in less time.
+
+The model files contain the plain path. `shortcut` is the only way to this file: it takes a shortcut only where a CPU
+computes right now, so exporters, compilers, tracers and quantisers see the plain path. What each shortcut gains is in
+docs/BENCHMARKS.md.
+"""
 
 import ctypes
 import platform
 from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# In fp32 torch hands products to MKL and convolutions to oneDNN, which on an AMD processor with AVX512 is twice as fast
-# (docs/BENCHMARKS.md); others were not tried.
-PIECE = 4 * 224 * 224  # pixels of images whose maps fit a CPU's caches
-CONVOLVES_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Whether the processor multiplies bfloat16 itself.
-MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+Plain = TypeVar("Plain", bound=Callable[..., Tensor])
+MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # in hardware
+LARGEST_WRITTEN_OUT = 2**25  # attention weights of one image, all heads: 64 MiB in bfloat16
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # before torch 2.7 nobody knows
+
+
+def shortcut(fast: Callable[..., Tensor | None]) -> Callable[[Plain], Plain]:
+    """Decorate a plain function so that `fast` computes its result where a CPU computes eagerly.
+
+    Args:
+        fast: takes the same arguments; it returns None where it would not be faster.
+    """
+
+    def decorate(plain: Plain) -> Plain:
+        @wraps(plain)  # TorchScript follows this to the plain function
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            result = fast(x, *args, **kwargs) if is_eager_on_cpu(x) else None
+            return plain(x, *args, **kwargs) if result is None else result
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def is_eager_on_cpu(x: object) -> bool:
+    """Tell whether x is a plain tensor that a CPU works on right now, not one that is traced, compiled or exported."""
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":  # type: ignore[attr-defined]
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor | None:
+    """Compute attention by plain matrix products.
+
+    torch's fused CPU kernel cannot drop weights. In bfloat16 it takes twice the time of plain products where the
+    processor multiplies bfloat16 in hardware. But it never holds the N x N weights, so large images still use it.
+    """
+    weights = q.shape[1] * q.shape[2] * k.shape[2]
+    slow = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
+    if attn_mask is not None or is_causal or not slow or weights > LARGEST_WRITTEN_OUT:
+        return None
+    return F.dropout((q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1), p) @ v
+
+
+def max_blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Compute the maximum by two `torch.maximum` of shifted views, and the gradient by `_MaxBlur`."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _MaxBlur.apply(x, kernel)
+    return _blur(_max(x), kernel, stride=2)
+
+
+def _max(x: Tensor) -> Tensor:
+    x = torch.maximum(x[:, :, :, :-1], x[:, :, :, 1:])
+    return torch.maximum(x[:, :, :-1], x[:, :, 1:])
+
+
+def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    channels = x.shape[1]
+    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=stride, padding=1, groups=channels)
+
+
+class _MaxBlur(torch.autograd.Function):
+    """Max and blur, with a backward pass that keeps x alone and takes a fraction of autograd's time."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor) -> Tensor:
+        return _blur(_max(x), kernel, stride=2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Blur the gradient with zeros in between, then give all of it to the first maximum of each window."""
+        x, kernel = ctx.saved_tensors
+        batch, channels, rows, columns = grad.shape
+        dilated = grad.new_zeros(batch, 2 * rows - 1, 2 * columns - 1, channels).permute(0, 3, 1, 2)
+        dilated[:, :, ::2, ::2] = grad
+        grad = _blur(dilated, kernel, stride=1)
+        window, stride, padding, dilation = [2, 2], [1, 1], [0, 0], [1, 1]
+        _, places = torch.ops.aten.max_pool2d_with_indices(x, window, stride)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(grad, x, window, stride, padding, dilation, False, places), None
+
+
+def _is_amd_with_avx512() -> bool:
+    info = Path("/proc/cpuinfo")
+    is_amd = info.is_file() and "AuthenticAMD" in info.read_text()[:1000]
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+CONVOLVES_FASTER = _is_amd_with_avx512()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """Compute a linear layer in fp32 as a convolution of one pixel.
+
+    torch gives matrix products to MKL and convolutions to oneDNN, which on AMD processors with AVX512 is faster. Other
+    processors were measured to gain nothing, or not measured, and take the plain path.
+    """
+    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not (CONVOLVES_FASTER and fp32 and type(weight) in (Tensor, nn.Parameter) and x.numel()):
+        return None
+    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what is allocated next, in this process, from now on.
+    """Let glibc reuse the memory that this process frees, from now on; do nothing with other C libraries.
 
-    It hands large buffers back to the system, which then clears every page of the next one before its first use: half
-    of a training step's time with batches of 128 images (docs/BENCHMARKS.md). Of other C libraries nothing is asked.
+    By default glibc returns large buffers to the system, and the system then clears every page of the next buffer: half
+    of the time of a training step with batches of 128 images. This setting holds for the whole process.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_MAX, 0)
     library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-@torch.fx.wrap
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, (..., I) -> (..., O); on a CPU in fp32 as a convolution of one pixel."""
-    if not torch.jit.is_scripting() and _convolves(x, weight):
-        pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-        return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-    return F.linear(x, weight, bias)
-
-
-@torch.jit.unused
-def _convolves(x: Tensor, weight: Tensor) -> bool:
-    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    plain = type(weight) in (Tensor, nn.Parameter)  # not quantised, for one
-    for_others = is_exporting() or torch.jit.is_tracing()  # a graph may go to another machine
-    return CONVOLVES_FASTER and fp32 and plain and x.device.type == "cpu" and not for_others and x.numel() > 0
-
-
-class Linear(nn.Linear):
-    """nn.Linear by `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-@torch.jit.unused
-def is_symbolic(x: Tensor) -> bool:
-    """Whether torch.fx is tracing, for which a batch has no size yet."""
-    return isinstance(x, torch.fx.Proxy)
-
-
-def piecewise(function: Callable[..., Tensor], size: int, *batches: Tensor | None) -> Tensor:
-    """function(*batches), of `size` (at least 1) at a time where that pays: on a CPU, whose caches hold a piece's maps.
-
-    Not where gradients are wanted, nor for a compiler or a tracer, which wants to see a batch as one.
-    """
-    first = batches[0]
-    assert first is not None
-    alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if alone or first.device.type != "cpu" or len(first) <= size:
-        return function(*batches)
-    size = max(1, size)
-    count = -(-len(first) // size)
-    pieces = zip(*([None] * count if batch is None else batch.split(size) for batch in batches))
-    return torch.cat([function(*piece) for piece in pieces])

@@ -1,7 +1,6 @@
 """The transformer block and the positions that SCOTT and its predictor share."""
 
 from functools import partial
-from math import prod
 
 import torch
 from timm.layers.drop import DropPath
@@ -9,7 +8,7 @@ from timm.layers.mlp import GluMlp
 from torch import Tensor, nn
 
 from .attention import Attention
-from .fast_cpu import Linear, is_symbolic, piecewise
+from .linear import Linear
 
 # Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
@@ -51,30 +50,19 @@ def swiglu_width(dim: int) -> int:
 
 
 class SwiGLU(GluMlp):
-    """SiLU(gate) * value, then projected, without biases: (B, N, D) -> (B, N, D); timm's SwiGLUPacked.
+    """Gated MLP without biases: SiLU(gate) * value, then projected; (B, N, D) -> (B, N, D).
 
     Args:
         width: of the gate, and of the value.
     """
 
-    PIECE = 4 * 196  # tokens
-
     def __init__(
         self, dim: int, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(dim, 2 * width, act_layer=nn.SiLU, bias=False, gate_last=False, device=device, dtype=dtype)
-        self.fc1 = Linear(dim, 2 * width, bias=False, device=device, dtype=dtype)
-        self.fc2 = Linear(width, dim, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and not is_symbolic(x):
-            return piecewise(self.whole, self.PIECE // max(1, prod(x.shape[1:-1])), x)
-        return self.whole(x)
-
-    def whole(self, x: Tensor) -> Tensor:
-        """Of a batch at once."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(self.act(gate) * value)
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, 2 * width, act_layer=nn.SiLU, bias=False, gate_last=False, **dd)
+        self.fc1 = Linear(dim, 2 * width, bias=False, **dd)
+        self.fc2 = Linear(width, dim, bias=False, **dd)
 
 
 class Block(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..weights import timm_configs
-from .attention import Dropout
 from .attentive_pool import AttentivePool
 from .layers import Block, PlainLayerNorm, draw_normal, sincos_2d
 from .tokenizer import PatchTokenizer, SparseConvTokenizer
@@ -110,7 +109,7 @@ class SCOTT(VisionTransformer):
             dtype=dtype,
         )
         dd = {"device": device, "dtype": dtype}
-        self.pos_drop = Dropout(pos_drop_rate)
+        self.pos_drop = nn.Dropout(pos_drop_rate)
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if use_mask_token else None
         if global_pool == "attentive":
             self.global_pool, self.attn_pool = global_pool, AttentivePool(embed_dim, device=device, dtype=dtype)

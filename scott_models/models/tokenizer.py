@@ -6,22 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fast_cpu import PIECE, is_symbolic, piecewise
+from .masked_conv import MaskedConv2d, hide
 from .max_blur_pool import MaxBlurPool
-from .sparse_conv import gains, sparse_conv2d
-
-
-def keep(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Zero the hidden cells of a map: x (B, C, H, W), visible (B, 1, h, w), h divides H and w divides W.
-
-    This one function is all the sparsity there is: a dense convolution whose input and output are kept visible
-    computes what a submanifold sparse convolution would. Without `visible` the map passes untouched.
-    """
-    if visible is None:
-        return x
-    scale_y, scale_x = x.shape[-2] // visible.shape[-2], x.shape[-1] // visible.shape[-1]
-    visible = visible.repeat_interleave(scale_y, dim=-2).repeat_interleave(scale_x, dim=-1)
-    return torch.where(visible, x, 0.0)  # no product: what is hidden cannot leak even where it is inf or NaN
 
 
 @torch.fx.wrap
@@ -134,10 +120,7 @@ class _Tokenizer(nn.Module):
                     f"got {visible.dtype} of shape {list(visible.shape)}"
                 )
             visible = visible.view(batch, 1, rows, columns)
-        if not torch.jit.is_scripting() and not is_symbolic(images):
-            x = piecewise(self.embed, PIECE // (height * width), images, visible)
-        else:
-            x = self.embed(images, visible)
+        x = self.embed(images, visible)
         return x.flatten(2).transpose(1, 2) if self.output_fmt == "NLC" else x.permute(0, 2, 3, 1)
 
 
@@ -168,9 +151,9 @@ class SparseConvTokenizer(_Tokenizer):
             )
         super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
         dd = {"device": device, "dtype": dtype}
-        self.conv1 = nn.Conv2d(in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.conv1 = MaskedConv2d(in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False, **dd)
         self.pool1 = MaxBlurPool(**dd)
-        self.conv2 = nn.Conv2d(64, embed_dim, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.conv2 = MaskedConv2d(64, embed_dim, kernel_size=7, stride=2, padding=3, bias=False, **dd)
         self.pool2 = MaxBlurPool(**dd)
 
     def init_weights(self) -> None:
@@ -178,16 +161,12 @@ class SparseConvTokenizer(_Tokenizer):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
-        # Channels last is faster (docs/BENCHMARKS.md); so written, torch.func.vmap can do it too.
-        x = keep(images, visible).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        x = keep(self.conv1(x), visible)
-        x = keep(self.pool1(F.relu(x)), visible)
-        if visible is not None and not torch.jit.is_scripting() and gains(x):
-            cells = visible.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
-            x = sparse_conv2d(x, self.conv2.weight, cells)
-        else:
-            x = keep(self.conv2(x), visible)
-        return keep(self.pool2(F.relu(x)), visible)
+        # Channels last is faster (docs/BENCHMARKS.md). torch.func.vmap knows no memory formats, but permutations.
+        x = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        x = F.relu(self.conv1(x, visible))
+        x = self.pool1(x)
+        x = F.relu(self.conv2(x, visible))
+        return hide(self.pool2(x), visible)
 
 
 class PatchTokenizer(_Tokenizer):
@@ -216,4 +195,4 @@ class PatchTokenizer(_Tokenizer):
         nn.init.zeros_(self.proj.bias)
 
     def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
-        return keep(self.proj(images), visible)  # disjoint patches cannot leak
+        return hide(self.proj(images), visible)  # disjoint patches cannot leak

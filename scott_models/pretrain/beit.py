@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..data.random_streams import Draws
 from ..data.views import TwoViews
-from ..models.fast_cpu import Linear
 from ..models.layers import PlainLayerNorm, draw_normal
+from ..models.linear import Linear
 from ..models.scott import SCOTT
 from ..training.plan import Plan
 from . import masks

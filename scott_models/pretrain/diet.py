@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..data.random_streams import Draws
 from ..data.views import EachView
-from ..models.fast_cpu import Linear
 from ..models.layers import draw_normal
+from ..models.linear import Linear
 from ..models.scott import SCOTT
 from ..training.plan import Drawing, Plan, name_images
 from .one_encoder import OneEncoder

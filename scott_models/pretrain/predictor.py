@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..models.attention import Dropout
-from ..models.fast_cpu import Linear
 from ..models.layers import Block, sincos_2d
+from ..models.linear import Linear
 
 
 class Predictor(nn.Module):
@@ -57,7 +56,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if mask_token else None
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=1e-6)
-        self.pos_drop = Dropout(pos_drop)
+        self.pos_drop = nn.Dropout(pos_drop)
         self.blocks = nn.Sequential(
             *(
                 Block(embed_dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, drop_path=rate)

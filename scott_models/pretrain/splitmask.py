@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..data.random_streams import Draws
 from ..data.views import TwoViews
-from ..models.fast_cpu import Linear
 from ..models.layers import Block, PlainLayerNorm, draw_normal, sincos_2d
+from ..models.linear import Linear
 from ..models.scott import SCOTT, find_places
 from ..training.plan import Plan
 from ..training.processes import gather

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from scott_models.models import fast_cpu
-from scott_models.models.fast_cpu import Linear, piecewise
+from scott_models.models.linear import Linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -61,21 +61,3 @@ def test_freed_memory_is_used_again():
     if faults["False"] < 1000:
         pytest.skip(f"pages are large here: {faults['False']} hold 64 MB, too few to tell")
     assert faults["True"] < faults["False"] / 10
-
-
-def test_pieces_only_where_nobody_looks():
-    sizes = []
-
-    def double(x, other):
-        sizes.append(len(x))
-        return 2 * x + (0 if other is None else other)
-
-    x = torch.arange(7.0)[:, None]
-    assert torch.equal(piecewise(double, 3, x, None), 2 * x)  # gradients are on
-    with torch.no_grad():
-        assert torch.equal(piecewise(double, 3, x, None), 2 * x)
-        assert torch.equal(piecewise(double, 3, x, x), 3 * x)
-        assert torch.equal(piecewise(double, 7, x, None), 2 * x)
-        traced = torch.jit.trace(lambda x: piecewise(double, 3, x, None), x, check_trace=False)
-        assert torch.equal(traced(torch.ones(9, 1)), torch.full((9, 1), 2.0))
-    assert sizes == [7, 3, 3, 1, 3, 3, 1, 7, 7]

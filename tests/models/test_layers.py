@@ -46,17 +46,6 @@ def test_mlp_width(dim, hidden):
     assert Block(dim, 2).mlp.fc2.in_features == hidden
 
 
-def test_mlp_of_a_few_images_at_a_time(monkeypatch):
-    """As many as have PIECE tokens, where nobody wants gradients."""
-    mlp, x, sizes = Block(32, 2).mlp, torch.randn(5, 6, 32), []
-    whole = mlp.whole
-    monkeypatch.setattr(mlp, "PIECE", 12)
-    monkeypatch.setattr(mlp, "whole", lambda part: (sizes.append(len(part)), whole(part))[1])
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(x), whole(x))
-    assert sizes == [2, 2, 1]
-
-
 def test_dropout_follows_the_attention_projection_only():
     block = Block(32, 2, proj_drop=0.5)
     assert block.attn.proj_drop.p == 0.5

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
+from scott_models.models import masked_conv
 from scott_models.models import tokenizer as tokenizer_module
+from scott_models.models.masked_conv import hide
 from scott_models.models.max_blur_pool import MaxBlurPool
-from scott_models.models.tokenizer import PatchTokenizer, SparseConvTokenizer, keep
+from scott_models.models.tokenizer import PatchTokenizer, SparseConvTokenizer
 
 TOKENIZERS = [SparseConvTokenizer, PatchTokenizer]
 
@@ -41,7 +43,7 @@ def test_hidden_tokens_are_zero(tokenizer, visible):
 def test_cells_of_a_map_that_is_not_square():
     x = torch.randn(2, 5, 8, 18)
     visible = torch.tensor([[[True, False, True], [False, False, True]]]).expand(2, 1, 2, 3)
-    kept = keep(x, visible)
+    kept = hide(x, visible)
     for row in range(2):
         for column in range(3):
             cell = ..., slice(4 * row, 4 * row + 4), slice(6 * column, 6 * column + 6)
@@ -83,15 +85,18 @@ def test_compiles_whole_with_a_mask(tokenizer, visible):
     torch.testing.assert_close(compiled(images, visible), tokenizer(images, visible))
 
 
-def stage_maps(tokenizer, images, visible):
-    """What enters each of the four stages of the sparse stem, and what leaves the last."""
+def stage_maps(tokenizer, images, visible, monkeypatch, removed=None):
+    """The five maps of the sparse stem as they are after hiding; the one with the number `removed` is not hidden."""
     maps = []
-    stages = [tokenizer.conv1, tokenizer.pool1, tokenizer.conv2, tokenizer.pool2]
-    hooks = [stage.register_forward_pre_hook(lambda _, args: maps.append(args[0])) for stage in stages]
-    tokens = tokenizer(images, visible)
-    for hook in hooks:
-        hook.remove()
-    return [*maps, tokens.transpose(1, 2).reshape(len(images), -1, 4, 4)]
+
+    def spy(x, cells):
+        maps.append(x if len(maps) == removed else hide(x, cells))
+        return maps[-1]
+
+    for module in (masked_conv, tokenizer_module):
+        monkeypatch.setattr(module, "hide", spy)
+    tokenizer(images, visible)
+    return maps
 
 
 def leaks(maps, visible):
@@ -99,25 +104,23 @@ def leaks(maps, visible):
     return [bool(x.masked_select(~upscale(visible, x.shape[-1])).any()) for x in maps]
 
 
-def test_every_stage_is_zero_where_hidden(visible):
+def test_every_stage_is_zero_where_hidden(visible, monkeypatch):
     tokenizer = SparseConvTokenizer(img_size=64, embed_dim=32)
-    maps = stage_maps(tokenizer, torch.randn(2, 3, 64, 64), visible)
+    maps = stage_maps(tokenizer, torch.randn(2, 3, 64, 64), visible, monkeypatch)
     assert [x.shape[-1] for x in maps] == [64, 32, 16, 8, 4]
     assert leaks(maps, visible) == [False] * 5
 
 
 @pytest.mark.parametrize("removed", range(5))
 def test_every_application_of_the_mask_is_needed(visible, monkeypatch, removed):
-    calls = iter(range(5))
-    monkeypatch.setattr(tokenizer_module, "keep", lambda x, v: x if next(calls) == removed else keep(x, v))
     tokenizer = SparseConvTokenizer(img_size=64, embed_dim=32)
-    maps = stage_maps(tokenizer, torch.randn(2, 3, 64, 64), visible)
+    maps = stage_maps(tokenizer, torch.randn(2, 3, 64, 64), visible, monkeypatch, removed)
     assert leaks(maps, visible)[removed]
 
 
-def test_keep_leaves_its_argument_alone(visible):
+def test_hide_leaves_its_argument_alone(visible):
     x = torch.ones(2, 3, 8, 8)
-    kept = keep(x, visible.view(2, 1, 4, 4))
+    kept = hide(x, visible.view(2, 1, 4, 4))
     assert (x == 1).all()
     assert kept.sum() == 2 * 7 * 3 * 4
 
@@ -142,16 +145,6 @@ def test_receptive_field_is_61_pixels():
     assert reached.sum() == 61
 
 
-def test_a_batch_in_pieces_is_the_same_batch(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "PIECE", 2 * 64 * 64)
-    images = torch.randn(5, 3, 64, 64)
-    visible = torch.rand(len(images), 16) < 0.5
-    for mask in (None, visible):
-        whole = tokenizer(images, mask)
-        with torch.no_grad():
-            torch.testing.assert_close(tokenizer(images, mask), whole)
-
-
 def pool_by_torch(x):
     """Max-blur pool of torch's own operators."""
     kernel = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype) / 4
@@ -161,8 +154,7 @@ def pool_by_torch(x):
 
 @pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_pool_and_its_gradient_are_torchs(batch, compiled, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "PIECE", 3 * 12 * 16 // 8)  # two maps at a time
+def test_pool_and_its_gradient_are_torchs(batch, compiled):
     x = torch.randint(5, (batch, 3, 12, 16), dtype=torch.float64)  # few values, so that many are equal
     theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     pool = torch.compile(MaxBlurPool(dtype=torch.float64), backend="aot_eager") if compiled else MaxBlurPool()

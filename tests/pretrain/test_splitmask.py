@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scott_models import SCOTT
 from scott_models.errors import RecipeError
-from scott_models.models import tokenizer as tokenizer_module
+from scott_models.models import masked_conv, tokenizer
+from scott_models.models.masked_conv import hide
 from scott_models.models.scott import find_places
-from scott_models.models.tokenizer import keep
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.build import build_objective
 from scott_models.pretrain.recipe import OBJECTIVES
@@ -73,12 +73,12 @@ def stages(objective, images, first, monkeypatch, removed=None):
     maps = []
 
     def spy(x, visible):
-        kept = x if len(maps) == removed else keep(x, visible)
+        kept = x if len(maps) == removed else hide(x, visible)
         maps.append((kept, visible))
         return kept
 
-    monkeypatch.setattr(tokenizer_module, "keep", spy)
-    monkeypatch.setattr(tokenizer_module, "gains", lambda x: False)  # the sparse convolution does not call `keep`
+    for module in (masked_conv, tokenizer):
+        monkeypatch.setattr(module, "hide", spy)
     objective.student(images, first)
     return maps
 
