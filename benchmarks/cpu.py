@@ -25,6 +25,7 @@ import numpy as np
 import page
 import timm
 import torch
+from original import OriginalStep
 from PIL import Image
 
 from scott_models.bench.contenders import ORIGINAL, Contender
@@ -53,7 +54,7 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
         row[f"x {BESIDE}"] = round(result.times(mode), 2)
     tables = {"inference": rows}
     for name in ("scott_12_16", "scott_3_16"):
-        original = Contender(ORIGINAL + name, "step", reference=reference)
+        original = OriginalStep(ORIGINAL + name, "step", reference=reference)
         modes = (("fp32", False), ("bf16", False), ("bf16", True))
         ours = [Contender(name, "step", precision, compiled=mode) for precision, mode in modes]
         results = measure([original, *ours], 5, threads)

@@ -29,7 +29,7 @@ import yaml
 from PIL import Image
 
 from scott_models import cli
-from scott_models.bench import contenders, doctor
+from scott_models.bench import doctor
 from scott_models.finetune.recipe import FinetuneRecipe
 from scott_models.pretrain import Budget, Recipe
 from scott_models.probes import evaluate
@@ -109,7 +109,7 @@ def smaller(tmp_path_factory):
         """Each contender called once: processes of their own would import torch anew, each of them."""
         several = [replace(contender, batch=2, img_size=32) for contender in several]
         for contender in several:
-            contenders.build(contender)[0]()
+            contender.build()[0]()
         return [measure.Result(contender, [1.0], None, None, [1.0]) for contender in several]
 
     def only_loopback(self, address):

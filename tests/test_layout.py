@@ -72,6 +72,14 @@ def test_training_names_no_method():
         assert not [name for name in OBJECTIVES if name in words], path
 
 
+def test_model_files_show_the_plain_path():
+    """What asks how a model is run is in one file, behind one decorator."""
+    asking = ("is_scripting", "is_exporting", "is_tracing", "is_symbolic", "is_compiling", "piecewise", "jit.unused")
+    for path in (PACKAGE / "models").glob("*.py"):
+        found = [word for word in asking if word in path.read_text()]
+        assert not found or path.stem == "fast_cpu", f"{path}: {found}"
+
+
 @pytest.mark.parametrize(
     "names",
     [

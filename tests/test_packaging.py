@@ -19,7 +19,7 @@ CARRIED = (
     "scott_models/imagenet100_wnids.txt",
     "scott_models/py.typed",
     "scott_models/pretrain/recipes/flowers102.toml",
-    "scott_models/finetune_recipes/finetune.toml",
+    "scott_models/finetune/recipes/finetune.toml",
     f"scott_models/bundled/{TAG}/model.safetensors",
     f"scott_models/bundled/{TAG}/config.json",
 )

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,11 +56,14 @@ class Contender:
         rows = EMULATED_PRODUCT if self.is_emulated else PRODUCT[self.device]
         return Contender("matrix product", "product", self.precision, rows, 0, self.device)
 
+    def build(self) -> tuple[Callable[[], object], float]:
+        """Build what is called, and count how many images, or FLOP of a product, a call is.
 
-def build(contender: Contender) -> tuple[Callable[[], object], float]:
-    """Build what a contender calls, and tell how many images, or FLOP of a product, a call is."""
-    make = {"inference": _inference, "step": _step, "inputs": _inputs, "product": _product}[contender.task]
-    return make(contender), 2 * contender.batch**3 if contender.task == "product" else contender.batch
+        Raises:
+            UserError: no checkout of the original at `reference`, or a step of the original, which is in benchmarks/.
+        """
+        make = {"inference": _inference, "step": _step, "inputs": _inputs, "product": _product}[self.task]
+        return make(self), 2 * self.batch**3 if self.task == "product" else self.batch
 
 
 def _product(contender: Contender) -> Callable[[], object]:
@@ -70,7 +72,7 @@ def _product(contender: Contender) -> Callable[[], object]:
     return lambda: a @ b
 
 
-def _images(contender: Contender, count: int = 1, channels_last: bool = True) -> list[Tensor]:
+def make_images(contender: Contender, count: int = 1, channels_last: bool = True) -> list[Tensor]:
     shape = (contender.batch, 3, contender.img_size, contender.img_size)
     images = [torch.randn(shape, device=contender.device) for _ in range(count)]
     return [x.contiguous(memory_format=torch.channels_last) for x in images] if channels_last else images
@@ -79,12 +81,12 @@ def _images(contender: Contender, count: int = 1, channels_last: bool = True) ->
 def _inference(contender: Contender) -> Callable[[], object]:
     dtype = PRECISIONS[contender.precision]
     if contender.model.startswith(ORIGINAL):
-        model = _original(contender)[0].eval()
-        images = _images(contender, channels_last=False)[0].to(dtype)
+        model = build_original(contender)[0].eval()
+        images = make_images(contender, channels_last=False)[0].to(dtype)
     else:
         model = load_model(contender.model, pretrained=False, img_size=contender.img_size)
         model = model.to(contender.device, memory_format=torch.channels_last)
-        images = _images(contender)[0].to(dtype)
+        images = make_images(contender)[0].to(dtype)
     model = model.to(contender.device, dtype)
     run = torch.compile(model) if contender.compiled else model
 
@@ -103,11 +105,11 @@ def _step(contender: Contender) -> Callable[[], object]:
     grid = (contender.img_size // 16,) * 2
     visible = blockwise(grid, 0.6, contender.batch, torch.Generator()).to(contender.device)
     if contender.model.startswith(ORIGINAL):
-        return _original_step(contender, visible)
+        raise UserError(f"{contender.model}: expected one of our models, found the original's step")
     if contender.device == "cpu":
         keep_freed_memory()  # as the engine of a run does
     recipe, objective, optimizer = _objective(contender)
-    context, target = _images(contender, 2)
+    context, target = make_images(contender, 2)
     steps = iter(range(1, sys.maxsize))
     bf16 = contender.precision == "bf16"
 
@@ -161,7 +163,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
     return call
 
 
-def _original(contender: Contender) -> tuple[nn.Module, Any]:
+def build_original(contender: Contender) -> tuple[nn.Module, Any]:
     """The authors' encoder, as their code builds it, with the depth and heads of our model; and that model."""
     if contender.reference is None:
         raise UserError(f"{contender.model}: expected a checkout of the original, found none; --reference PATH")
@@ -177,37 +179,6 @@ def _original(contender: Contender) -> tuple[nn.Module, Any]:
         contender.img_size, 16, ours.embed_dim, 3, len(ours.blocks), heads, 0, 0.2, 0.1, 0.1, 0, "swiglu"
     )
     return encoder.to(contender.device), ours
-
-
-def _original_step(contender: Contender, visible: Tensor) -> Callable[[], object]:
-    """The authors' step: their modules and optimiser, wired in the order of their loop, without its logging."""
-    context_encoder, ours = _original(contender)
-    from src.models.predictor import Predictor  # type: ignore[import-not-found]
-    from src.optimizer import get_optimizer  # type: ignore[import-not-found]
-
-    dim, depth, heads = ours.embed_dim, len(ours.blocks), ours.blocks[0].attn.num_heads
-    predictor = Predictor(dim, visible.shape[1], 0, depth, 3, heads, "swiglu", 0, 0.2, 0.1, 0.1).to(contender.device)
-    target_encoder = deepcopy(context_encoder).eval()
-    trained = nn.ModuleList([context_encoder.train(), predictor.train()])
-    optimizer = get_optimizer(trained, sys.maxsize, 64, 1e-6, 5e-4, 1e-5, 0.72, 0.04, 0.4)
-    context, target = _images(contender, 2, channels_last=False)
-    keep, hidden = visible.int(), (~visible).float()
-
-    def call() -> object:
-        with torch.no_grad():
-            wanted = nn.functional.layer_norm(target_encoder(target), (dim,))
-        optimizer.zero_grad()
-        found = predictor(context_encoder(context, keep))
-        error = nn.functional.smooth_l1_loss(found * hidden[..., None], wanted * hidden[..., None], reduction="none")
-        loss = (error.mean(dim=-1).sum(dim=-1) / hidden.sum(dim=-1)).mean()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for theirs, own in zip(context_encoder.parameters(), target_encoder.parameters()):
-                own.mul_(0.996).add_(0.004 * theirs)
-        return loss.item()
-
-    return call
 
 
 def count_gflop(contender: Contender) -> float | None:

@@ -19,7 +19,7 @@ from ..training.engine import has_bf16
 from ..weights.entries import manifest
 from ..weights.files import find_file, resolve
 from ..weights.timm_configs import describe_location
-from .contenders import Contender, Task, build
+from .contenders import Contender, Task
 
 State = Literal["ok", "note", "wrong"]
 PACKAGES = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors")
@@ -127,7 +127,7 @@ def _speeds() -> list[Finding]:
 
 def _speed(task: Task, precision: str) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    call, images = build(Contender(MODEL, task, precision, BATCH, PIXELS, device))
+    call, images = Contender(MODEL, task, precision, BATCH, PIXELS, device).build()
     call()
     calls, started = 0, time.perf_counter()
     while time.perf_counter() - started < SECONDS:

@@ -20,7 +20,7 @@ import torch
 from ..errors import UserError
 from ..models.scott import MODELS
 from ..progress import track
-from .contenders import ORIGINAL, Contender, Task, build, count_gflop
+from .contenders import ORIGINAL, Contender, Task, count_gflop
 
 WARM_UP, ROUND = 3, 1.0  # calls; seconds at least that a round measures
 
@@ -99,7 +99,7 @@ def compare(
             ours, plain = model in MODELS, Contender(model, task, "fp32", batch, img_size, device)
             if not ours and task != "inference":
                 continue
-            if reference and ours and "_vit_" not in model and task != "inputs":
+            if reference and ours and "_vit_" not in model and task == "inference":
                 contenders.append(replace(plain, model=ORIGINAL + model, reference=str(reference.resolve())))
             modes = (False, True) if compiled and task != "inputs" else (False,)
             kinds = product(precisions if task != "inputs" else ("fp32",), modes)
@@ -168,7 +168,7 @@ def _work(contender: Contender, threads: int | None, connection: Connection) -> 
     if threads:
         torch.set_num_threads(threads)
     try:
-        call, amount = build(contender)
+        call, amount = contender.build()
         for _ in range(WARM_UP):
             call()
     except Exception as error:  # whatever it is, it is told where people look

@@ -32,7 +32,7 @@ def bench(
         scott bench
         scott bench scott_3_16 scott_12_16 resnet50 --batch-size 1 64
         scott bench scott_12_16 --task step --precision bf16 --compiled
-        scott bench scott_12_16 --task inference step --reference checkout-of-the-original
+        scott bench scott_12_16 --task inference --reference checkout-of-the-original
 
     Args:
         models: SCOTT's models or any other timm models; the tasks step and inputs measure SCOTT's only.
@@ -43,7 +43,8 @@ def bench(
         img_size: image size in pixels.
         compiled: also measure with torch.compile; compiling a step takes about a minute.
         device: auto uses the GPU if there is one.
-        reference: folder of a checkout of the authors' code, measured next to ours: unchanged, in fp32, not compiled.
+        reference: folder of a checkout of the authors' code, measured next to ours in inference: unchanged, in fp32,
+            not compiled.
         rounds: number of rounds. Each round measures every combination once; the median is shown.
         json: print JSON instead of a table.
     """

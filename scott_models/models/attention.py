@@ -10,6 +10,7 @@ from . import fast_cpu
 from .linear import Linear
 
 
+@torch.fx.wrap
 @fast_cpu.shortcut(fast_cpu.attend)
 def attend(
     q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, attn_mask: Tensor | None = None, is_causal: bool = False

@@ -42,9 +42,10 @@ def shortcut(fast: Callable[..., Tensor | None]) -> Callable[[Plain], Plain]:
 
 def is_eager_on_cpu(x: object) -> bool:
     """Tell whether x is a plain tensor that a CPU works on right now, not one that is traced, compiled or exported."""
-    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, nn.Parameter):
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)  # by vmap or grad of torch.func
+    return x.device.type == "cpu" and not transformed  # type: ignore[attr-defined]
 
 
 def attend(
@@ -59,7 +60,21 @@ def attend(
     slow = p > 0 or (q.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16)
     if attn_mask is not None or is_causal or not slow or weights > LARGEST_WRITTEN_OUT:
         return None
-    return F.dropout((q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1), p) @ v
+    return dropout((q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1), p) @ v
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Compute F.dropout in training, with p rounded to 1/65536 and four decisions from each random word of 64 bits.
+
+    `bernoulli_`, which F.dropout calls, takes a word for each decision.
+    """
+    dropped = int(p * 2**16 + 0.5)
+    if not 0 < dropped < 2**16:
+        return F.dropout(x, p)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape).ge_(dropped - 2**15)
+    ones = kept.mul_(0x3F80).view(torch.bfloat16)  # the bits of 1.0
+    return x * ones.to(x.dtype) * (2**16 / (2**16 - dropped))
 
 
 def max_blur(x: Tensor, kernel: Tensor) -> Tensor:
@@ -81,8 +96,6 @@ def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 
 class _MaxBlur(torch.autograd.Function):
     """Max and blur, with a backward pass that keeps x alone and takes a fraction of autograd's time."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, kernel: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from . import fast_cpu
 
 
+@torch.fx.wrap
 @fast_cpu.shortcut(fast_cpu.max_blur)
 def max_blur(x: Tensor, kernel: Tensor) -> Tensor:
     """Take the maximum of 2x2 cells, blur with stride 2: x (B, C, H, W), kernel (1, 1, 3, 3) -> (B, C, H/2, W/2)."""

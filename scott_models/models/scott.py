@@ -34,7 +34,7 @@ class SCOTT(VisionTransformer):
     mask, and `get_attention`. Without a head the output is the average of the normed patch features.
 
     Args:
-        img_size: height and width in pixels, multiples of 16.
+        img_size: height and width in pixels, multiples of 16; of the images, or of most of them.
         tokenizer: "sparse_conv" (SCOTT) or "patch" (the plain ViT of the ablation).
         global_pool: "avg", "attentive" (the paper's attentive probe), or timm's others.
         fc_norm: one more norm without parameters after the pool, as the paper's linear probe has it.
@@ -42,8 +42,8 @@ class SCOTT(VisionTransformer):
         proj_drop_rate: dropout after each attention's output projection (not in the MLP).
         pos_drop_rate, attn_drop_rate, drop_path_rate: dropout after the position and of attention weights, and
             the last block's stochastic depth; pretraining uses 0.2, 0.1 and 0.1.
-        dynamic_img_size: accept any image whose sides are multiples of 16, not `img_size` alone: positions are
-            computed for the grid at hand, never interpolated.
+        dynamic_img_size: accept any image whose sides are multiples of 16: positions are computed for each grid and
+            never interpolated. False accepts images of `img_size` alone.
         dynamic_img_pad: fill images up to multiples of 16 with zeros, at the right and the bottom.
 
     Raises:
@@ -68,7 +68,7 @@ class SCOTT(VisionTransformer):
         global_pool: str = "avg",
         fc_norm: bool = False,
         use_mask_token: bool = False,
-        dynamic_img_size: bool = False,
+        dynamic_img_size: bool = True,
         dynamic_img_pad: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
@@ -263,7 +263,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[st
 
 
 def _give(tensors: dict[str, Tensor], placeholder: dict[str, str], model: SCOTT) -> dict[str, Tensor]:
-    """Replace, as timm's filter, the placeholder of `weights.pretrained_cfg_overlay` by the verified tensors."""
+    """Replace, as timm's filter, the placeholder of `timm_configs.make_overlay` by the verified tensors."""
     model.pretrained_cfg.pop("state_dict")  # before timm copies it
     return checkpoint_filter_fn(tensors, model)
 
@@ -272,7 +272,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 0,
         "input_size": (3, 224, 224),
-        "fixed_input_size": True,
+        "fixed_input_size": False,
         "crop_pct": 0.875,
         "interpolation": "bilinear",
         "first_conv": "patch_embed.proj" if "_vit_" in name else "patch_embed.conv1",

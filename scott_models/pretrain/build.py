@@ -76,14 +76,14 @@ def build_objective(recipe: Recipe, *, images: Callable[[], int] = int, compiled
     require(model.name in MODELS, "model.name", f"one of {MODELS}", model.name)
     mask = draw_mask(recipe.mask)
     choices = {"num_heads": model.num_heads} if model.num_heads else {}
-    if name == "visreg" and recipe.objective.local_views:  # crops of two sizes
-        choices["dynamic_img_size"] = True
+    several_sizes = name == "visreg" and recipe.objective.local_views > 0
     needs_mask_token = name == "beit" or (name == "mimjepa" and recipe.objective.context == "all")
     try:
         encoder = timm.create_model(
             model.name,
             **choices,
             img_size=model.img_size,
+            dynamic_img_size=several_sizes,  # crops of one size need no new positions in each update
             use_mask_token=needs_mask_token,
             pos_drop_rate=model.pos_drop,
             proj_drop_rate=model.proj_drop,

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ..data.parallel import load_batches
 from ..data.sources import Row, find_images, load_image
 from ..errors import DataError, UserError, WeightsError
+from ..models.scott import SCOTT
 from ..progress import track
 from ..writing import written_whole
 
@@ -43,7 +44,9 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
             model = _load_run(Path(name), pretrained)
         else:
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-        if img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
+        if isinstance(model, SCOTT) and not img_size:
+            model.set_input_size(model.pretrained_cfg["input_size"][1:])
+        elif img_size and hasattr(model, "set_input_size"):  # a convolutional network takes any size
             model.set_input_size((img_size, img_size))
         return model.eval()
     except UserError:

@@ -91,15 +91,15 @@ def test_a_measuring_process_says_speeds_when_told(monkeypatch):
     assert min(first, second) > 0
     assert memory is None or memory > 0
     line = Line()
-    _work(Contender("original scott_3_16", "step", reference="nowhere"), None, line)
+    _work(Contender("original scott_3_16", "inference", reference="nowhere"), None, line)
     (refused,) = line.said
     assert "expected a checkout of the original" in refused
 
 
 @pytest.mark.slow
 def test_a_contender_that_cannot_be_built_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"original scott_3_16, step: .*checkout.*found none"):
-        measure([Contender("original scott_3_16", "step", reference=str(tmp_path), **SMALL)], 1)
+    with pytest.raises(UserError, match=r"original scott_3_16, inference: .*checkout.*found none"):
+        measure([Contender("original scott_3_16", "inference", reference=str(tmp_path), **SMALL)], 1)
 
 
 def test_only_our_models_take_a_step():

@@ -58,12 +58,12 @@ def deprecated():
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("record", [torch.jit.script, torch.fx.symbolic_trace], ids=["script", "fx"])
 def test_script_and_fx(options, record, images, others):
-    model = small(**options)
+    model = small(**options, dynamic_img_size=False)
     graph = record(model)
     assert torch.equal(graph(images), model(images))
     with pytest.raises((ValueError, torch.jit.Error), match="takes 96 x 64.*got 48 x 112"):
         graph(others)
-    dynamic = small(**options, dynamic_img_size=True)
+    dynamic = small(**options)
     assert torch.equal(record(dynamic)(others), dynamic(others))
 
 
@@ -77,7 +77,7 @@ def test_trace(options, images):
 @pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_export_of_any_batch_and_size(options, pad, images, others):
-    model = small(**options, dynamic_img_size=True, dynamic_img_pad=pad)
+    model = small(**options, dynamic_img_pad=pad)
     exported = torch.export.export(model, (images,), dynamic_shapes=(ANY_SIZE,)).module()
     for some in (images, others):
         torch.testing.assert_close(exported(some), model(some))
@@ -111,7 +111,7 @@ def test_compiled_whole(options, images):
 def test_onnx_of_any_batch_and_size(options, images, others, tmp_path):
     import onnxruntime
 
-    model = small(**options, dynamic_img_size=True)
+    model = small(**options)
     program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=(ANY_SIZE,), verbose=False)
     program.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
@@ -208,7 +208,7 @@ def test_an_archive_without_links(tmp_path):
     link = tmp_path / "scott_models" / "weights_manifest.json"
     link.unlink()
     link.write_text("../weights_manifest.json")
-    for name in ("weights_manifest.json", "pyproject.toml", "hubconf.py"):
+    for name in ("weights_manifest.json", "weights_manifest.schema.json", "pyproject.toml", "hubconf.py"):
         shutil.copy(CHECKOUT / name, tmp_path)
     (tmp_path / "weights").symlink_to(CHECKOUT / "weights")
     code = f"import torch; torch.hub.load({str(tmp_path)!r}, 'scott_3_16', source='local', pretrained=True)"

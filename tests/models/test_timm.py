@@ -4,11 +4,13 @@ import inspect
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.layers import set_fused_attn
 from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
@@ -50,13 +52,38 @@ def test_importing_prints_nothing_and_warns_of_nothing():
 @pytest.mark.parametrize("name", MODELS)
 def test_configs(name):
     cfg = timm.get_pretrained_cfg(name)
-    assert cfg.fixed_input_size
+    assert not cfg.fixed_input_size
     assert (cfg.num_classes, cfg.classifier, cfg.crop_pct, cfg.interpolation) == (0, "head", 0.875, "bilinear")
     assert (cfg.license, cfg.paper_ids) == ("apache-2.0", "arXiv:2502.18056")
     assert cfg.origin_url == "https://arxiv.org/abs/2502.18056"
     model = timm.create_model(name)
     assert model.get_submodule(cfg.first_conv).weight.shape[1] == 3
     assert model.get_submodule(cfg.classifier) is model.head
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_default_size_is_the_papers_whatever_the_weights(pretrained):
+    """A tag's configuration goes on saying the size of its training images, and evaluation follows that."""
+    model = timm.create_model("scott_3_16", pretrained=pretrained).eval()
+    assert model.patch_embed.img_size == (224, 224)
+    assert model.pretrained_cfg["input_size"] == (3, 112, 112)
+    assert resolve_model_data_config(model)["input_size"] == (3, 112, 112)
+    for side in (112, 224):
+        assert model(torch.zeros(1, 3, side, side)).shape == (1, 384)
+
+
+def test_a_hook_fires_once_a_batch_on_every_module():
+    """Also where a CPU takes shortcuts, and where no gradients are wanted."""
+    model = timm.create_model("scott_3_16", img_size=64, num_classes=5, global_pool="attentive").eval()
+    calls = Counter()
+    leaves = {name: module for name, module in model.named_modules() if not isinstance(module, torch.nn.Identity)}
+    for name, module in leaves.items():
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    with torch.inference_mode():
+        model(torch.zeros(40, 3, 64, 64))
+    unused = {name for name in leaves if ".kv" in name or "drop" in name or name.endswith("norm1")}
+    unused |= {name for name in leaves if name.endswith(".norm")}  # which a block uses twice
+    assert {name: calls[name] for name in leaves if name not in unused} == dict.fromkeys(leaves.keys() - unused, 1)
 
 
 def test_attributes_and_heads():
@@ -91,7 +118,7 @@ def test_pools_saved_and_loaded_as_one_model(pool, tmp_path):
 @pytest.mark.parametrize("size", [(160, 224), (256, 256), (384, 384), (448, 448)])
 def test_any_image_size(name, size):
     fixed, dynamic = (
-        timm.create_model(name, **options) for options in ({"img_size": size}, {"dynamic_img_size": True})
+        timm.create_model(name, **options) for options in ({"img_size": size, "dynamic_img_size": False}, {})
     )
     dynamic.load_state_dict(fixed.state_dict())
     images = torch.randn(1, 3, *size)
@@ -101,7 +128,7 @@ def test_any_image_size(name, size):
 
 
 def test_sizes_that_are_no_multiples():
-    model = timm.create_model("scott_3_16", dynamic_img_size=True).eval()
+    model = timm.create_model("scott_3_16").eval()
     with pytest.raises(ValueError, match="got 100 x 120.*96 x 112 and 112 x 128"):
         model(torch.zeros(1, 3, 100, 120))
     with pytest.raises(ValueError, match="got 8 x 32.*16 x 32 and 16 x 32"):
@@ -123,7 +150,7 @@ def test_timms_ways_to_write_a_patch_size(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["scott_3_16", "scott_vit_7_16"])
 def test_padding_is_zeros_at_the_right_and_the_bottom(name):
-    model = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    model = timm.create_model(name, dynamic_img_pad=True).eval()
     images = torch.randn(2, 3, 100, 120)
     padded = torch.zeros(2, 3, 112, 128)
     padded[:, :, :100, :120] = images
@@ -251,7 +278,7 @@ def test_bf16_after_an_fp32_forward():
     assert (found.float() - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}])
+@pytest.mark.parametrize("options", [{}, {"dynamic_img_size": False}])
 def test_dense_features_are_what_hooks_see(options):
     """On a grid that is not square: 4 rows, 6 columns."""
     model = timm.create_model("scott_3_16", img_size=(64, 96), **options).eval()

@@ -34,9 +34,9 @@ PACKAGE = CHECKOUT / "scott_models"
 WORK = CHECKOUT / "build" / "mutation"
 # Found by what they define, wherever it lies.
 SUBJECTS = (
-    *("class SparseConvTokenizer(", "class SwiGLU(", "class Attention(", "class SCOTT(", "def sparse_conv2d("),
+    *("class SparseConvTokenizer(", "class SwiGLU(", "class Attention(", "class SCOTT(", "class MaskedConv2d("),
     *("class MIMJEPA(", "def build_objective(", "def blockwise(", "class Predictor(", "def warmup_flat_cosine("),
-    *("def random_crops(", "class TwoViews:", "class Draws:", "class Pooled(", "def registered_args("),
+    *("def make_random_crops(", "class TwoViews:", "class Draws:", "class Pooled(", "def get_registered_args("),
     *("def write_entry(", "class Accuracy:"),
 )
 PRELOADED = ("torch", "torchvision", "timm", "timm.models", "timm.data", "timm.optim", "numpy", "PIL.Image", "pytest")

@@ -25,6 +25,7 @@ def original(recording):
         depth=settings["depth"],
         num_heads=settings["num_heads"],
         use_mask_token=True,
+        dynamic_img_size=False,
     )
     encoder.load_state_dict(convert_reference(part(tensors, "encoder.")))
     predictor = Predictor(

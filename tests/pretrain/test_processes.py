@@ -64,7 +64,8 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from scott_models.pretrain import Recipe, engine
+from scott_models.pretrain import Recipe
+from scott_models.training import engine
 from scott_models.training.course import Course
 
 class Convolutional(nn.Module):
