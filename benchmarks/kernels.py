@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scott_models.models import attention, fast_cpu, max_blur_pool, sparse_conv
-from scott_models.pretrain import masks
+from scott_models.models import attention, fast_cpu, linear, max_blur_pool
 
 BATCH, TOKENS, HEADS, DIM = 16, 196, 6, 384
 TURNS = 9
@@ -76,32 +75,17 @@ def rows() -> list[dict[str, Any]]:
     pair = [gradients(heads(a, 0.1), qkv) for a in (fused, attention.attend)]
     table.append(row("attention with dropout, bf16, with gradients", *pair, same=False))
     weights = torch.randn(BATCH, HEADS, TOKENS, TOKENS).to(bf16)
-    pair = [lambda f=f: f(weights, 0.1) for f in (F.dropout, attention.dropout)]
+    pair = [lambda f=f: f(weights, 0.1) for f in (F.dropout, fast_cpu.dropout)]
     table.append(row("dropout of attention weights, bf16", *pair, same=False))
     tokens, matrix = torch.randn(BATCH, TOKENS, DIM, requires_grad=True), torch.randn(2048, DIM, requires_grad=True)
     with torch.no_grad():
-        pair = [lambda f=f: [f(tokens, matrix)] for f in (F.linear, fast_cpu.linear)]
+        pair = [lambda f=f: [f(tokens, matrix)] for f in (F.linear, linear.linear)]
         table.append(row("linear layer 384 to 2048, fp32", *pair))
-    pair = [gradients(f, tokens, matrix) for f in (F.linear, fast_cpu.linear)]
+    pair = [gradients(f, tokens, matrix) for f in (F.linear, linear.linear)]
     table.append(row("linear layer 384 to 2048, fp32, with gradients", *pair))
     for channels, side in ((64, 112), (384, 28)):
         pool, x = max_blur_pool.MaxBlurPool(), maps(channels, side, bf16)
         kernel = pool.blur.to(bf16)
         pair = [gradients(f, x) for f in (lambda x, kernel=kernel: pool_by_torch(x, kernel), pool)]
         table.append(row(f"max-blur pool of {channels} maps of {side} px, bf16, with gradients", *pair))
-    visible = masks.blockwise((14, 14), 0.6, BATCH, torch.Generator()).view(BATCH, 1, 14, 14)
-    cells = visible.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
-    for dtype in (bf16, torch.float32):
-        x, weight = maps(64, 56, dtype), (torch.randn(DIM, 64, 7, 7) / 50).to(dtype).requires_grad_()
-
-        def dense(x: Tensor, weight: Tensor) -> Tensor:
-            return torch.where(cells, F.conv2d(x, weight, stride=2, padding=3), 0.0)
-
-        def sparse(x: Tensor, weight: Tensor) -> Tensor:
-            return sparse_conv.sparse_conv2d(x, weight, cells)
-
-        used = "" if sparse_conv.gains(x) else " (not used)"
-        name = "bf16" if dtype == bf16 else "fp32"
-        pair = [gradients(f, x, weight) for f in (dense, sparse)]
-        table.append(row(f"second convolution, 40 % visible, {name}, with gradients{used}", *pair))
     return table

@@ -1,7 +1,9 @@
 """Errors that a user can fix."""
 
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,12 +45,15 @@ def report_user_errors() -> Iterator[None]:
     """Run a command in this context: print an error that the user can fix as one sentence, without a traceback.
 
     The command exits with the status of the error: 2 for most errors, 130 when it was stopped. SIGTERM stops the
-    command as Ctrl-C does, so that half-written files are removed.
+    command as Ctrl-C does, so that half-written files are removed. With SCOTT_DEBUG=1 in the environment the traceback
+    is printed too.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (UserError, OSError) as error:
+        if os.environ.get("SCOTT_DEBUG", "0") != "0":
+            traceback.print_exception(error)
         print(f"scott: {error}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, UserError) else 2)
     except (Interrupted, KeyboardInterrupt) as stop:

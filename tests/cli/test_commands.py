@@ -93,6 +93,19 @@ def test_completion(tmp_path):
     assert done.stdout.split() == ["pca", "pretrain", "probe", "publish"]
 
 
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), (None, False)])
+def test_a_traceback_where_it_is_asked_for(value, shown, monkeypatch, capsys):
+    monkeypatch.delenv("SCOTT_DEBUG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SCOTT_DEBUG", value)
+    with pytest.raises(SystemExit, match="2"), report_user_errors():
+        raise UserError("expected one, found two")
+    errors = capsys.readouterr().err
+    assert ("Traceback" in errors) is shown
+    assert errors.endswith("scott: expected one, found two\n")
+
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(UserError("why"), 2), (OSError("why"), 2), (TrainingError("why"), 1), (KeyboardInterrupt("why"), 130)],
