@@ -47,12 +47,12 @@ class Contender:
 
     @property
     def is_emulated(self) -> bool:
-        """Tell whether the processor only emulates the precision, of which it has no peak worth the name then."""
+        """Tell whether the processor only emulates the precision; its peak then means nothing."""
         return self.precision == "bf16" and self.device == "cpu" and not MULTIPLIES_BFLOAT16
 
     @property
     def matrix_product(self) -> "Contender":
-        """The matrix product that shows its peak."""
+        """Return the matrix product that shows the machine's peak."""
         rows = EMULATED_PRODUCT if self.is_emulated else PRODUCT[self.device]
         return Contender("matrix product", "product", self.precision, rows, 0, self.device)
 
@@ -138,7 +138,7 @@ def _objective(contender: Contender) -> tuple[Any, Any, torch.optim.Optimizer]:
 
 
 def _inputs(contender: Contender) -> Callable[[], object]:
-    """Make inputs from a data set whose images are decoded, uint8, and in memory; all by one process."""
+    """Make inputs, by one process, from a data set whose decoded images are in memory, uint8."""
     import numpy as np
 
     from ..data.decoded import Images
@@ -164,7 +164,7 @@ def _inputs(contender: Contender) -> Callable[[], object]:
 
 
 def build_original(contender: Contender) -> tuple[nn.Module, Any]:
-    """The authors' encoder, as their code builds it, with the depth and heads of our model; and that model."""
+    """Build the authors' encoder by their code, with the depth and heads of our model; return it and our model."""
     if contender.reference is None:
         raise UserError(f"{contender.model}: expected a checkout of the original, found none; --reference PATH")
     if contender.reference not in sys.path:
@@ -182,7 +182,7 @@ def build_original(contender: Contender) -> tuple[nn.Module, Any]:
 
 
 def count_gflop(contender: Contender) -> float | None:
-    """Operations of one image, counted by torch on tensors without data; the original's are our model's."""
+    """Count the operations of one image, by torch on tensors without data; the original has those of our model."""
     if contender.task not in ("inference", "step"):
         return None
     model, size = contender.model.removeprefix(ORIGINAL), contender.img_size

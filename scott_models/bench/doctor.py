@@ -30,7 +30,7 @@ MODEL, BATCH, PIXELS = "scott_3_16", 16, 224
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, whether it is as it should be, and what was found."""
+    """Hold one line: what was examined, whether it is as it should be, and what was found."""
 
     what: str
     state: State
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(*, speed: bool = True) -> list[Finding]:
-    """Everything, in the order a person would ask; nothing is downloaded.
+    """Examine the machine, in the order in which a person would ask; nothing is downloaded.
 
     Args:
         speed: also measure this machine for about ten seconds.
@@ -92,7 +92,7 @@ def _caches() -> list[Finding]:
 
 
 def _free(folder: Path) -> float:
-    """GiB, where a folder is or would be."""
+    """Return the free space, in GiB, of the disk that holds a folder or would hold it."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free / 2**30
 

@@ -49,17 +49,17 @@ class Result:
 
     @property
     def share(self) -> float | None:
-        """Return the share of the machine's peak, the median of the rounds; None where it has none to speak of."""
+        """Return the share of the machine's peak, the median of the rounds; None where the peak means nothing."""
         if self.gflop is None or self.contender.is_emulated:
             return None
         return median(mine * self.gflop * 1e9 / peak for mine, peak in zip(self.rounds, self.peaks))
 
     def times(self, other: "Result") -> float:
-        """How many times as fast as the other, the median of the rounds."""
+        """Return how many times as fast as the other this is, the median of the rounds."""
         return median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds))
 
     def row(self) -> dict[str, Any]:
-        """For a table or JSON."""
+        """Return the result as a row of a table or of JSON."""
         contender = self.contender
         return {
             "model": contender.model,
@@ -85,7 +85,7 @@ def compare(
     reference: Path | None,
     rounds: int,
 ) -> list[Result]:
-    """Every combination, those of one task and batch taking turns; arguments as of `scott bench`.
+    """Measure every combination of the arguments of `scott bench`; those of one task and batch take turns.
 
     Raises:
         UserError: a device, model, size or reference that cannot be had.
@@ -163,7 +163,7 @@ def _answer(process: Any, connection: Connection) -> Any:
 
 
 def _work(contender: Contender, threads: int | None, connection: Connection) -> None:
-    """In a process of its own: build, warm up, then measure whenever told."""
+    """Build a contender in a process of its own, warm up, then measure at each request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     if threads:
         torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ def attend(
 
 
 class Attention(TimmAttention):
-    """Self-attention without biases: (B, N, D) -> (B, N, D)."""
+    """Attend from all tokens to all tokens, without biases: (B, N, D) -> (B, N, D)."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ HEADS = 4
 
 
 class Weight(nn.Module):
-    """A matrix (rows, columns) that is read, never applied: of a linear layer LoRA and quantisers would take hold."""
+    """Hold a bare matrix (rows, columns). It is no nn.Linear, which LoRA and quantisers would replace."""
 
     def __init__(
         self, rows: int, columns: int, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -21,7 +21,7 @@ class Weight(nn.Module):
 
 
 class AttentivePool(nn.Module):
-    """One learned query looks at all patches: features (B, N, D) -> (B, D).
+    """Pool patch features by one learned query: (B, N, D) -> (B, D).
 
     x <- query + attention(query, norm(features)); x <- norm(x); x <- x + mlp(x); x <- norm(x). Norms have parameters,
     linear layers no biases. Source: paper, Appendix E.1; released code for dropout and the initialisation.
@@ -59,7 +59,7 @@ class AttentivePool(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated-normal weights and query of spread 0.02."""
+        """Draw weights and query from a truncated normal distribution of spread 0.02."""
         for weight in (self.query, self.q.weight, self.kv.weight, self.proj.weight, *self.mlp.parameters()):
             draw_normal(weight, 0.02)
         for norm in (self.norm1, self.norm2, self.norm3):

@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from einops import rearrange
 from timm.layers.drop import DropPath
 from timm.layers.mlp import GluMlp
 from torch import Tensor, nn
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 from .attention import Attention
 from .linear import Linear
 
-# Norms inside the transformer have no parameters; so has the norm of targets, probes and pictures.
+# All norms of the transformer are without parameters, also those of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
 
 
 @torch.fx.wrap
 def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
-    """Fixed position of every cell of a grid, row by row: (rows * columns, dim), fp32.
+    """Compute the fixed position of every cell of a grid, row by row: (rows * columns, dim), fp32.
 
     Each position is [sin(y w), cos(y w), sin(x w), cos(x w)] with dim/4 frequencies w_k = 10000^(-k / (dim/4)).
 
@@ -36,7 +37,7 @@ def sincos_2d(grid: tuple[int, int], dim: int, device: torch.device | None = Non
 
 
 def draw_normal(weight: Tensor, std: float) -> None:
-    """Fill a weight with normal random numbers of a spread, as fresh linear layers have them.
+    """Fill a weight with normal random numbers of spread `std`.
 
     torch 2.9 and older draw infinity about once in 2**25 numbers, and cut it to the bounds, of which the default is 2,
     a hundred spreads. No other number reaches 7 spreads.
@@ -45,12 +46,12 @@ def draw_normal(weight: Tensor, std: float) -> None:
 
 
 def swiglu_width(dim: int) -> int:
-    """Of the hidden layer of a SwiGLU for features of dimension `dim`: 8/3 of it, rounded to a multiple of 128."""
+    """Return the hidden width of the SwiGLU: 8/3 of `dim`, rounded to a multiple of 128."""
     return 128 * round(8 / 3 * dim / 128)
 
 
 class SwiGLU(GluMlp):
-    """Gated MLP without biases: SiLU(gate) * value, then projected; (B, N, D) -> (B, N, D).
+    """Compute a gated MLP without biases, SiLU(gate) * value, then a projection: (B, N, D) -> (B, N, D).
 
     Args:
         width: of the gate, and of the value.
@@ -66,7 +67,7 @@ class SwiGLU(GluMlp):
 
 
 class Block(nn.Module):
-    """Transformer block in the residual form of the released SCOTT: (B, N, D) -> (B, N, D).
+    """Compute a transformer block in the residual form of the released SCOTT: (B, N, D) -> (B, N, D).
 
     x <- x + attention(norm(x)); x <- norm(x); x <- x + mlp(x). The MLP is added to the *normalised* x, so this is
     neither a pre-norm nor a post-norm block; the published results rest on it. No linear layer has a bias; the MLP is
@@ -103,14 +104,13 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(x))
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """The softmax of this block's attention for its input x (B, N, D): (B, heads, N, N), rows sum to 1."""
-        batch, tokens, _ = x.shape
-        qkv = self.attn.qkv(self.norm(x)).reshape(batch, tokens, 3, self.attn.num_heads, -1)
-        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        """Return the softmaxed attention of this block for its input x (B, N, D): (B, heads, N, N), rows sum to 1."""
+        qkv = self.attn.qkv(self.norm(x))
+        q, k, _ = rearrange(qkv, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.attn.num_heads)
         return (q * self.attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)
 
     def init_weights(self, residual_divisor: float) -> None:
-        """Truncated-normal weights of spread 0.02, divided in the two layers that end a residual branch."""
+        """Draw weights of spread 0.02, smaller ones in the two layers that end a residual branch."""
         for linear in (self.attn.qkv, self.mlp.fc1):
             draw_normal(linear.weight, 0.02)
         for linear in (self.attn.proj, self.mlp.fc2):

@@ -28,7 +28,7 @@ TOKENIZERS = {"sparse_conv": SparseConvTokenizer, "patch": PatchTokenizer}
 
 
 class SCOTT(VisionTransformer):
-    """Vision transformer with a masked sparse-convolution tokenizer: images (B, C, H, W) -> features (B, D) or logits.
+    """Encode images by a transformer on masked sparse-convolution tokens: (B, C, H, W) -> features (B, D) or logits.
 
     Everything timm's VisionTransformer offers works; added are `forward_tokens` and `forward_visible`, which take a
     mask, and `get_attention`. Without a head the output is the average of the normed patch features.
@@ -122,7 +122,7 @@ class SCOTT(VisionTransformer):
         self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Fresh weights by the released code's rule and fresh constants; timm's two arguments have no meaning here."""
+        """Draw fresh weights by the released code's rule, and compute the constants; timm's arguments are ignored."""
         for module in self.modules():
             if hasattr(module, "init_non_persistent_buffers"):
                 module.init_non_persistent_buffers()
@@ -141,7 +141,7 @@ class SCOTT(VisionTransformer):
             nn.init.zeros_(self.head.bias)
 
     def init_non_persistent_buffers(self) -> None:
-        """Compute the positions: timm's and transformers' name for what a checkpoint does not hold."""
+        """Compute the positions, which no checkpoint holds; timm and transformers call this by its name."""
         with torch.no_grad():
             self.pos_embed.copy_(sincos_2d(self.patch_embed.grid_size, self.embed_dim)[None])
 
@@ -154,7 +154,7 @@ class SCOTT(VisionTransformer):
         return {"stem": r"^mask_token|^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for other classes; with `global_pool`, of another pool, "attentive" too."""
+        """Replace the head by a fresh one, and the pool by `global_pool` if it is given, also by "attentive"."""
         if global_pool == "attentive":
             if not isinstance(self.attn_pool, AttentivePool):
                 self.attn_pool = AttentivePool(self.embed_dim).to(self.pos_embed).train(self.training)
@@ -180,7 +180,7 @@ class SCOTT(VisionTransformer):
         return self.pos_drop(x + pos_embed)
 
     def forward_tokens(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Patch features before the last norm: images (B, C, H, W), visible bool (B, N) -> (B, N, D).
+        """Encode images to patch features before the last norm: (B, C, H, W), visible bool (B, N) -> (B, N, D).
 
         Where `visible` is False the patch is hidden from every stage of the tokenizer and the mask token stands in
         its place. `forward_features(images)` is `norm(forward_tokens(images))`.
@@ -202,8 +202,8 @@ class SCOTT(VisionTransformer):
         """Encode the K visible patches of each image alone: images (B, C, H, W), visible bool (B, N) -> (B, K, D).
 
         Args:
-            places: of the visible patches in each image, int64 (B, K), where they are known; a GPU need not be waited
-                for then.
+            places: indices of the visible patches of each image, int64 (B, K). If they are given, nothing waits for a
+                GPU.
 
         Raises:
             ValueError: images with different numbers of visible patches, or a mask of the wrong shape or dtype.
@@ -220,7 +220,7 @@ class SCOTT(VisionTransformer):
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
     def get_attention(self, images: Tensor, blocks: tuple[int, ...] = (-1,)) -> list[Tensor]:
-        """Softmaxed attention of the named blocks (negative counts from the last): each (B, heads, N, N)."""
+        """Return the softmaxed attention of the given blocks, each (B, heads, N, N); -1 is the last block."""
         wanted = [range(len(self.blocks))[i] for i in blocks]
         maps = {}
         x = self._pos_embed(self.patch_embed(images))
@@ -232,12 +232,12 @@ class SCOTT(VisionTransformer):
 
 
 def find_places(patches: Tensor) -> Tensor:
-    """Where they are, row by row: bool (B, N) with K in each row -> int64 (B, K)."""
+    """Find the indices of the True patches, row by row: bool (B, N) with K in each row -> int64 (B, K)."""
     return patches.nonzero()[:, 1].view(len(patches), -1)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[str, Tensor]:
-    """Make a checkpoint fit a model, or say by name why it does not.
+    """Make a checkpoint fit a model, or raise an error that names what does not fit.
 
     The mask token is dropped for a model without one, and so is a pool, or one of another kind; a model's pool of which
     the checkpoint knows nothing stays as it is. timm loads with `strict=False` as soon as the number of classes
@@ -285,7 +285,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def _default_cfgs() -> dict[str, DefaultCfg]:
-    """By model what timm knows of its tags, which the manifest has, one for each set of weights.
+    """Make timm's default configurations: for each model, one tag for each set of weights in the manifest.
 
     A model's name alone means a backbone: its first with weights, or the architecture where there are none yet.
     """
@@ -335,35 +335,35 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
 
 @register_model
 def scott_3_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """SCOTT-3/16, 6.5 M parameters."""
+    """Create SCOTT-3/16, 6.5 M parameters."""
     return _create_scott("scott_3_16", pretrained, **{"depth": 3, "num_heads": 4, **kwargs})
 
 
 @register_model
 def scott_7_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """SCOTT-7/16, 13.6 M parameters."""
+    """Create SCOTT-7/16, 13.6 M parameters."""
     return _create_scott("scott_7_16", pretrained, **{"depth": 7, "num_heads": 4, **kwargs})
 
 
 @register_model
 def scott_9_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """SCOTT-9/16, 17.1 M parameters."""
+    """Create SCOTT-9/16, 17.1 M parameters."""
     return _create_scott("scott_9_16", pretrained, **{"depth": 9, "num_heads": 6, **kwargs})
 
 
 @register_model
 def scott_12_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """SCOTT-12/16, 22.4 M parameters."""
+    """Create SCOTT-12/16, 22.4 M parameters."""
     return _create_scott("scott_12_16", pretrained, **{"depth": 12, "num_heads": 6, **kwargs})
 
 
 @register_model
 def scott_vit_7_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """The ablation's ViT-7/16: SCOTT's transformer on plain patches, 12.7 M parameters."""
+    """Create the ablation's ViT-7/16: SCOTT's transformer on plain patches, 12.7 M parameters."""
     return _create_scott("scott_vit_7_16", pretrained, **{"depth": 7, "num_heads": 4, "tokenizer": "patch", **kwargs})
 
 
 @register_model
 def scott_vit_12_16(pretrained: bool = False, **kwargs: Any) -> SCOTT:
-    """The ablation's ViT-12/16: SCOTT's transformer on plain patches, 21.5 M parameters."""
+    """Create the ablation's ViT-12/16: SCOTT's transformer on plain patches, 21.5 M parameters."""
     return _create_scott("scott_vit_12_16", pretrained, **{"depth": 12, "num_heads": 6, "tokenizer": "patch", **kwargs})

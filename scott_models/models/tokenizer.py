@@ -14,7 +14,7 @@ from .max_blur_pool import MaxBlurPool
 def patch_grid(
     size: tuple[int, int], patch: int, padded: bool = False, only: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Rows and columns of the patches of an image of (height, width) pixels.
+    """Count the rows and columns of patches of an image of (height, width) pixels.
 
     Args:
         padded: images are filled up to multiples of the patch.
@@ -42,7 +42,7 @@ def patch_grid(
 
 
 def square(patch_size: int | Sequence[int]) -> int:
-    """The side of a patch, in pixels, of what timm may call its size: 16, (16, 16) or [16, 16]."""
+    """Return the side of a patch in pixels, given as timm may give it: 16, (16, 16) or [16, 16]."""
     sides = {patch_size} if isinstance(patch_size, int) else {*patch_size}
     if len(sides) != 1:
         raise ValueError(f"patch_size: expected square patches, got {patch_size}")
@@ -50,7 +50,7 @@ def square(patch_size: int | Sequence[int]) -> int:
 
 
 class _Tokenizer(nn.Module):
-    """What both tokenizers share, under the names timm gives to a patch embedding: the grid and its checks.
+    """Hold what both tokenizers share, the grid and its checks, under timm's names for a patch embedding.
 
     Args:
         img_size: height and width in pixels, each a multiple of the patch size.
@@ -91,23 +91,23 @@ class _Tokenizer(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        """Pixels a token is wide, as timm asks for it."""
+        """Return how many pixels wide a token is, as timm asks for it."""
         return self.patch_size[0] if as_scalar else self.patch_size
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the patch grid of an image of (height, width) pixels."""
+        """Count the rows and columns of the patch grid of an image of (height, width) pixels."""
         return patch_grid(img_size, self.patch_size[0], self.dynamic_img_pad)
 
     def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
-        """Images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
+        """Embed images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Fresh convolutions."""
+        """Draw fresh weights."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W), visible bool (B, N) -> tokens (B, N, D), zero where hidden. True = may be seen."""
+        """Embed images (B, C, H, W), visible bool (B, N), True = may be seen -> tokens (B, N, D), zero where hidden."""
         batch, _, height, width = images.shape
         patch, only = self.patch_size[0], self.img_size if self.strict_img_size else None
         rows, columns = patch_grid((height, width), patch, self.dynamic_img_pad, only)
@@ -125,11 +125,11 @@ class _Tokenizer(nn.Module):
 
 
 class SparseConvTokenizer(_Tokenizer):
-    """The masked sparse-convolution stem: two 7x7 convolutions of stride 2, each with ReLU and a max-blur pool.
+    """Embed patches by SCOTT's stem: two masked 7x7 convolutions of stride 2, each with ReLU and a max-blur pool.
 
-    Visibility is applied again to the image, to each convolution's output and to each pool's output, never between a
-    pool's max and its blur: with 224 px that map is 111 wide, no multiple of the 14 patches. So nothing hidden reaches
-    a visible token, however far the receptive field (61 px) overlaps.
+    Hidden cells are zeroed in the image, after each convolution and after each pool. So nothing hidden reaches a
+    visible token, however far the receptive fields (61 px) overlap. They are not zeroed between a pool's maximum and
+    its blur: with 224 px that map is 111 wide, which is no multiple of the 14 patches. Source: paper, Table 3.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class SparseConvTokenizer(_Tokenizer):
 
 
 class PatchTokenizer(_Tokenizer):
-    """The plain ViT stem of the paper's ablation (Table 2): one convolution over disjoint patches, with bias."""
+    """Embed patches by the plain stem of the paper's ablation (Table 2): one convolution over disjoint patches."""
 
     def __init__(
         self,

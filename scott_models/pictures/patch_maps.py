@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
     transform = create_transform(**config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
-    pixels = ((inputs * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    pixels = rearrange(((inputs * std + mean).clamp(0, 1) * 255).round().byte(), "b c h w -> b h w c")
     return Seen([Image.fromarray(each.numpy()) for each in pixels], inputs)
 
 
@@ -63,7 +64,7 @@ def compute_patch_maps(model: nn.Module, inputs: Tensor, what: str = "features")
         _, tokens = forward_features(model, batch)
         if tokens is None or tokens.shape[1] != grid[0] * grid[1]:
             raise DataError(f"expected a model with {grid[0]} x {grid[1]} patch tokens, found {type(model).__name__}")
-        maps.append(tokens.cpu().view(len(tokens), *grid, -1))
+        maps.append(rearrange(tokens.cpu(), "b (h w) d -> b h w d", h=grid[0]))
     return torch.cat(maps)
 
 

@@ -50,7 +50,7 @@ def load_start(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         if encoder.mask_token is not None:
             state.setdefault("mask_token", encoder.mask_token)
         if grow:
-            state |= check_further_blocks(encoder, state)
+            state |= take_further_blocks(encoder, state)
         state = checkpoint_filter_fn(state, encoder)
         encoder.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
     except (RuntimeError, SafetensorError) as error:  # wrong shapes, or a damaged file
@@ -58,7 +58,7 @@ def load_start(encoder: SCOTT, init: str, name: str, *, grow: bool = False) -> N
         raise WeightsError(f"{path}: cannot start {name}: {reason}") from error
 
 
-def check_further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def take_further_blocks(encoder: SCOTT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's own weights of the blocks that the shallower model of `state` lacks."""
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     own = encoder.state_dict().items()

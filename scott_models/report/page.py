@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 from PIL import Image
 
 from .. import __version__
+from ..errors import needs_extra
 from ..writing import write_text_whole
 
 State = Literal["good", "doubtful", "bad", "unknown"]
@@ -95,6 +95,9 @@ class Page:
     sections: list[Section] = field(default_factory=list)
 
     def html(self) -> str:
+        with needs_extra("eval"):
+            import jinja2
+
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         return environment.get_template("page.html").render(page=self, version=__version__)

@@ -105,7 +105,6 @@ def test_a_traceback_where_it_is_asked_for(value, shown, monkeypatch, capsys):
     assert errors.endswith("scott: expected one, found two\n")
 
 
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [(UserError("why"), 2), (OSError("why"), 2), (TrainingError("why"), 1), (KeyboardInterrupt("why"), 130)],
