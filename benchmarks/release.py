@@ -12,11 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scott_models.release.make_card import PICTURE, make_card
-
 from scott_models.errors import WeightsError, report_user_errors
 from scott_models.pictures.pca import draw_pca
 from scott_models.pretrain import Recipe
+from scott_models.release.card import PICTURE, make_card
 from scott_models.release.entry import make_entry
 from scott_models.weights import entries, files
 from scott_models.weights.entries import Entry, write_entry

@@ -15,7 +15,6 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file
-from scott_models.release.make_card import make_card
 from torch import nn
 from torchvision.datasets import Flowers102
 
@@ -25,6 +24,7 @@ from scott_models.errors import WeightsError, report_user_errors
 from scott_models.probes.classifiers import Accuracy
 from scott_models.probes.evaluate import probe
 from scott_models.probes.features import load_evaluation_batches, to_device
+from scott_models.release.card import make_card
 from scott_models.release.entry import find_dtype
 from scott_models.weights import entries, files
 from scott_models.weights.entries import Entry, write_entry

@@ -12,6 +12,11 @@ from .random_streams import Draws
 VIEWS = {"different": 2, "same": 1, "none": 0}  # number of colour draws for two views
 
 
+def _check_mode(mode: str) -> None:
+    if mode not in VIEWS:
+        raise ValueError(f"views: expected one of {tuple(VIEWS)}, got {mode!r}")
+
+
 @dataclass(frozen=True)
 class TwoViews:
     """Make two views from crops. Their colours may be drawn before the crops exist.
@@ -28,8 +33,7 @@ class TwoViews:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in VIEWS:
-            raise ValueError(f"views: expected one of {tuple(VIEWS)}, got {self.mode!r}")
+        _check_mode(self.mode)
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
         """Draw the colours of the two views: two draws, one draw for both, or no draw."""
@@ -54,11 +58,17 @@ class EachView:
         count: number of crops.
         mode: "different", a draw of colours for each crop; "same", one draw for all; "none", no colour change.
         compiled: as in `TwoViews`.
+
+    Raises:
+        ValueError: the mode is unknown.
     """
 
     count: int
     mode: str = "different"
     compiled: bool = False
+
+    def __post_init__(self) -> None:
+        _check_mode(self.mode)
 
     def draw(self, draws: Draws) -> tuple["Colours", ...]:
         """Draw the colours of the crops: a draw for each crop, one draw for all crops, or no draw."""

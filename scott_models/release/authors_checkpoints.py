@@ -46,6 +46,8 @@ def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = 
         return _save_predictor(state, heads, folder)
     except WeightsError as error:  # a name or position embedding that is not the original's
         raise WeightsError(f"{checkpoint}: {error}") from error
+    except OSError:  # e.g. a full disk
+        raise
     except Exception as error:  # KeyError of a missing name, RuntimeError of another shape, ...
         raise WeightsError(f"{checkpoint}: expected an encoder or a predictor of the original ({error})") from error
 

@@ -22,6 +22,23 @@ def gather(x: Tensor) -> tuple[Tensor, int]:
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x, 0
-    from torch.distributed.nn.functional import all_gather  # some builds of torch lack this module
+    return Gathered.apply(x), distributed.get_rank() * len(x)
 
-    return torch.cat(all_gather(x)), distributed.get_rank() * len(x)
+
+class Gathered(torch.autograd.Function):
+    """Concatenate the rows of all processes; the gradient of a process's own rows is the sum over all processes.
+
+    torch.distributed.nn.functional.all_gather gives other gradients on gloo where a loss gathers twice (torch 2.14).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(distributed.get_world_size())[distributed.get_rank()]

@@ -178,10 +178,11 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
     and "x.mimjepa_cpu" before the classifier "x.mimjepa_cpu_probe".
 
     Raises:
-        WeightsError: the entry is invalid, or the file is not a manifest.
+        WeightsError: the entry is invalid, the file is not a manifest, or its folder does not exist.
     """
     validate_entry(tag, entry)
     path = path.resolve()  # so that a link to the file stays a link
+    read_entries(path)  # a folder that does not exist cannot be locked
     with lock_folder(path.parent):
         entries = {**read_entries(path), tag: entry}
         content = {**(read_manifest(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}

@@ -192,8 +192,9 @@ def test_views(photos):
     context, target = TwoViews()(crops, generator())
     assert not torch.equal(context, target)
     assert context.isfinite().all()
-    with pytest.raises(ValueError, match="got 'other'"):
-        TwoViews("other")(crops, generator())
+    for make in (TwoViews, lambda mode: EachView(2, mode)):
+        with pytest.raises(ValueError, match="got 'other'"):
+            make("other")
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch, capsys):

@@ -62,9 +62,13 @@ def test_a_killed_or_failed_save_leaves_the_last_checkpoint(checkpoints, monkeyp
     with pytest.raises(DataError, match="8.pt.*No space left.*step_000000007.pt.*--resume"):
         save(checkpoints, 8)
     assert names(checkpoints) == ["step_000000007.pt"]
-    (checkpoints.folder / "partial").write_bytes(b"killed while writing")
+    left = checkpoints.folder / ".step_000000009-1.pt"
+    left.write_bytes(b"killed while writing")
     assert checkpoints.load() == 7
     assert weight(checkpoints) == 7
+    monkeypatch.undo()
+    save(checkpoints, 8)
+    assert not left.exists()
 
 
 @pytest.fixture

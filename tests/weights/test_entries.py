@@ -203,6 +203,11 @@ def test_a_model_whose_only_tag_is_wrong_says_what_is(monkeypatch, entry):
         get_entry("scott_3_16")
 
 
+def test_an_entry_needs_a_folder(entry, tmp_path):
+    with pytest.raises(WeightsError, match="folder that exists"):
+        write_entry(tmp_path / "nowhere" / "weights_manifest.json", TAG, entry)
+
+
 def test_the_manifest_is_read_once():
     assert manifest() is manifest()
 
