@@ -45,6 +45,7 @@ class World:
         self.hub, self.site, self.home = hub, folder / "site", folder / "home"
         shutil.copytree(PACKAGE, self.site / "scott_models", ignore=shutil.ignore_patterns("bundled"))
         (self.site / "scott_models" / "weights_manifest.json").unlink()
+        shutil.copy(PACKAGE / "weights_manifest.schema.json", self.site)  # beside a manifest that a test may put there
         self.entries = {}
 
     def release(self, case, content, model="scott_3_16"):

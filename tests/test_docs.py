@@ -30,6 +30,7 @@ from PIL import Image
 
 from scott_models import cli
 from scott_models.bench import doctor
+from scott_models.bench.measure import Result
 from scott_models.finetune.recipe import FinetuneRecipe
 from scott_models.pretrain import Budget, Recipe
 from scott_models.probes import evaluate
@@ -110,7 +111,7 @@ def smaller(tmp_path_factory):
         several = [replace(contender, batch=2, img_size=32) for contender in several]
         for contender in several:
             contender.build()[0]()
-        return [measure.Result(contender, [1.0], None, None, [1.0]) for contender in several]
+        return [Result(contender, [1.0], None, None, [1.0]) for contender in several]
 
     def only_loopback(self, address):
         assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address

@@ -39,7 +39,6 @@ def world(tmp_path):
         shutil.copytree(FOLDER, world.site / "weights" / RELEASED)
         entry = {**manifest()[RELEASED], "repository": None, "revision": None}
         (world.site / "weights_manifest.json").write_text(json.dumps({"weights": {RELEASED: entry}}))
-        (world.site / "weights_manifest.schema.json").write_text(json.dumps(SCHEMA))
         yield world
 
 
