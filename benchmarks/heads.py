@@ -31,7 +31,7 @@ def images_a_second(images: int, patches: int, few: int) -> float:
             yield pooled[places[:, 1]], of_patches.index_select(0, places[:, 1])
 
     started = time.perf_counter()
-    heads.train([heads.AttentiveHead(DIM, CLASSES)], features, labels, seed=0, epochs=EPOCHS)
+    heads.train_heads([heads.AttentiveHead(DIM, CLASSES)], features, labels, seed=0, epochs=EPOCHS)
     return EPOCHS * images / (time.perf_counter() - started)
 
 

@@ -16,6 +16,7 @@ CHECKOUT = Path(__file__).parents[1]
 TAG = "scott_3_16.mimjepa_flowers102_cpu"
 CARRIED = (
     "scott_models/weights_manifest.json",
+    "scott_models/weights_manifest.schema.json",
     "scott_models/imagenet100_wnids.txt",
     "scott_models/py.typed",
     "scott_models/pretrain/recipes/flowers102.toml",

@@ -1,4 +1,4 @@
-"""How fast models are on this machine, and what this machine can do.
+"""Measurements on this machine: the speed of models, and what the machine can do.
 
 `contenders.py` builds what `measure.py` times; `doctor.py` examines the machine.
 """

@@ -1,4 +1,4 @@
-"""What a machine can do with this package: versions, devices, caches, weights, and a short test of its speed."""
+"""Examination of a machine for this package: versions, devices, caches, weights, and a short test of its speed."""
 
 import os
 import platform

@@ -107,7 +107,7 @@ def probe(
             without training (mean average precision).
         json: print JSON instead of a table.
     """
-    from ..probes import evaluate as probing
+    from ..probes import evaluate
 
     score_options = {"--probes": probes != PROBES, "--protocol": protocol != "fast", "--no-duplicates": not duplicates}
     file_options = {"--export": export, "--features": features}
@@ -126,11 +126,11 @@ def probe(
         return
     if zero_shot_neighbours:
         _refuse("--zero-shot-neighbours", score_options, file_options, curve_options, {"--train": train})
-        found = probing.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
+        found = evaluate.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
         show_table([asdict(row) for row in found], json)
         return
     _refuse("probe without --curve", curve_options)
-    report = probing.probe(
+    report = evaluate.probe(
         model,
         train,
         test,

@@ -66,20 +66,20 @@ def pretrain(
         export: which encoder to export at the end; by default the target encoder.
         json: print JSON instead of a sentence.
     """
-    from .. import pretrain as training
+    from .. import pretrain
     from ..pretrain.recipe import OBJECTIVES
 
-    budget, skip = training.Budget.of(minutes, images_seen, epochs), bad_images == "skip"
+    budget, skip = pretrain.Budget.of(minutes, images_seen, epochs), bad_images == "skip"
     started = [f"model.init={dumps(init)}"] if init else []
     settings = [*OBJECTIVES.get(objective or "", []), *changes, *started]
     with redirect_stdout(sys.stderr if json else sys.stdout):
         if finish:
-            left = training.check_finish(recipe, settings, budget, export)
-            exported = training.finish(out, left, data, skip_bad=skip)
+            left = pretrain.check_finish(recipe, settings, budget, export)
+            exported = pretrain.finish(out, left, data, skip_bad=skip)
         else:
-            loaded = training.Recipe.load(recipe or training.choose_recipe(out if resume else None), settings)
+            loaded = pretrain.Recipe.load(recipe or pretrain.choose_recipe(out if resume else None), settings)
             which = export or "target"
-            exported = training.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=which)
+            exported = pretrain.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=which)
     if json:
         lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())
         looks = [line["monitor"] for line in lines if "monitor" in line]
@@ -123,13 +123,12 @@ def finetune(
         bad_images: error stops at images that cannot be used, skip leaves them out; both list all of them.
         json: print JSON instead of a sentence.
     """
-    from ..finetune import FinetuneRecipe
-    from ..finetune import train as training
-    from ..training.budget import Budget
+    from .. import finetune
+    from ..training import Budget
 
     with redirect_stdout(sys.stderr if json else sys.stdout):
-        accuracy = training.finetune(
-            FinetuneRecipe.load(recipe, changes),
+        accuracy = finetune.finetune(
+            finetune.FinetuneRecipe.load(recipe, changes),
             train,
             test,
             out,

@@ -44,12 +44,12 @@ def download(
             By default, weights that are not on this machine yet go to the Hub's cache.
         json: print JSON instead of a sentence.
     """
-    from ..release import offline as downloading
+    from ..release import offline
     from ..weights.entries import get_entry, manifest
 
     found = []
-    for tag in dict.fromkeys(downloading.find_tag(name) for name in names or manifest()):
-        file = downloading.download(tag, dir)
+    for tag in dict.fromkeys(offline.find_tag(name) for name in names or manifest()):
+        file = offline.download(tag, dir)
         found.append({"tag": tag, "file": file, "sha256": get_entry(tag)["sha256"]})
         if not json:
             print_text(f"{tag}: verified, {file}")
@@ -101,12 +101,12 @@ def publish(
         dry_run: show everything, but upload nothing.
         json: print JSON instead of sentences.
     """
-    from ..release.upload import publish as publish_release
+    from ..release import upload
 
     facts: dict[str, Any] = {"license": license, "data": data, "data_terms": data_terms, "scores": scores}
     facts["picture"] = picture
     options: dict[str, Any] = {"tag": tag, "manifest_file": manifest, "private": private, "dry_run": dry_run}
-    done = publish_release(source, repo_id, **options, **facts)
+    done = upload.publish(source, repo_id, **options, **facts)
     print_result(str(done), done.facts(), json)
 
 
@@ -132,7 +132,7 @@ def convert(
         num_heads: number of attention heads; by default the number in config.yaml next to the checkpoint.
         json: print JSON instead of a sentence.
     """
-    from ..release.authors_checkpoints import convert as convert_checkpoint
+    from ..release import authors_checkpoints
 
-    folder = convert_checkpoint(checkpoint, out, num_heads=num_heads)
+    folder = authors_checkpoints.convert(checkpoint, out, num_heads=num_heads)
     print_result(f"{folder}: converted", {"checkpoint": checkpoint, "out": folder}, json)

@@ -1,4 +1,4 @@
-"""What computes: SCOTT, its tokenizer and its layers.
+"""Models that compute: SCOTT, its tokenizer and its layers.
 
 `scott.py` is the model, `tokenizer.py` its stem; the other files are the layers of these two.
 """

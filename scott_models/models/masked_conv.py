@@ -24,7 +24,7 @@ class MaskedConv2d(nn.Conv2d):
     The rows h and columns w of `visible` must divide those of the input and of the output. Without `visible` this is
     nn.Conv2d, whose arguments it takes.
 
-    Source: paper, Section 3.2.
+    Source: paper, Section 3.
 
     Example:
         >>> conv = MaskedConv2d(3, 64, kernel_size=7, stride=2, padding=3)

@@ -1,6 +1,8 @@
 """Image -> tokens: SCOTT's masked sparse-convolution stem, and the plain patches of the ablation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ def square(patch_size: int | Sequence[int]) -> int:
     return sides.pop()
 
 
-class _Tokenizer(nn.Module):
+class _Tokenizer(nn.Module, ABC):
     """Hold what both tokenizers share, the grid and its checks, under timm's names for a patch embedding.
 
     Args:
@@ -65,18 +67,36 @@ class _Tokenizer(nn.Module):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        patch_size: int | Sequence[int],
-        strict_img_size: bool,
-        dynamic_img_pad: bool,
-        output_fmt: str,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | Sequence[int] = 16,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        strict_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        output_fmt: str = "NLC",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **timm_options: object,
     ) -> None:
         super().__init__()
         self.patch_size = (square(patch_size),) * 2
         self.strict_img_size = strict_img_size
         self.dynamic_img_pad = dynamic_img_pad
         self.output_fmt = output_fmt
+        self.build(in_chans, embed_dim, device=device, dtype=dtype)
         self.set_input_size(img_size)
+
+    @abstractmethod
+    def build(self, in_chans: int, embed_dim: int, **dd: Any) -> None:
+        """Create the layers, on the device and with the dtype in `dd`."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draw fresh weights."""
+
+    @abstractmethod
+    def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
+        """Embed images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -97,14 +117,6 @@ class _Tokenizer(nn.Module):
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Count the rows and columns of the patch grid of an image of (height, width) pixels."""
         return patch_grid(img_size, self.patch_size[0], self.dynamic_img_pad)
-
-    def embed(self, images: Tensor, visible: Tensor | None) -> Tensor:
-        """Embed images (B, C, H, W), visible bool (B, 1, rows, columns) -> a map (B, D, rows, columns)."""
-        raise NotImplementedError
-
-    def init_weights(self) -> None:
-        """Draw fresh weights."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Embed images (B, C, H, W), visible bool (B, N), True = may be seen -> tokens (B, N, D), zero where hidden."""
@@ -132,25 +144,11 @@ class SparseConvTokenizer(_Tokenizer):
     its blur: with 224 px that map is 111 wide, which is no multiple of the 14 patches. Source: paper, Table 3.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | Sequence[int] = 16,
-        in_chans: int = 3,
-        embed_dim: int = 384,
-        strict_img_size: bool = True,
-        dynamic_img_pad: bool = False,
-        output_fmt: str = "NLC",
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **timm_options: object,
-    ) -> None:
-        if square(patch_size) != 16:
+    def build(self, in_chans: int, embed_dim: int, **dd: Any) -> None:
+        if self.patch_size[0] != 16:
             raise ValueError(
-                f"patch_size: the sparse_conv tokenizer halves four times, so expected 16, got {patch_size}"
+                f"patch_size: the sparse_conv tokenizer halves four times, so expected 16, got {self.patch_size[0]}"
             )
-        super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
-        dd = {"device": device, "dtype": dtype}
         self.conv1 = MaskedConv2d(in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False, **dd)
         self.pool1 = MaxBlurPool(**dd)
         self.conv2 = MaskedConv2d(64, embed_dim, kernel_size=7, stride=2, padding=3, bias=False, **dd)
@@ -172,22 +170,9 @@ class SparseConvTokenizer(_Tokenizer):
 class PatchTokenizer(_Tokenizer):
     """Embed patches by the plain stem of the paper's ablation (Table 2): one convolution over disjoint patches."""
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | Sequence[int] = 16,
-        in_chans: int = 3,
-        embed_dim: int = 384,
-        strict_img_size: bool = True,
-        dynamic_img_pad: bool = False,
-        output_fmt: str = "NLC",
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **timm_options: object,
-    ) -> None:
-        super().__init__(img_size, patch_size, strict_img_size, dynamic_img_pad, output_fmt)
+    def build(self, in_chans: int, embed_dim: int, **dd: Any) -> None:
         side = self.patch_size[0]
-        self.proj = nn.Conv2d(in_chans, embed_dim, side, stride=side, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(in_chans, embed_dim, side, stride=side, **dd)
 
     def init_weights(self) -> None:
         # The paper does not say how its plain stem starts; the sparse stem's rule serves both.

@@ -27,8 +27,7 @@ from .classifiers import Accuracy, count_confusions, knn, ridge, score_retrieval
 from .export import export_classifier
 from .features import check_npz_path, load_model, save_npz
 from .frozen import Cache, Frozen
-from .heads import AttentiveHead, Head, LinearHead, select_features, solve_linear
-from .heads import train as train_heads
+from .heads import AttentiveHead, Head, LinearHead, select_features, solve_linear, train_heads
 from .pixel_cache import PixelCache
 
 Protocol = Literal["fast", "paper"]

@@ -60,7 +60,7 @@ def make_classifier(dim: int, classes: int) -> nn.Linear:
     return linear
 
 
-def train(
+def train_heads(
     heads: Sequence[Head],
     features: Callable[[Iterator[Tensor]], Iterable[Features]],
     labels: Tensor,

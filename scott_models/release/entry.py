@@ -16,11 +16,10 @@ from ..errors import WeightsError
 from ..pretrain.recipe import Recipe
 from ..training.run_folder import count_minutes, find_exported_encoder
 from ..weights import files, local_dir, timm_configs
-from ..weights.entries import RULES, Entry
+from ..weights.entries import Entry, read_rules
 from .card import PAPER_PIXELS
 
 MOST_CHANGES = 3  # a recipe with more changes is called "recipe.toml"
-DTYPES = RULES["dtype"]["enum"]
 OWN_ARGS = ("img_size", "in_chans", "use_mask_token")  # arguments known from a tag's entry and file
 MONITORED = (
     "measured during training: frozen average-pooled features of at most {images} of the run's own images, {scored}; "
@@ -226,6 +225,7 @@ def find_dtype(file: Path) -> str:
         WeightsError: as `load_tensors`; or the tensors have several types, or one that the manifest does not allow.
     """
     found = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in load_tensors(file).values()})
-    if len(found) != 1 or found[0] not in DTYPES:
-        raise WeightsError(f"{file}: expected tensors of one type out of {DTYPES}, found {found}")
+    known = read_rules()["dtype"]["enum"]
+    if len(found) != 1 or found[0] not in known:
+        raise WeightsError(f"{file}: expected tensors of one type out of {known}, found {found}")
     return found[0]

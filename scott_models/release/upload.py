@@ -16,12 +16,12 @@ from ..weights import hub
 from ..weights.entries import (
     PACKAGE,
     PATH,
-    RULES,
     TAG,
     Entry,
     get_entry,
     manifest,
     read_entries,
+    read_rules,
     validate_entry,
     write_entry,
 )
@@ -64,7 +64,7 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         WeightsError: the source is another kind of folder or is damaged; facts are missing or cannot be set.
         DataError: `picture` is not an image.
     """
-    if not re.fullmatch(RULES["repository"]["pattern"], repository):
+    if not re.fullmatch(read_rules()["repository"]["pattern"], repository):
         raise WeightsError(f"--repo-id: expected organisation/name, got {repository!r}")
     folder = Path(source)
     run = folder.resolve().parent if folder.resolve().name == "export" else folder

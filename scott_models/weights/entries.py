@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 # that link as a text file, so the file above the package comes first.
 ABOVE = PACKAGE.parent / "weights_manifest.json"
 PATH = ABOVE if ABOVE.is_file() and (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE / ABOVE.name
+SCHEMA = PATH.with_name("weights_manifest.schema.json")
 
 
 class Entry(TypedDict):
@@ -70,14 +71,11 @@ class Entry(TypedDict):
 
 
 TAG = r"scott_[a-z0-9_]+\.[a-z0-9_]+"
-# The rule of each field of an entry, as JSON Schema; an error reads "expected <description>".
-SCHEMA = json.loads(PATH.with_name("weights_manifest.schema.json").read_text())["$defs"]["entry"]
-RULES: dict[str, dict[str, Any]] = SCHEMA["properties"]
 KINDS = {"string": str, "integer": int, "number": int | float, "array": list, "object": dict, "null": NoneType}
 
 
 def is_valid(value: Any, rule: dict[str, Any]) -> bool:
-    """Return True if a value satisfies a rule of JSON Schema; only the keywords in `RULES` are supported."""
+    """Return True if a value satisfies a rule of JSON Schema; only the keywords of our schema are supported."""
     kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     if isinstance(value, bool) or not any(isinstance(value, KINDS[kind]) for kind in kinds):
         return False
@@ -99,6 +97,19 @@ def is_valid(value: Any, rule: dict[str, Any]) -> bool:
             known = value.keys() >= set(rule.get("required", [])) and all(re.fullmatch(names, name) for name in value)
             return known and all(is_valid(item, rule["additionalProperties"]) for item in value.values())
     return True
+
+
+@cache
+def read_rules() -> dict[str, dict[str, Any]]:
+    """Read the rule of each field of an entry, as JSON Schema has it, from weights_manifest.schema.json.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(SCHEMA.read_text())["$defs"]["entry"]["properties"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WeightsError(f"{SCHEMA}: expected the schema of manifests, found ({error}); restore it") from error
 
 
 @cache
@@ -151,12 +162,13 @@ def validate_entry(tag: str, entry: Entry) -> Entry:
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry, found {entry!r}")
     if not re.fullmatch(TAG, tag):
         raise WeightsError(f"{PATH.name}: expected tags like 'scott_3_16.mimjepa_flowers102_cpu', found {tag!r}")
-    if missing := sorted(set(SCHEMA["required"]) - entry.keys()):
+    if missing := sorted(Entry.__required_keys__ - entry.keys()):
         raise WeightsError(f"{PATH.name}: {tag}: expected an entry with all fields, found no {missing}")
-    if unknown := sorted(entry.keys() - RULES.keys()):
-        raise WeightsError(f"{PATH.name}: {tag}: unknown fields {unknown}; the known fields are {list(RULES)}")
+    rules = read_rules()
+    if unknown := sorted(entry.keys() - rules.keys()):
+        raise WeightsError(f"{PATH.name}: {tag}: unknown fields {unknown}; the known fields are {list(rules)}")
     fields: dict[str, Any] = {**entry}
-    for name, rule in RULES.items():
+    for name, rule in rules.items():
         if name in fields and not is_valid(fields[name], rule):
             raise WeightsError(f"{PATH.name}: {tag}: {name}: expected {rule['description']}, found {fields[name]!r}")
     if (entry["repository"] is None) != (entry["revision"] is None):

@@ -5,7 +5,14 @@ from sklearn.linear_model import LogisticRegression
 from scott_models.data.order import Order
 from scott_models.errors import TrainingError
 from scott_models.probes import heads
-from scott_models.probes.heads import AttentiveHead, LinearHead, choose_held_out, select_features, solve_linear, train
+from scott_models.probes.heads import (
+    AttentiveHead,
+    LinearHead,
+    choose_held_out,
+    select_features,
+    solve_linear,
+    train_heads,
+)
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def source(features, seen=None):
 def test_both_heads_learn_side_by_side(patches):
     features, labels = patches
     both = [LinearHead(32, 3), AttentiveHead(32, 3)]
-    train(both, source(features), labels, seed=0, epochs=200)
+    train_heads(both, source(features), labels, seed=0, epochs=200)
     for head in both:
         assert not head.training
         found = head(select_features(head, features.mean(dim=1), features)).argmax(dim=1)
@@ -41,7 +48,7 @@ def test_both_heads_learn_side_by_side(patches):
 def test_every_epoch_sees_every_image_of_full_batches(patches):
     features, labels = patches
     seen = []
-    train([LinearHead(32, 3)], source(features, seen), labels, seed=0, epochs=3)
+    train_heads([LinearHead(32, 3)], source(features, seen), labels, seed=0, epochs=3)
     assert [len(places) for places in seen] == [60, 60, 60]
     assert {(epoch, i) for places in seen for epoch, i in places} == {(e, i) for e in range(3) for i in range(60)}
 
@@ -52,7 +59,7 @@ def test_a_seed_decides(patches):
     for seed in (0, 0, 1):
         torch.manual_seed(5)
         head = AttentiveHead(32, 3)
-        train([head], source(features), labels, seed=seed, epochs=3)
+        train_heads([head], source(features), labels, seed=seed, epochs=3)
         weights.append(head[1].weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -99,7 +106,7 @@ def test_skipped_updates_are_told_once(patches, capsys):
     features, labels = patches
     features, labels = features.repeat(3, 1, 1), labels.repeat(3)  # 180 images: two batches of 64 an epoch
     places = {(epoch, i) for epoch in (1, 3) for i in order_of(180, epoch)[:64]}
-    train([AttentiveHead(32, 3)], spoiled(features, places), labels, seed=0, epochs=5, what="mine")
+    train_heads([AttentiveHead(32, 3)], spoiled(features, places), labels, seed=0, epochs=5, what="mine")
     expected = "mine: 2 of 10 updates were skipped: their loss or gradients were not finite\n"
     assert capsys.readouterr().err == expected
 
@@ -114,7 +121,7 @@ def test_an_epoch_without_an_update_ends_the_training(patches):
     both = [LinearHead(32, 3), AttentiveHead(32, 3)]
     places = {(2, i) for i in range(60)}
     with pytest.raises(TrainingError, match="mine.*finite loss.*epoch 3"):
-        train(both, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
+        train_heads(both, spoiled(features, places), labels, seed=0, epochs=4, what="mine")
 
 
 def test_small_steps_take_one_thread(patches, monkeypatch):
@@ -126,9 +133,9 @@ def test_small_steps_take_one_thread(patches, monkeypatch):
         used = []
         head = AttentiveHead(32, 3)
         head.register_forward_pre_hook(lambda module, inputs: used.append(torch.get_num_threads()))
-        train([head], source(features), labels, seed=0, epochs=1)
+        train_heads([head], source(features), labels, seed=0, epochs=1)
         monkeypatch.setattr(heads, "FEW", 60 * 6 * 32 - 1)
-        train([head], source(features), labels, seed=0, epochs=1)
+        train_heads([head], source(features), labels, seed=0, epochs=1)
         assert used == [1, 2]
         with pytest.raises(IndexError), heads.limit_threads(features[0]):
             features[60]

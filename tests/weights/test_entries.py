@@ -13,8 +13,8 @@ import timm
 from scott_models.errors import WeightsError
 from scott_models.release.card import PROBES, SCORED, make_card
 from scott_models.weights import manifest, timm_configs
-from scott_models.weights.entries import RULES, Entry, get_entry, read_entries, validate_entry, write_entry
 from scott_models.weights.entries import TAG as TAG_PATTERN
+from scott_models.weights.entries import Entry, get_entry, read_entries, read_rules, validate_entry, write_entry
 
 CHECKOUT = Path(__file__).parents[2]
 SCHEMA = json.loads((CHECKOUT / "weights_manifest.schema.json").read_text())
@@ -71,14 +71,14 @@ def is_valid(entry, tag=TAG):
 def test_the_manifest_is_as_its_schema_says(entry):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads((CHECKOUT / "weights_manifest.json").read_text()), SCHEMA)
-    assert SCHEMA["$defs"]["entry"]["properties"] == RULES  # so that this package and other programs check the same
-    assert list(RULES) == list(Entry.__annotations__)
-    assert SCHEMA["$defs"]["entry"]["required"] == [name for name in RULES if name in Entry.__required_keys__]
+    rules = read_rules()
+    assert list(rules) == list(Entry.__annotations__)
+    assert SCHEMA["$defs"]["entry"]["required"] == [name for name in rules if name in Entry.__required_keys__]
     assert SCHEMA["$defs"]["entry"]["dependentRequired"].keys() == HEADED.keys()
     assert Entry.__optional_keys__ == {"objective", *HEADED}
-    assert set(timm_configs.POOL_ARGS) == {None, *RULES["head"]["enum"]}
+    assert set(timm_configs.POOL_ARGS) == {None, *rules["head"]["enum"]}
     assert SCHEMA["properties"]["weights"]["propertyNames"]["pattern"] == f"^{TAG_PATTERN}$"
-    assert set(LIES) == set(RULES)
+    assert set(LIES) == set(rules)
     assert list(manifest()) == sorted(manifest())  # the first tag of a model is its default
 
 
@@ -253,3 +253,19 @@ def test_a_file_that_is_no_manifest(tmp_path, monkeypatch, content):
                 ask()
     finally:
         manifest.cache_clear()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"$defs": {}}', None])
+def test_a_schema_that_is_damaged(tmp_path, monkeypatch, content):
+    """Report the file when weights are requested; importing the package must still work."""
+    path = tmp_path / "weights_manifest.schema.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("scott_models.weights.entries.SCHEMA", path)
+    read_rules.cache_clear()
+    try:
+        assert timm_configs.make_pretrained_cfgs() == {}  # importing the package calls this
+        with pytest.raises(WeightsError, match=f"{path}: expected the schema of manifests, found .*restore it"):
+            timm.create_model("scott_3_16", pretrained=True)
+    finally:
+        read_rules.cache_clear()
