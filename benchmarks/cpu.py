@@ -1,9 +1,10 @@
-"""Every speed that docs/BENCHMARKS.md shows of a CPU, measured on a quiet machine in about half an hour.
+"""Measure all speeds of a CPU in docs/BENCHMARKS.md; this takes about half an hour on a quiet machine.
 
 python benchmarks/cpu.py --reference CHECKOUT --threads 2
 
-CHECKOUT is the authors' code (https://github.com/inescopresearch/scott). Writes benchmarks/results/cpu.json, after each
-part, and from it the page. A part that is named is measured again and the others are kept:
+CHECKOUT is the authors' code (https://github.com/inescopresearch/scott). After each part the script writes
+benchmarks/results/cpu.json, and makes the page from this file. With --parts only the named parts are measured again,
+and the results of the other parts are kept:
 
 python benchmarks/cpu.py --reference CHECKOUT --parts headline start
 """
@@ -42,7 +43,7 @@ def ratios(results: list[Result], against: Result) -> list[dict[str, Any]]:
 
 
 def headline(reference: str, threads: int) -> dict[str, Any]:
-    """The targets: inference beside the original and timm, and the step beside the original, turn by turn."""
+    """Measure the targets in turns: inference beside the original and timm, and the step beside the original."""
     original = Contender(f"{ORIGINAL}scott_12_16", "inference", reference=reference)
     ours = [Contender("scott_12_16", "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
     beside = [Contender(BESIDE, "inference", p, compiled=c) for p in ("fp32", "bf16") for c in (False, True)]
@@ -63,7 +64,7 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
 
 
 def models(reference: str, threads: int) -> dict[str, Any]:
-    """Every model, small batches and large."""
+    """Measure every model, in small and large batches."""
     rows = []
     names = (*MODELS, BESIDE)
     for batch in (1, 16, 64):
@@ -74,7 +75,7 @@ def models(reference: str, threads: int) -> dict[str, Any]:
 
 
 def inputs(reference: str, threads: int) -> dict[str, Any]:
-    """Crops, views and masks beside the step they feed, on the same cores."""
+    """Measure crops, views and masks beside the step that takes them, on the same cores."""
     rows = []
     for name, size, batch in (("scott_3_16", 112, 64), ("scott_3_16", 224, 64), ("scott_12_16", 224, 64)):
         common = {"batch": batch, "img_size": size}
@@ -95,7 +96,7 @@ def inputs(reference: str, threads: int) -> dict[str, Any]:
 
 
 def growth(reference: str, threads: int) -> dict[str, Any]:
-    """Time and memory of one step or forward pass against batch, pixels and depth, with the slope in logarithms."""
+    """Measure time and memory of step and inference against batch, pixels and depth, with the slope in logarithms."""
     grown: dict[str, list[Contender]] = {
         "step against batch": [Contender("scott_3_16", "step", "bf16", b) for b in (8, 16, 32, 64, 128)],
         "inference against batch": [Contender("scott_12_16", "inference", "bf16", b) for b in (1, 4, 16, 64, 128)],
@@ -130,7 +131,7 @@ import sys, time
 from scott_models.data import find_samples
 from scott_models.data.loader import Crops, Order
 from scott_models.data.decoded import open_images
-def memory():  # of this process's own, in MiB: not what is mapped from the cache's file
+def memory():  # private memory of this process in MiB, without the mapped file of the cache
     lines = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("RssAnon"))
     return int(lines["RssAnon"].split()[0]) / 1024
 before = memory()
@@ -146,7 +147,7 @@ print(found - start, opened - found, first - opened, memory() - before)
 
 
 def data(reference: str, threads: int) -> dict[str, Any]:
-    """Start-up of a run against the number of images: files of 40 x 40 pixels, decoded, then found in the cache."""
+    """Measure a run's start-up against the number of images of 40 x 40 pixels, first decoded and then cached."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root, made = Path(folder) / "images", 0
@@ -176,7 +177,7 @@ def data(reference: str, threads: int) -> dict[str, Any]:
 
 
 def start(reference: str, threads: int) -> dict[str, Any]:
-    """Seconds from the start of Python; medians of turns."""
+    """Measure seconds from the start of Python to the end of a command; medians of turns."""
     commands = {
         "import timm": ["-c", "import timm"],
         "import scott_models": ["-c", "import scott_models"],
@@ -192,7 +193,7 @@ def start(reference: str, threads: int) -> dict[str, Any]:
 
 
 def parts_of_a_step(reference: str, threads: int) -> dict[str, Any]:
-    """Each short way beside torch's own."""
+    """Measure each of our short ways beside torch's own."""
     torch.set_num_threads(threads)
     return {"parts of a step": kernels.rows()}
 

@@ -1,9 +1,10 @@
-"""Measure what SplitMask saves by encoding each half of an image alone: docs/objectives.md's table.
+"""Measure the time that SplitMask saves by encoding each half of an image alone: the table of docs/objectives.md.
 
 python benchmarks/dropping.py
 
-Milliseconds of a batch in turns, forward and backward, bf16, 2 threads: one half beside all places (mask tokens in the
-hidden half), and the objectives' whole losses, SplitMask's without dropping too.
+The table has milliseconds of a batch, forward and backward, in bf16 with 2 threads; the contenders take turns. The
+first two columns compare one half alone with all places, where the hidden half has mask tokens. The other columns have
+the whole loss of each objective, and the loss of SplitMask without dropping.
 """
 
 import argparse
@@ -25,13 +26,13 @@ DRY = [f"model.{name}=0" for name in ("pos_drop", "proj_drop", "attn_drop", "dro
 
 
 def undropped(self: SplitStudent, images: Tensor, first: Tensor, *places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SplitStudent.forward, but the blocks see mask tokens in the places of the other half."""
+    """Compute SplitStudent.forward, except that the blocks see mask tokens in the places of the other half."""
     one, other = (self.decoder(self.encoder.forward_tokens(images, half)[half], half) for half in (first, ~first))
     return self.head(torch.where(first[..., None], other, one)), one.mean(dim=1), other.mean(dim=1)
 
 
 def objective_of(name: str, model: str, pixels: int) -> nn.Module:
-    """As its recipe builds it, with random words."""
+    """Build an objective by its recipe, without dropout and with random words."""
     sizes = [f"model.name={model}", f"model.img_size={pixels}", "data.short_side=320"]
     objective = build_objective(Recipe.load("flowers102", [*OBJECTIVES[name], *sizes, *DRY]))
     if name != "mimjepa":
@@ -41,7 +42,7 @@ def objective_of(name: str, model: str, pixels: int) -> nn.Module:
 
 
 def loss(objective: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], None]:
-    """A call of loss and gradients."""
+    """Return a function that computes the loss and the gradients."""
 
     def call() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -52,7 +53,7 @@ def loss(objective: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], None]
 
 
 def encoder(model: str, pixels: int, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Calls that encode all places, and one half alone, with gradients."""
+    """Return two functions that encode with gradients: the first all places, the second one half alone."""
     images = torch.randn(batch, 3, pixels, pixels)
     net = timm.create_model(model, img_size=pixels, use_mask_token=True)
     half = torch.rand(batch, (pixels // 16) ** 2).argsort(dim=1) < (pixels // 16) ** 2 // 2

@@ -1,11 +1,11 @@
-"""Every speed that docs/BENCHMARKS.md shows of a GPU, in one command of about ten minutes, and one table.
+"""Measure all speeds of a GPU in docs/BENCHMARKS.md, in about ten minutes.
 
 python benchmarks/gpu.py --data flowers102
 
-DATA is a folder of real images (or what `scott pretrain --data` takes). Measured are inference and step of every model,
-the inputs, whole training end to end with memory and the minutes that 300 epochs take, the kernels a step consists of,
-crop and views alone, and other ways to compute the tokenizer's pools. Writes benchmarks/results/gpu.json after each
-part, and from it the page.
+DATA is a folder of real images, or another source that `scott pretrain --data` takes. The parts are: training end to
+end, with memory and the minutes for 300 epochs; the kernels of a step; crops and views alone; other ways to compute the
+tokenizer's pools; the step of each model, and its inputs; inference of each model. After each part the script writes
+benchmarks/results/gpu.json, and at the end the page.
 """
 
 import argparse
@@ -46,7 +46,7 @@ EPOCHS = 300
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold what the parts share; `batch` is the recipe's, `updates` how many are timed end to end."""
+    """Hold the settings of all parts; `updates` is the number of updates, or of calls, that are timed."""
 
     device: str
     data: str
@@ -69,7 +69,7 @@ def inference(setting: Setting) -> dict[str, Any]:
             for precision in ("fp32", "bf16")
             for mode in modes
         ]
-        for start in range(0, len(contenders), 8):  # a process each, which a GPU's memory holds
+        for start in range(0, len(contenders), 8):  # each has its own process, and eight fit in a GPU's memory
             rows += [result.row() for result in measure(contenders[start : start + 8], setting.rounds)]
     return {"inference": rows}
 
@@ -98,7 +98,7 @@ def prepared(setting: Setting, model: str) -> tuple[Engine, Recipe, Order, Crops
 
 
 def training(setting: Setting, model: str) -> tuple[Engine, Callable[[int], float]]:
-    """An engine on real images, and what makes so many updates and returns their seconds."""
+    """Build an engine on real images, and a function that makes a number of updates and returns the seconds."""
     engine, recipe, order, crops = prepared(setting, model)
     batches = engine.load(order, crops, 1, sys.maxsize, recipe.run.workers)
     done = 0
@@ -164,7 +164,7 @@ def kernels(setting: Setting) -> dict[str, Any]:
 
 
 def timed(setting: Setting, function: Callable[[], object]) -> dict[str, float]:
-    """Measure milliseconds of a call, and those after which it has only told a GPU what to do."""
+    """Measure milliseconds of a call until the device is done, and until the call has only launched its kernels."""
     wait = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
     for _ in range(3):
         function()
@@ -179,7 +179,7 @@ def timed(setting: Setting, function: Callable[[], object]) -> dict[str, float]:
 
 
 def inputs(setting: Setting) -> dict[str, Any]:
-    """Time what comes before the first layer, part by part."""
+    """Time the work before the first layer, part by part."""
     engine, _, order, crops = prepared(setting, setting.models[0])
     objective, pixels = engine.objective, crops.images.pixels
     assert pixels is not None, "images are expected to fit into memory"
@@ -205,14 +205,14 @@ def inputs(setting: Setting) -> dict[str, Any]:
 
 
 def slices(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Blur a map with a border of one cell by 1-2-1 along one side, at every second place."""
+    """Blur a map by 1-2-1 along one dimension, at every second place; the map has a border of one cell."""
     length = x.shape[dim] - 2
     first, middle, last = (x[(slice(None),) * dim + (slice(i, i + length, 2),)] for i in range(3))
     return 0.25 * first + 0.5 * middle + 0.25 * last
 
 
 def max_then_blur(blur: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Build the pool with another blur, which takes a map with a border of zeros."""
+    """Build the pool with another blur; the blur takes a map with a border of zeros."""
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         x = torch.maximum(x[:, :, :, :-1], x[:, :, :, 1:])
@@ -222,7 +222,7 @@ def max_then_blur(blur: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[tor
 
 
 def by_nine(x: torch.Tensor) -> torch.Tensor:
-    """Blur by the sum of nine slices."""
+    """Blur a map with a border of one cell by the sum of nine slices."""
     rows, columns, kernel = x.shape[2] - 1, x.shape[3] - 1, (0.25, 0.5, 0.25)
     parts = [
         kernel[i] * kernel[j] * x[:, :, i : i + rows - 1 : 2, j : j + columns - 1 : 2]
@@ -233,7 +233,7 @@ def by_nine(x: torch.Tensor) -> torch.Tensor:
 
 
 def pools(setting: Setting) -> dict[str, Any]:
-    """Time the two pools of the tokenizer, in bf16 and channels last, and other ways to the same."""
+    """Time the two pools of the tokenizer, in bf16 and channels last, and other ways to compute the same pools."""
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "as it is": MaxBlurPool().to(setting.device),
         "nine slices": max_then_blur(by_nine),
@@ -248,7 +248,7 @@ def pools(setting: Setting) -> dict[str, Any]:
         expected = ways["as it is"](x)
         for name, way in ways.items():
             for compiled in (False, True) if setting.compiled else (False,):
-                torch.compiler.reset()  # or compilers would stop at the eighth of what is to them one function
+                torch.compiler.reset()  # all ways are one function to the compiler, which allows eight versions
                 pool = torch.compile(way) if compiled else way
                 torch.testing.assert_close(pool(x), expected, rtol=0.02, atol=0.02)
                 there = x.detach().requires_grad_()
@@ -268,7 +268,7 @@ def pools(setting: Setting) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "end to end": end_to_end,  # first what matters most
+    "end to end": end_to_end,  # the most important part first
     "profile": kernels,
     "inputs": inputs,
     "max blur": pools,
@@ -284,10 +284,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--updates", type=int, default=200, help="timed end to end")
+    parser.add_argument("--updates", type=int, default=200, help="timed updates or calls; default 200")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--uncompiled", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the results here, and no page")
+    parser.add_argument("--out", type=Path, help="file for the results; the page is not written")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and arguments.out is None:
@@ -303,7 +303,7 @@ def main() -> None:
         print(f"== {name}", file=sys.stderr, flush=True)
         try:
             kept["parts"][name] = PARTS[name](setting)
-        except Exception:  # of any kind: the other parts are worth no less for it
+        except Exception:  # any error: the other parts are still worth measuring
             traceback.print_exc()
             failed.append(name)
             continue

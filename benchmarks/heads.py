@@ -1,9 +1,9 @@
-"""Measure how many images a second train an attentive head on a CPU, with one thread and with all.
+"""Measure images a second while an attentive head trains on a CPU, with one thread and with all threads.
 
 python benchmarks/heads.py --patches 49 196
 
-The head is that of `scott probe`, on random features of 384 dimensions, in batches of 64. docs/evaluation.md says why
-probes take one thread.
+The head is that of `scott probe`, on random features of 384 dimensions, in batches of 64. docs/evaluation.md explains
+why probes use one thread.
 """
 
 import argparse
@@ -20,7 +20,7 @@ DIM, CLASSES, EPOCHS = 384, 102, 5
 
 
 def images_a_second(images: int, patches: int, few: int) -> float:
-    """Train a head on features of random numbers; up to `few` numbers a batch it works with one thread."""
+    """Train a head on random features and return images a second; a batch of at most `few` numbers uses one thread."""
     heads.FEW = few
     torch.manual_seed(0)
     labels = torch.randint(CLASSES, (images,))

@@ -1,10 +1,10 @@
-"""Measure what a GPU's training step costs the processor: milliseconds of Python for a batch, none of them a GPU's.
+"""Measure the processor's work for a GPU's training step: milliseconds of Python per batch, without the GPU's own.
 
 python benchmarks/host.py --batch 128 --workers 4
 
-Boxes, colours and masks are drawn alone; then processes that run ahead draw them, and what is measured is the main
-one's own time for a batch it only receives; last the bookkeeping of an update, on the real list of parameters with
-one number in each. Medians. Writes benchmarks/results/host.json.
+Three things are measured, as medians: the time to draw boxes, colours and masks; the main process's time to receive a
+batch from worker processes that draw ahead; and the bookkeeping of an update, on the real list of parameters with one
+number in each parameter. The script writes benchmarks/results/host.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ KEY = np.uint64(7)
 
 
 class WithoutPixels(Crops):
-    """Stand for crops of images that lie on a GPU, which this machine need not have."""
+    """Stand for crops of images on a GPU; this machine needs no GPU."""
 
     on_device = True
 
@@ -47,7 +47,7 @@ def crops() -> Crops:
 
 
 def median(call: Callable[[int], object], rounds: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Measure milliseconds of a call, which is told its number."""
+    """Measure the median milliseconds of a call; the function receives the number of the call."""
     times = []
     for number in range(rounds + 3):
         started = clock()
@@ -57,7 +57,7 @@ def median(call: Callable[[int], object], rounds: int, clock: Callable[[], float
 
 
 def drawn(batch: int, rounds: int) -> dict[str, float]:
-    """Time what processes that run ahead do."""
+    """Time the work of the worker processes, which draw ahead."""
     indices, boxes = torch.arange(batch), Boxes(crops())
     sizes, offsets = boxes.sizes[:batch], boxes.offsets[:batch]
     mask = draw_mask(Recipe.load("flowers102").mask)
@@ -74,12 +74,12 @@ def drawn(batch: int, rounds: int) -> dict[str, float]:
 
 
 def received(objective: Any, batch: int, workers: int, rounds: int, pause: float) -> dict[str, float]:
-    """Time what is left for the main process: its processor time, and the time until it has the batch."""
+    """Time the main process: its processor time for a batch, and the time until the batch is there."""
     order = Order(COUNT, batch, 0)
     batches = iterate(Planned(crops(), objective.drawing), order.pieces(1, sys.maxsize), workers)
 
     def wait() -> None:
-        time.sleep(pause)  # the GPU's step, meanwhile
+        time.sleep(pause)  # as long as the GPU's step
 
     spent, passed = [], []
     for _ in range(rounds + 3):
@@ -96,7 +96,7 @@ def received(objective: Any, batch: int, workers: int, rounds: int, pause: float
 
 
 def bookkeeping(objective: Any, rounds: int) -> dict[str, float]:
-    """Time an update's bookkeeping on parameters of one number each, so that little but Python is left."""
+    """Time an update's bookkeeping; each parameter has one number, so that almost only Python is timed."""
     for parameter in objective.parameters():
         parameter.data = torch.zeros([1] * parameter.ndim)
     optimizer = build_optimizer(objective)
@@ -118,9 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="scott_12_16")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=4, help="processes that run ahead")
+    parser.add_argument("--workers", type=int, default=4, help="worker processes that draw ahead")
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--pause", type=float, default=29, help="milliseconds between batches, a GPU's step")
+    parser.add_argument("--pause", type=float, default=29, help="milliseconds of a GPU's step, between batches")
     parser.add_argument("--out", type=Path, default=page.RESULTS / "host.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The authors' training step, for benchmarks/cpu.py: their modules and optimiser, in the order of their loop."""
+"""The authors' training step, for benchmarks/cpu.py: the authors' modules and optimiser, in the order of their loop."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from scott_models.pretrain.masks import blockwise
 
 @dataclass(frozen=True)
 class OriginalStep(Contender):
-    """Describe a step of the original, whose checkout is at `reference`; their logging is left out."""
+    """Describe a training step of the original, whose checkout is at `reference`. The step does no logging."""
 
     def build(self) -> tuple[Callable[[], object], float]:
         return _build_step(self), self.batch

@@ -1,6 +1,8 @@
-"""docs/BENCHMARKS.md from benchmarks/results/*.json; python benchmarks/page.py writes it anew.
+"""Write docs/BENCHMARKS.md from benchmarks/results/*.json.
 
-What a results file lacks is shown as not measured; no figure is typed by hand.
+python benchmarks/page.py
+
+Parts that a results file lacks are shown as not measured. No figure is typed by hand.
 """
 
 import json
@@ -32,7 +34,7 @@ How it is measured:
 - A *step* is loss, gradients, AdamW and the target's update on ready inputs, with the paper's dropout."""
 
 BESIDE = "vit_small_patch16_224"
-# task, model, precision, what it is compared with ("% of peak" or another model), at least
+# task, model, precision, reference ("% of peak" or another model), smallest value that meets the target
 TARGETS = (
     ("inference", "scott_12_16", "fp32", "original scott_12_16", 1.3),
     ("inference", "scott_12_16", "fp32", "% of peak", 88),
@@ -46,12 +48,12 @@ TARGETS = (
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a Python that imports this checkout, installed or not."""
+    """Return environment variables with which Python imports this checkout, even if the package is not installed."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
 
 
 def machine(what: str) -> str:
-    """A processor in words."""
+    """Describe this machine in words: `what` and the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -1,9 +1,10 @@
-"""From the results of a row to a release: weights/<tag>/, its entry in weights_manifest.json, its card.
+"""Make a release from the results of a row: weights/<tag>/, an entry in weights_manifest.json, and a card.
 
 python benchmarks/release.py RESULTS ROW TAG --hardware "2 CPU cores" --pictures IMAGES...
 
-RESULTS is what benchmarks/paper/reproduce.py wrote, TAG e.g. scott_12_16.mimjepa_flowers102_cpu. The parts of the
-weights are joined if they are not yet. Scores are of the probes by protocol `fast`, so that all cards compare.
+RESULTS is the output folder of benchmarks/paper/reproduce.py. TAG is e.g. scott_12_16.mimjepa_flowers102_cpu. If the
+weights are in parts, the parts are joined. The scores are those of the probes with protocol `fast`, so that all cards
+can be compared.
 """
 
 import argparse
@@ -26,15 +27,15 @@ DATA = {
     "train,val": "Oxford Flowers-102, the 2,040 images of train and val (inductive)",
 }
 TERMS = "images collected from the web for research; none is part of the weights"
-# What reproduce.py adds to a row's name -> what the manifest adds to a probe's.
+# Ending of a row's name by reproduce.py -> ending of a probe's name in the manifest.
 ENDINGS = {"": "", " (random weights)": "_random", " (context encoder)": "_context"}
 
 
 def joined(run: Path, sha256: str) -> Path:
-    """The weights of a row's run folder, of whose parts they are made.
+    """Return the weight file of a run folder; join the parts of the weights first if the file does not exist.
 
     Raises:
-        WeightsError: parts that are not there, or other bytes than there were.
+        WeightsError: the weights are missing, or their sha256 is another.
     """
     whole = run / "export" / "model.safetensors"
     parts = sorted(whole.parent.glob(f"{whole.name}.part*"), key=lambda path: int(path.suffix.removeprefix(".part")))
@@ -46,7 +47,7 @@ def joined(run: Path, sha256: str) -> Path:
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, float]:
-    """Top-1 % as the manifest names them."""
+    """Return top-1 % of the probes with protocol `fast`, by their names in the manifest."""
     fast = [score for score in results["scores"] if score["protocol"] == "fast"]
     return {
         score["probe"] + ENDINGS[score["model"].removeprefix(results["row"])]: round(score["top1"], 1) for score in fast
@@ -54,7 +55,7 @@ def scores_of(results: dict[str, Any]) -> dict[str, float]:
 
 
 def protocol_of(results: dict[str, Any]) -> str:
-    """How they were measured."""
+    """Describe in words how the scores were measured."""
     first = results["scores"][0]
     seeds = first["seeds"]
     return (
@@ -68,7 +69,8 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
     """Write the release and return its entry.
 
     Raises:
-        WeightsError: a tag of another model, parts that are not whole, or files that are none.
+        WeightsError: the tag is of another model, weights are missing or have another sha256, or the run's records are
+            damaged.
     """
     run = results / row
     recipe = Recipe.load(run / "recipe.toml")
@@ -98,8 +100,8 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("row")
     parser.add_argument("tag")
-    parser.add_argument("--hardware", required=True, help="what it was trained on, in words")
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images of the card's picture")
+    parser.add_argument("--hardware", required=True, help="hardware of the training, in words")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="images for the card's picture")
     given = parser.parse_args()
     with report_user_errors():
         entry = release(given.results, given.row, given.tag, given.hardware, given.pictures)

@@ -1,10 +1,11 @@
-"""A classifier from released weights: an attentive probe on Oxford Flowers-102 as weights/<tag>_probe/, entry and card.
+"""Make a classifier from released weights: an attentive probe on Oxford Flowers-102, with its entry and card.
 
 python benchmarks/release_head.py TAG --flowers FOLDER
 
-TAG e.g. scott_12_16.mimjepa_flowers102_cpu; FOLDER holds train, val and test, and in each a folder for every class, in
-the official order. The head is trained on train and val (protocol `fast`, seed 0), or taken from --classifier, what
-`scott probe --export` left of these weights. The score is that of the released file, in bfloat16, on test.
+The classifier is written to weights/<tag>_probe/. TAG is e.g. scott_12_16.mimjepa_flowers102_cpu. FOLDER holds train,
+val and test, and each of these has a folder for every class, in the official order. The head is trained on train and
+val (protocol `fast`, seed 0). With --classifier the head is taken from a folder that `scott probe --export` wrote for
+the same weights. The score is that of the released file, in bfloat16, on test.
 """
 
 import argparse
@@ -46,11 +47,11 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
     """Write the release and return its entry.
 
     Args:
-        classifier: what `scott probe --export` left of the tag's weights; by default it is made here.
+        classifier: a folder that `scott probe --export` wrote for the tag's weights; by default a head is trained.
 
     Raises:
-        WeightsError: a tag that is not released, or a classifier of other weights.
-        DataError: images that cannot be used.
+        WeightsError: the tag is not released, or the classifier has other weights.
+        DataError: the images cannot be used.
     """
     backbone = entries.get_entry(tag)
     folder = CHECKOUT / "weights" / f"{tag}_probe"
@@ -91,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tag")
     parser.add_argument("--flowers", type=Path, required=True)
-    parser.add_argument("--classifier", type=Path, help="what `scott probe --export` left")
+    parser.add_argument("--classifier", type=Path, help="folder that `scott probe --export` wrote")
     given = parser.parse_args()
     with report_user_errors():
         print(json.dumps(release_head(given.tag, given.flowers, classifier=given.classifier)["scores"], indent=2))

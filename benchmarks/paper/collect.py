@@ -1,7 +1,8 @@
-"""Collect what a trained row leaves: a small run folder, its scores and figures, and the weights in parts.
+"""Collect the results of a trained row: a small run folder, scores and figures, and the weights in parts.
 
-As a folder (`collect`), or as few files that travel light (`pack`, `unpack`): ROW.tar holds all but the weights, and
-ROW.weights.0, ROW.weights.1, ... are the weights, each at most 15 MiB. Every file appears whole or not at all.
+`collect` writes a folder. `pack` writes a few files that are easy to carry: ROW.tar holds everything except the
+weights, and ROW.weights.0, ROW.weights.1, ... are the weights in parts of at most 15 MiB. `unpack` turns these files
+into the folder. A file is written whole or not at all.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ def collect(row: Row, out: Path) -> None:
 
 
 def pack(row: Row, out: Path) -> None:
-    """Write out/ROW.tar and out/ROW.weights.0, ...; weights that are there already are left alone."""
+    """Write out/ROW.tar and out/ROW.weights.0, ...; existing weight files are not written again."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in small_files(row).items():
@@ -51,10 +52,10 @@ def pack(row: Row, out: Path) -> None:
 
 
 def unpack(packed: Path, out: Path) -> dict[str, str]:
-    """Turn a folder of packed rows into what `collect` writes, the weights joined.
+    """Turn a folder of packed rows into run folders as `collect` writes them, but with the weights joined.
 
     Returns:
-        the rows whose weights are not whole, and why; all else of them is there.
+        the rows whose weights are incomplete, each with the reason; the other files of these rows are written.
     """
     incomplete = {}
     for path in sorted(packed.glob("*.tar")):
@@ -76,7 +77,7 @@ def in_order(parts: Iterable[Path]) -> list[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a cut leaves what was there."""
+    """Write a file under another name and rename it, so that an interruption leaves the earlier file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
@@ -90,14 +91,14 @@ def parts(row: Row) -> list[bytes]:
 
 
 def small_files(row: Row) -> dict[str, bytes]:
-    """Read all that a trained row leaves but its weights, by name: ROW/..., and ROW.json with scores and figures."""
+    """Read the files of a trained row except the weights, by name: ROW/..., and ROW.json with scores and figures."""
     files = [row.run / name for name in KEPT] + sorted(row.run.glob("looks/*"))
     found = {f"{row.name}/{path.relative_to(row.run)}": path.read_bytes() for path in files}
     return found | {f"{row.name}.json": (json.dumps(summarize(row), indent=1) + "\n").encode()}
 
 
 def summarize(row: Row) -> dict[str, Any]:
-    """State what a row scored and cost, on what, and how its weights are joined and checked."""
+    """Summarise a row: its scores, its cost, its hardware, and the command that joins and checks its weights."""
     lines = [json.loads(line) for line in (row.run / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "images_per_second" in line]
     batch = Recipe.load(row.run / "recipe.toml").optim.batch_size

@@ -1,8 +1,8 @@
-"""Work on a GPU that is lent for half an hour: carry code and data there, start, look, and unpack what came back.
+"""Work on a GPU that is lent for half an hour: carry code and data there, start the work, and unpack the results.
 
-Made for a machine of which you can only ask: run this command, for ten minutes at most, in a folder that I send with it
-(at most 64 MiB), and return the small files it leaves in $OUT. It has no network, and nothing is installed but Python
-with torch, torchvision, timm and accelerate. docs/gpu.md has the calls in their order.
+The machine runs one command at a time, for at most ten minutes, in a folder of at most 64 MiB that is sent with the
+command. The machine returns the small files that the command leaves in $OUT. There is no network, and only Python with
+torch, torchvision, timm and accelerate. docs/gpu.md has the calls in their order.
 
   on your machine   python benchmarks/paper/lease.py stage lease flowers102-320-0.tar
   on the GPU        python3 lease/benchmarks/paper/lease.py take
@@ -10,10 +10,10 @@ with torch, torchvision, timm and accelerate. docs/gpu.md has the calls in their
                     python3 lease/benchmarks/paper/lease.py poll --seconds 540
   on your machine   python benchmarks/paper/lease.py unpack RETURNED --out results
 
-What is started runs in a session of its own, so that it outlives the call that started it. It goes through three steps,
-each of which may fail without ending the others: 20 updates of each model; throughput and profile (benchmarks/gpu.py);
-the rows of the paper's tables (benchmarks/paper/reproduce.py). After a kill, `start` goes on where it was.
-This file needs nothing but Python.
+The work runs in a session of its own, so that it outlives the call that started it. The work has three steps: 20
+updates of each model; throughput and profile (benchmarks/gpu.py); the rows of the paper's tables
+(benchmarks/paper/reproduce.py). If a step fails, the next step runs nevertheless. After a kill, `start` continues the
+work. This file needs only Python.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from tempfile import gettempdir
 ROOT = Path(__file__).resolve().parents[2]
 CODE, LEFT_OUT = ("scott_models", "benchmarks"), ("__pycache__", "bundled", "results")
 WORK = Path(gettempdir()) / "scott_models-lease"
-CARRIED, FILES, EACH = 64 * 2**20, 8, 16 * 2**20  # bytes there; files back, and bytes of each
-BACK = 60 * 2**20  # bytes back in all, with room for the log
-LOG_LINES, ENDING = 60, 10  # shown by poll; seconds that work may take to end
+CARRIED, FILES, EACH = 64 * 2**20, 8, 16 * 2**20  # per call: bytes sent, files returned, bytes of each file
+BACK = 60 * 2**20  # bytes returned by a call in all, with room for the log
+LOG_LINES, ENDING = 60, 10  # log lines that poll shows; seconds for killed processes to end
 VERSIONS = """
 import importlib, sys
 print("python", sys.version.split()[0])
@@ -45,14 +45,14 @@ for name in ("torch", "torchvision", "timm", "accelerate", "safetensors", "huggi
 import scott_models.pretrain
 print("scott_models can be imported")
 """
-LONGEST = {"throughput and profile": 300}  # seconds, of a step that does not know its time
+LONGEST = {"throughput and profile": 300}  # seconds for a step that has no --minutes of its own
 PARTS = ("end to end", "profile", "inputs", "max blur")  # of benchmarks/gpu.py
 
 
 def stage(folder: Path, data: Sequence[Path], packages: Sequence[str]) -> None:
-    """Fill a folder with code alone, the tar files of this call, and wheels of packages that the machine lacks.
+    """Fill a folder with the code, the tar files of this call, and wheels of packages that the machine lacks.
 
-    What an earlier call staged there is replaced.
+    The files that an earlier call staged in the folder are replaced.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / CODE[0]).is_dir():
         sys.exit(f"{folder}: expected a new or empty folder, or what `stage` left there, found other files")
@@ -79,7 +79,7 @@ def stage(folder: Path, data: Sequence[Path], packages: Sequence[str]) -> None:
 
 
 def size_of_checkout(without: Path) -> int:
-    """Add up the files of this checkout that git does not ignore, outside of a folder; 0 where there is no git."""
+    """Add up the bytes of the files that git does not ignore, except those in a folder; return 0 if git is missing."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     with suppress(OSError):
         names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\0")
@@ -90,7 +90,7 @@ def size_of_checkout(without: Path) -> int:
 
 
 def take(work: Path) -> None:
-    """Move the tar files that came with this call to where they stay; say what is there, and what the machine has."""
+    """Copy the tar files of this call to the work folder; print the files there and what the machine has."""
     data = work / "data"
     data.mkdir(parents=True, exist_ok=True)
     for path in sorted(ROOT.glob("*.tar")):
@@ -106,8 +106,8 @@ def take(work: Path) -> None:
 
 
 def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None:
-    """Start the work in a session of its own, from a copy of the code, unless it runs already."""
-    for _ in range(ENDING):  # what was killed just now takes a moment to end
+    """Start the work in a session of its own, from a copy of the code, unless the work is running already."""
+    for _ in range(ENDING):  # a process that was killed just now takes a moment to end
         if not is_running(work):
             break
         time.sleep(1)
@@ -116,14 +116,14 @@ def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None
         return
     if (found := len(list((work / "data").glob("*.tar")))) != tars:
         sys.exit(f"{work / 'data'}: expected {tars} tar files of Flowers-102, found {found}; call `take` for each")
-    shutil.rmtree(work / "code", ignore_errors=True)  # the next call may replace what this one came with
+    shutil.rmtree(work / "code", ignore_errors=True)  # the next call may replace the files of this call
     shutil.copytree(ROOT, work / "code", ignore=shutil.ignore_patterns("*.tar"))
     if wheels := sorted(map(str, (work / "code" / "wheels").glob("*.whl"))):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
         subprocess.run([*command, "--target", str(work / "code"), *wheels], check=True)
     script = work / "code" / "benchmarks" / "paper" / "lease.py"
     command = [sys.executable, str(script), "go", "--work", str(work), "--minutes", str(minutes), *options]
-    with (work / "log.txt").open("a") as log:  # not in this call's folder either, which may go with the call
+    with (work / "log.txt").open("a") as log:  # outside this call's folder, which may be deleted after the call
         process = subprocess.Popen(
             command, cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -132,7 +132,7 @@ def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None
 
 
 def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> None:
-    """Do the three steps, one after the other, whatever becomes of each."""
+    """Run the three steps one after the other, even if a step fails."""
     end = time.monotonic() + 60 * minutes
     scale, scripts = "--rehearse" if rehearse else "--gpu", work / "code" / "benchmarks"
     data, out = [str(path) for path in sorted((work / "data").glob("*.tar"))], work / "out"
@@ -171,15 +171,15 @@ def go(work: Path, minutes: float, rehearse: bool, options: Sequence[str]) -> No
 
 
 def poll(work: Path, out: Path, seconds: float, again: bool) -> None:
-    """Hand out what is new until there are weights, the work has ended or the time is over; then show the log.
+    """Hand out new files until there are weights, the work has ended or the time is over; then print the log.
 
-    Small files and the log lie in `out` at any moment, should the call be cut. A file is handed out once, unless it
-    changes, or all are asked for `again`.
+    Small files and the log are copied to `out` at once, because the call may be interrupted. A file is handed out once,
+    and again after a change; with `again`, all files are handed out again.
     """
     ledger = work / "sent.json"
     sent: dict[str, str] = {}
     if not again:
-        with suppress(OSError, ValueError):  # the first call, or one that was cut
+        with suppress(OSError, ValueError):  # no ledger before the first call, or a damaged ledger
             sent = json.loads(ledger.read_text())
     taken: dict[str, int] = {}  # bytes of each file in `out`
     end = time.monotonic() + seconds
@@ -202,7 +202,7 @@ def poll(work: Path, out: Path, seconds: float, again: bool) -> None:
 
 
 def hand_out(files: Sequence[Path], out: Path, sent: dict[str, str], taken: dict[str, int]) -> None:
-    """Copy files as long as there is room, and note what was sent."""
+    """Copy files to `out` while the limits allow, and record the copied files in `sent` and `taken`."""
     for path in files:
         state, size = state_of(path), path.stat().st_size
         others = [bytes_ for name, bytes_ in taken.items() if name != path.name]
@@ -213,9 +213,9 @@ def hand_out(files: Sequence[Path], out: Path, sent: dict[str, str], taken: dict
 
 
 def unpack(returned: Path, out: Path) -> None:
-    """Turn the files that came back into run folders and scores, the weights joined and checked."""
+    """Turn the returned files into run folders and scores, with the weights joined and checked."""
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-    from collect import unpack as unpack_rows  # the one command that needs the package
+    from collect import unpack as unpack_rows  # only this command needs the package
 
     out.mkdir(parents=True, exist_ok=True)
     for path in returned.glob("*.json"):
@@ -227,31 +227,31 @@ def unpack(returned: Path, out: Path) -> None:
 
 
 def unsent(folder: Path, sent: dict[str, str]) -> list[Path]:
-    """List whole files that were not handed out as they are now, small ones first, then the oldest."""
+    """List the whole files that are new or changed since they were handed out: weights last, older files first."""
     files = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".partial"]
     files = [path for path in files if sent.get(path.name) != state_of(path)]
     return sorted(files, key=lambda path: (".weights." in path.name, path.stat().st_mtime))
 
 
 def state_of(path: Path) -> str:
-    """Describe a file, which is only ever replaced as a whole, so that another content has another description."""
+    """Describe the state of a file; files are only replaced as a whole, so new content has a new state."""
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def is_running(work: Path) -> bool:
-    """Tell whether a process of the session that `start` began is alive, be it a child whose parent was killed."""
+    """Return True if a process of the session that `start` began is alive, even a child whose parent was killed."""
     group = read(work / "pid")
     if not group:
         return False
-    if not Path("/proc/self/stat").exists():  # no Linux
+    if not Path("/proc/self/stat").exists():  # not on Linux
         with suppress(OSError):
             os.killpg(int(group), 0)
             return True
         return False
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            after_name = status.read_text().rsplit(")", 1)[1]  # which may hold blanks
+            after_name = status.read_text().rsplit(")", 1)[1]  # the name of the process may contain blanks
             state, _, its_group = after_name.split()[:3]
             if its_group == group and state not in "ZX":
                 return True
@@ -259,12 +259,12 @@ def is_running(work: Path) -> bool:
 
 
 def absolute(path: str) -> Path:
-    """Resolve a path, since what is started works in another folder."""
+    """Return an absolute path, because the started process works in another folder."""
     return Path(path).resolve()
 
 
 def read(path: Path) -> str:
-    """Read a text file; one that is not there is empty."""
+    """Read a text file; return an empty text if the file does not exist."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -280,23 +280,23 @@ def main() -> None:
 
     staging = command("stage", stage)
     staging.add_argument("folder", type=Path)
-    staging.add_argument("data", type=Path, nargs="*", help="tar files of this call; none: code alone")
+    staging.add_argument("data", type=Path, nargs="*", help="tar files of this call; default: only the code")
     staging.add_argument("--packages", nargs="+", default=[], help="wheels to carry too, e.g. timm==1.0.31")
     command("take", take)
     for name, function in (("start", start), ("go", go)):
         running = command(name, function)
-        running.add_argument("--minutes", type=float, required=True, help="after which nothing new is begun")
-        running.add_argument("--rehearse", action="store_true", help="at 32 px, on any machine")
+        running.add_argument("--minutes", type=float, required=True, help="minutes after which nothing new begins")
+        running.add_argument("--rehearse", action="store_true", help="run at 32 px, on any machine")
         if function is start:
-            running.add_argument("--tars", type=int, default=3, help="files that there must be; default 3")
-        running.add_argument("--rows", nargs="+", help="of reproduce.py; default: all in order of value")
-        running.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
+            running.add_argument("--tars", type=int, default=3, help="expected number of tar files; default 3")
+        running.add_argument("--rows", nargs="+", help="rows of reproduce.py; default: all, in order of value")
+        running.add_argument("--seeds", type=int, default=3, help="number of seeds of the probes; default 3")
     polling = command("poll", poll)
     folder = os.environ.get("OUT")
-    help_ = "the folder that comes back; default $OUT"
+    help_ = "folder whose files are returned; default $OUT"
     polling.add_argument("--out", type=Path, default=folder, required=folder is None, help=help_)
-    polling.add_argument("--seconds", type=float, default=540, help="to wait at most; default 540")
-    polling.add_argument("--again", action="store_true", help="hand out what was handed out before too")
+    polling.add_argument("--seconds", type=float, default=540, help="longest wait in seconds; default 540")
+    polling.add_argument("--again", action="store_true", help="hand out all files again")
     unpacking = command("unpack", unpack)
     unpacking.add_argument("returned", type=Path)
     unpacking.add_argument("--out", type=Path, required=True)

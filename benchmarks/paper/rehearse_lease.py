@@ -1,10 +1,10 @@
-"""Go through docs/gpu.md's calls on this machine, at toy scale, with the limits of a lease enforced.
+"""Run the calls of docs/gpu.md on this machine, at toy scale, and enforce the limits of a lease.
 
 python benchmarks/paper/rehearse_lease.py --data flowers102-320-*.tar --out rehearsal
 
-A machine as one is lent is played by a folder: a call carries at most 64 MiB there, ends after ten minutes, and brings
-back at most eight files of 16 MiB; the network is off where the system allows it, and packages that such machines lack
-cannot be imported. Whatever goes beyond is an error. Needs torch, torchvision, timm and accelerate.
+A folder stands for the lent machine. A call carries at most 64 MiB there, ends after ten minutes, and brings back at
+most eight files of 16 MiB. The network is off if the system allows this, and packages that such machines lack cannot be
+imported. A call that exceeds a limit is an error. The script needs torch, torchvision, timm and accelerate.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from lease import CARRIED, EACH, FILES, ROOT, WORK
 
 PAGE = ROOT / "docs" / "gpu.md"
-SECONDS, BACK, DEPTH = 600, 64 * 2**20, 2  # of a call, bytes back in all, folders below the one that comes back
+SECONDS, BACK, DEPTH = 600, 64 * 2**20, 2  # per call: seconds, bytes brought back, depth of folders in $OUT
 ABSENT = ("imagehash", "tyro", "rich", "jinja2", "datasets", "gradio")
 HERE, THERE = (
     re.compile(r"python benchmarks/paper/lease\.py "),
@@ -32,11 +32,12 @@ ROWS = ("scott_3_16", "inductive")
 
 
 class Machine:
-    """Play the machine that is lent, in a folder.
+    """Simulate the lent machine in a folder.
 
     Attributes:
         carried, returned: bytes of each call so far.
-        seconds: of each call so far; printed: what it printed.
+        seconds: duration of each call so far.
+        printed: printed text of each call so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +46,7 @@ class Machine:
         self.returned: list[int] = []
         self.seconds: list[float] = []
         self.printed: list[str] = []
-        absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ABSENT)  # an import of it fails
+        absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ABSENT)  # makes the import fail
         (folder / "absent").mkdir(parents=True)
         (folder / "absent" / "sitecustomize.py").write_text(f"import sys\n{absent}")
         isolate = ["unshare", "--net", "--map-root-user"]
@@ -53,10 +54,11 @@ class Machine:
         self.isolate = isolate if works else []
 
     def run(self, command: str, carry: Path, back: Path) -> str:
-        """Run a command in a fresh copy of `carry`, bring what it leaves in $OUT to `back`; returns what it printed.
+        """Run a command in a fresh copy of `carry`, copy the files in $OUT to `back`, and return the printed text.
 
         Raises:
-            RuntimeError: more is carried, or left, than the lease allows, or the command failed or took too long.
+            RuntimeError: the files carried there or brought back exceed the limits of the lease, or the command failed
+                or took too long.
         """
         tree, out = self.folder / "tree", self.folder / "out"
         for place in (tree, out):
@@ -76,7 +78,7 @@ class Machine:
             )  # fmt: skip
             with suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS)
-            kill_group(process.pid)  # what stays behind must have a session of its own
+            kill_group(process.pid)  # only a process in a session of its own may outlive the call
             status = process.wait()
         text = (self.folder / "printed").read_text()
         self.seconds.append(time.monotonic() - started)
@@ -108,12 +110,12 @@ def require(condition: bool, expected: str) -> None:
 
 
 def kill_group(group: int) -> None:
-    with suppress(ProcessLookupError):  # nothing stayed behind
+    with suppress(ProcessLookupError):  # no process is left
         os.killpg(group, signal.SIGKILL)
 
 
 def calls() -> list[str]:
-    """Read the calls of the page, here and there, in their order."""
+    """Read the commands of the page in their order, those for this machine and those for the lent machine."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if HERE.match(line) or THERE.match(line)]
@@ -126,12 +128,14 @@ def rehearse(
     rows: Sequence[str] = ROWS,
     after: Callable[[str, Path], None] | None = None,
 ) -> Machine:
-    """Make the page's calls with these tar files in place of its own, each `poll` as often as it asks for.
+    """Run the page's commands with other tar files, and repeat each `poll` until nothing is left.
 
     Args:
-        folder: for the machine and all that is on the way; it must not be there yet.
-        out: for the unpacked results.
-        after: called after each call there, with its command and the machine's work folder.
+        data: the tar files, in place of those of the page.
+        folder: a new folder for the machine and for all files on the way.
+        out: a folder for the unpacked results.
+        rows: the rows to train.
+        after: a function that is called after each call on the machine, with the command and the work folder.
     """
     machine, work, returned = Machine(folder / "machine"), folder / "work", folder / "returned"
     tars = iter(data)
@@ -158,8 +162,8 @@ def rehearse(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="the tar files, in the page's order")
-    parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
-    parser.add_argument("--rows", nargs="+", default=ROWS, help=f"default: {' '.join(ROWS)}")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--rows", nargs="+", default=ROWS, help=f"rows to train; default: {' '.join(ROWS)}")
     given = parser.parse_args()
     machine = rehearse(given.data, given.out, given.out / "results", given.rows)
     print("call  MiB there  MiB back  seconds")

@@ -1,24 +1,24 @@
-"""Run the rows that matter most, one after the other: pretraining, probes of both encoders, small files to carry away.
+"""Run the most important rows one after the other: pretraining, probes of both encoders, small files to carry away.
 
 python benchmarks/paper/reproduce.py --gpu --data flowers102-320-*.tar --out results --minutes 28
 python benchmarks/paper/reproduce.py --cpu --data flowers102 --out results --minutes 170
 python benchmarks/paper/reproduce.py --rehearse --data flowers102 --out rehearsal
 
-DATA is Oxford Flowers-102, as tar files or as a folder with train, val and test. Nothing else is read, and no network.
-What was begun goes on where it stopped when the same command is given again; what is done is not done again. A row, a
-probe or a compiler that fails is reported and ends nothing but itself.
+DATA is Oxford Flowers-102, as tar files or as a folder with train, val and test. The script reads no other data and
+uses no network. After an interruption, give the same command again: interrupted work continues, and finished work is
+not repeated. If a row, a probe or the compiler fails, the failure is reported and the rest of the work continues.
 
-WORK (next to OUT, unless given) takes images and run folders. OUT takes what is small, after every step:
+WORK takes images and run folders; by default WORK is next to OUT. OUT takes small files after every step:
 
-  <row>/                      a run folder, as `scott report` draws it; the bfloat16 weights in parts of at most 15 MiB
+  <row>/                      a run folder for `scott report`, with the bfloat16 weights in parts of at most 15 MiB
   <row>.json                  probes of target encoder, context encoder and random weights, speed, memory, sha256,
-                              and the command that joins the parts; benchmarks/paper/table.py reads it
-  <row>.tar, <row>.weights.*  the same as few files, with --pack; benchmarks/paper/lease.py unpacks them
-  trial.json                  with --trial: what 20 updates of each model did; where torch.compile failed, rows go on
-                              without it
+                              and the command that joins the parts, for benchmarks/paper/table.py
+  <row>.tar, <row>.weights.*  with --pack: the same contents in a few files, for benchmarks/paper/lease.py
+  trial.json                  with --trial: the outcome of 20 updates of each model; if torch.compile failed for a
+                              model, the rows of this model run without torch.compile
 
-Rows are the TOML files beside this script. A GPU runs them at the paper's scale; --cpu runs those that are meant for a
-CPU; --rehearse runs the GPU's at 32 px for an epoch, on any machine, to see that everything works.
+Rows are the TOML files beside this script. --gpu runs rows at the paper's scale. --cpu runs the rows that are meant for
+a CPU. --rehearse runs the rows of --gpu at 32 px for an epoch, on any machine, to test the whole path.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from scott_models.errors import DataError, report_user_errors
 from scott_models.probes.evaluate import KINDS
 from scott_models.weights import local_dir
 
-SLACK, PROBING = 1.1, 90  # how much longer than earlier speeds promise a pretraining may take; seconds for its probes
+SLACK, PROBING = 1.1, 90  # factor on the predicted time of a pretraining; seconds for its probes
 
 
 def unpack_images(data: Sequence[Path], work: Path) -> Path:
-    """Find the folder with train, val and test: the one given, or what the tar files hold, unpacked once.
+    """Return the folder with train, val and test, in the given folder or in the tar files, which are unpacked once.
 
     Raises:
-        DataError: a file that is no tar file or is damaged, or no such folder in what is given.
+        DataError: a file is damaged or is no tar file, or there is no such folder.
     """
     root = data[0] if len(data) == 1 and data[0].is_dir() else work / "images"
     if not root.is_dir():
@@ -63,10 +63,10 @@ def unpack_images(data: Sequence[Path], work: Path) -> Path:
 
 
 def split_folder(root: Path, data: Sequence[Path]) -> Path:
-    """Find where in a folder train, val and test lie.
+    """Find the folder that contains train, val and test: `root` or a folder inside `root`.
 
     Raises:
-        DataError: nowhere.
+        DataError: there is no such folder.
     """
     for folder in (root, *sorted(root.rglob("*"))):
         if all((folder / split).is_dir() for split in ("train", "val", "test")):
@@ -78,7 +78,7 @@ def split_folder(root: Path, data: Sequence[Path]) -> Path:
 
 
 def pretrain(row: Row, session: Session) -> None:
-    """Go on with a row's run until it has ended or the time has; once more, uncompiled, where that fails."""
+    """Begin or continue a row's run until the run ends or the time is over; after a failure, retry uncompiled."""
     for tried in (row, row.changed(UNCOMPILED)):
         status = run_until(tried.pretraining(session.flowers, row.run), session.clock.left - MARGIN)
         if status in STOPPED:
@@ -91,7 +91,7 @@ def pretrain(row: Row, session: Session) -> None:
 
 
 def fits(row: Row, session: Session) -> bool:
-    """Tell whether a pretraining and its first probes can end in time, by the speeds measured here so far."""
+    """Return True if a pretraining and its first probes can end in time, by the speeds measured here so far."""
     if session.clock.left < MARGIN:
         return False
     begun = any(row.run.glob("checkpoints/step_*.pt"))
@@ -104,7 +104,7 @@ def fits(row: Row, session: Session) -> bool:
 
 
 def measured_rates(session: Session) -> Iterator[float]:
-    """Yield seconds for each PFLOP: of the pretrainings that have ended, or else of benchmarks/gpu.py."""
+    """Yield seconds per PFLOP: of the pretrainings that have ended, or, if there are none, of benchmarks/gpu.py."""
     ended = [row for row in session.rows if (row.run / "seconds").is_file()]
     for row in ended:
         yield float((row.run / "seconds").read_text()) / row.petaflop(session.flowers)
@@ -115,7 +115,7 @@ def measured_rates(session: Session) -> Iterator[float]:
 
 
 def probe_row(row: Row, session: Session) -> None:
-    """Score the encoders of a run that has ended, seed by seed, and keep each seed's scores in the run."""
+    """Score the encoders of a run that has ended, seed by seed, and write the scores of each seed to the run folder."""
     earlier = [json.loads(path.read_text()) for path in row.run.parent.glob("*/probes/*.json")]
     session.clock.longest = max((result["seconds"] for result in earlier), default=0.0)
     for step in session.steps:
@@ -132,7 +132,7 @@ def probe_row(row: Row, session: Session) -> None:
 
 
 def probe_apart(row: Row, session: Session, steps: Sequence[Step]) -> None:
-    """Probe a row in a process of its own: an error of the device there would spoil all that follows it here."""
+    """Probe a row in a process of its own, because an error of the device would break all later work here."""
     wanted = [step for step in steps if not all(row.scores(step, s).is_file() for s in range(session.seeds))]
     if not wanted or session.clock.left < MARGIN:
         return
@@ -144,10 +144,10 @@ def probe_apart(row: Row, session: Session, steps: Sequence[Step]) -> None:
 
 
 def reproduce(session: Session) -> bool:
-    """Run all rows as far as the time goes: first each with its `fast` probes, then those by the paper's protocol.
+    """Run all rows while time is left: first pretraining and `fast` probes, then the probes by the paper's protocol.
 
     Returns:
-        whether all is done.
+        True if all rows and probes are done.
     """
     for row in session.rows:
         if not row.is_trained and fits(row, session):
@@ -155,7 +155,7 @@ def reproduce(session: Session) -> bool:
                 started = time.monotonic()
                 begun = any(row.run.glob("checkpoints/step_*.pt"))
                 pretrain(row, session)
-            if row.is_trained and not begun:  # by which those that follow are judged
+            if row.is_trained and not begun:  # `fits` predicts the time of the other rows by this
                 write_whole(row.run / "seconds", f"{time.monotonic() - started:.1f}".encode())
         if row.is_trained:
             session.leave(row)
@@ -172,22 +172,22 @@ def reproduce(session: Session) -> bool:
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     scale = parser.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--gpu", action="store_true", help="the paper's scale")
-    scale.add_argument("--cpu", action="store_true", help="what a CPU can do in hours")
-    scale.add_argument("--rehearse", action="store_true", help="the whole path at 32 px")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="tar files, or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="small files")
-    parser.add_argument("--work", type=Path, help="images and runs; default: OUT with -work at its end")
-    parser.add_argument("--minutes", type=float, default=28, help="after which nothing is begun any more; default 28")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of {' '.join(known_rows())}")
-    parser.add_argument("--seeds", type=int, default=3, help="of the probes; default 3")
-    parser.add_argument("--probes", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
+    scale.add_argument("--gpu", action="store_true", help="run at the paper's scale")
+    scale.add_argument("--cpu", action="store_true", help="run the rows that a CPU can train in hours")
+    scale.add_argument("--rehearse", action="store_true", help="run the whole path at 32 px")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="tar files or a folder of Flowers-102")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the small files")
+    parser.add_argument("--work", type=Path, help="folder for images and runs; default: OUT with -work at its end")
+    parser.add_argument("--minutes", type=float, default=28, help="minutes after which nothing new begins; default 28")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"rows to run, out of {' '.join(known_rows())}")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the probes; default 3")
+    parser.add_argument("--probes", nargs="+", choices=KINDS, default=list(KINDS), help="probes to train; default: all")
     parser.add_argument(
-        "--steps", nargs="+", choices=STEPS, help="of the probes; default: on a GPU all, else fast ones"
+        "--steps", nargs="+", choices=STEPS, help="steps of probing; default: all with --gpu, else target and context"
     )
-    parser.add_argument("--trial", action="store_true", help="make 20 updates of each model, nothing else")
-    parser.add_argument("--pack", action="store_true", help="leave few files: ROW.tar and ROW.weights.*")
-    parser.add_argument("--probes-only", action="store_true", help="train nothing; probe the rows that are trained")
+    parser.add_argument("--trial", action="store_true", help="only make 20 updates of each model")
+    parser.add_argument("--pack", action="store_true", help="write few files: ROW.tar and ROW.weights.*")
+    parser.add_argument("--probes-only", action="store_true", help="only probe the rows that are trained")
     return parser, parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Scores of a trained row's encoders, and what the rounding of its weights changes."""
+"""Scores of a trained row's encoders, and the effect of rounding the weights to bfloat16."""
 
 import tempfile
 from collections.abc import Sequence
@@ -26,10 +26,11 @@ def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind])
     """Score one encoder with one seed.
 
     Returns:
-        scores; and of the target how many images they rest on, and, with the first seed, what bfloat16 changes.
+        `scores`; for the target also `train` and `test`, the numbers of images, and with seed 0 `rounding`, the effect
+        of bfloat16 weights.
     """
     protocol: Protocol = "paper" if step == "paper" else "fast"
-    if step == "paper":  # the others have no protocol
+    if step == "paper":  # the paper's protocol is for trained heads only
         kinds = [kind for kind in kinds if kind in HEADS]
     with tempfile.TemporaryDirectory() as folder:
         name = str(row.run)
@@ -43,7 +44,7 @@ def score(row: Row, flowers: Path, step: Step, seed: int, kinds: Sequence[Kind])
             protocol=protocol,
             seeds=[seed],
             control=step == "target",
-            duplicates=False,  # known of this data set (docs/RESULTS.md), and imagehash may not be there
+            duplicates=False,  # docs/RESULTS.md lists the duplicates of this data set, and imagehash may be missing
         )
     called = {name: row.name + (CONTEXT if step == "context" else ""), name + CONTROL: row.name + CONTROL}
     scores = [{**asdict(each), "model": called[each.model], "protocol": protocol} for each in report.scores]
@@ -65,13 +66,14 @@ def encoders(run: Path) -> dict[str, nn.Module]:
 
 
 def rounding(run: Path, flowers: Path) -> dict[str, float]:
-    """Measure what bfloat16 weights change: features of val's images, and the probes that train on train's.
+    """Measure the effect of bfloat16 weights on pooled features of val, and on probes that train on the train split.
 
-    Convolutions are exact meanwhile: a GPU would round what they multiply to TF32, whatever the weights.
+    Convolutions are computed without TF32, because a GPU would otherwise round the inputs of both models.
 
     Returns:
-        features, largest: the difference of pooled features relative to their length, of all images together and of
-        the image where it is largest; and for each probe its top-1 % by fp32 and by the exported weights.
+        `features`: the norm of the difference of the pooled features of all images, relative to the norm of the fp32
+        features; `largest`: this relative difference for the image where it is largest; `knn_fp32`, `knn_exported`,
+        `ridge_fp32`, `ridge_exported`: top-1 % by fp32 and by the exported weights.
     """
     trained, tested = find_labelled([flowers / "train"], [flowers / "val"])
     exported = load_model(str(run))

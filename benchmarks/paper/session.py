@@ -1,4 +1,4 @@
-"""Share between the steps of a reproduction: rows, the time left, what failed, and processes that end in time."""
+"""The shared state of a reproduction: rows, the time left, failures, and processes that end in time."""
 
 import signal
 import subprocess
@@ -15,24 +15,24 @@ from rows import Row, Step
 
 from scott_models.probes.evaluate import Kind
 
-MARGIN = 20  # seconds that saving and the first small files take
+MARGIN = 20  # seconds for saving and for the first small files
 STOPPED = (0, 130, -signal.SIGINT)
 
 
 class Clock:
-    """Count what is left of the time."""
+    """Measure the time that is left."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
-        self.longest = 0.0  # seconds of a step so far
+        self.longest = 0.0  # seconds of the longest step so far
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds that are left."""
         return self.end - time.monotonic()
 
     def allows_another(self) -> bool:
-        """Tell whether a step as long as the longest so far would end in time."""
+        """Return True if a step as long as the longest step so far would end in time."""
         return self.left > max(self.longest, MARGIN)
 
     def say(self, what: str) -> None:
@@ -48,11 +48,13 @@ class Clock:
 
 @dataclass
 class Session:
-    """Hold what all steps share.
+    """Hold the settings and the failures that all steps share.
 
     Attributes:
-        seeds: of the probes.
-        failed: what went wrong so far, in words.
+        seeds: the number of seeds of the probes.
+        packed: whether results are written by `pack` instead of `collect`.
+        options: the arguments of reproduce.py, for further processes.
+        failed: the failures so far, in words.
     """
 
     rows: list[Row]
@@ -67,26 +69,26 @@ class Session:
     failed: list[str] = field(default_factory=list)
 
     def leave(self, row: Row) -> None:
-        """Write the small files of a row that is trained."""
+        """Write the results of a trained row."""
         with self.going_on(f"{row.name}: small files"):
             (pack if self.packed else collect)(row, self.out)
 
     @contextmanager
     def going_on(self, what: str) -> Iterator[None]:
-        """Report whatever goes wrong inside, and let what comes after it run."""
+        """Report an error inside the context, and let later work run."""
         try:
             yield
-        except Exception as error:  # of any kind: the other rows are worth no less for it
+        except Exception as error:  # any error: the other rows are still worth running
             traceback.print_exc()
             print(f"{what} failed ({type(error).__name__}: {error}); going on", file=sys.stderr, flush=True)
             self.failed.append(what)
 
 
 def run_until(command: Sequence[str], seconds: float) -> int:
-    """Run a command that saves itself when interrupted; interrupt it when its time, or ours, is over.
+    """Run a command that saves its state when interrupted, and interrupt the command after some seconds or on Ctrl-C.
 
     Returns:
-        its status; that of SIGKILL if it did not end soon after.
+        the exit status; that of SIGKILL if the process did not end soon after the interrupt.
     """
     with subprocess.Popen(command) as process:
         try:
@@ -99,7 +101,7 @@ def run_until(command: Sequence[str], seconds: float) -> int:
 
 
 def end(process: subprocess.Popen) -> int:
-    """Interrupt a process, and kill it if it has not saved itself soon; returns its status."""
+    """Interrupt a process and return its exit status; kill the process if it has not ended after MARGIN seconds."""
     process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         return process.wait(MARGIN)

@@ -1,11 +1,11 @@
-"""The paper's figures beside ours: fills docs/RESULTS.md.
+"""Fill docs/RESULTS.md with the paper's figures beside ours.
 
 python benchmarks/paper/table.py RESULTS
 
-Each TOML file beside this script is a row of the paper's tables: what it says, what it costs to run, and the commands,
-which leave RESULTS/<name>.json. Rows without such a file are shown as not run. A result of a smaller run than the
-paper's belongs into a row of its own, with a `scale` that says what is smaller. A figure that the paper lacks or
-that is not at hand is nan.
+A TOML file beside this script describes a row of the paper's tables: the paper's figures, the cost of a run, and the
+commands, which write RESULTS/<name>.json. A row without this file is shown as not run. The result of a smaller run than
+the paper's belongs in a row of its own, with a `scale` that names the difference. A figure that the paper lacks, or
+that is not known, is nan.
 """
 
 import argparse
@@ -23,14 +23,14 @@ OTHERS = ("(random weights)", "(context encoder)")
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """What every TOML file says, by its name."""
+    """Read all TOML files, by name."""
     return {path.stem: tomllib.loads(path.read_text()) for path in sorted(ROWS.glob("*.toml"))}
 
 
 def measured(file: Path) -> dict[str, float]:
-    """Top-1 % by probe, from what `scott probe --json`, `scott finetune` or reproduce.py left.
+    """Read top-1 % by probe from a file of `scott probe --json`, `scott finetune` or reproduce.py.
 
-    The last of a probe counts, which is the paper's protocol where both were measured.
+    If a probe has several scores, the last score counts. With both protocols that is the score by the paper's protocol.
     """
     result = json.loads(file.read_text())
     if "scores" not in result:
@@ -40,7 +40,7 @@ def measured(file: Path) -> dict[str, float]:
 
 
 def table(results: Path) -> str:
-    """All rows, a section for each kind of pretraining: inductive and transductive figures do not compare."""
+    """Make a table for each kind of pretraining, because inductive and transductive figures cannot be compared."""
     sections: dict[str, list[str]] = {}
     for name, row in rows().items():
         file = results / f"{name}.json"
@@ -64,7 +64,7 @@ def table(results: Path) -> str:
 
 
 def fill(results: Path, page: Path = PAGE) -> None:
-    """Put the table between the page's two marks."""
+    """Write the tables between the page's two marks."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")

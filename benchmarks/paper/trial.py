@@ -1,4 +1,4 @@
-"""20 updates of each model before anything else: whether each one runs, and with torch.compile or without."""
+"""Make 20 updates of each model, to find out early which models run, with torch.compile or only without."""
 
 import json
 import subprocess
@@ -16,14 +16,15 @@ from session import Session, end
 from scott_models.data.decoded import open_images
 from scott_models.data.sources import find_samples
 
-TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 of 63 updates
-TRYING = 300  # seconds, after which a trial is given up
+TRIAL = ("optim.epochs=0.32", "optim.warmup_epochs=0", "run.log_every=10")  # 20 updates, of 63 in an epoch
+TRYING = 300  # seconds after which a trial is ended
 
 
 def try_models(session: Session) -> None:
-    """Make 20 updates of each model, all models at once, and write what came of them to trial.json.
+    """Make 20 updates of each model, all models at once, and write the outcome to trial.json.
 
-    A model that fails is tried once more alone, and at last without torch.compile; if that works, its rows go on so.
+    A model that fails is tried again alone, and then without torch.compile. If only the last attempt works, the rows of
+    this model run without torch.compile.
     """
     kept = session.out / "trial.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -31,7 +32,7 @@ def try_models(session: Session) -> None:
     first = session.rows[0].settings.model.name
     models = {name: row if name == first else row.changed("monitor.every=0") for name, row in models.items()}
     recipe = session.rows[0].settings
-    open_images(find_samples([session.flowers]), recipe.data.short_side)  # once, or all would decode at once
+    open_images(find_samples([session.flowers]), recipe.data.short_side)  # decode once, not in every process
     for together, change in ((True, ()), (False, ()), (False, (UNCOMPILED,))):
         left = {name: row.changed(*change) for name, row in models.items() if found.get(name, {}).get("status") != 0}
         for names in [list(left)] if together else [[name] for name in left]:
@@ -43,7 +44,7 @@ def try_models(session: Session) -> None:
 
 
 def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, Any]]:
-    """Make the updates of some models at once; returns each one's status and last line of metrics."""
+    """Make the updates of several models at once; return the status and the last line of metrics of each model."""
     started, processes, found = time.monotonic(), {}, {}
     try:
         for name, row in rows.items():
@@ -62,15 +63,15 @@ def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, 
 
 
 def last_line(log: Path) -> dict[str, Any] | None:
-    """Read the last whole line of a run's metrics."""
+    """Read the last whole line of a run's metrics; return None if there is none."""
     for line in reversed(log.read_text().splitlines() if log.is_file() else []):
-        with suppress(ValueError):  # cut short
+        with suppress(ValueError):  # an incomplete line
             return json.loads(line)
     return None
 
 
 def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
-    """Change rows as the trial found necessary, if there was one."""
+    """Return the rows with the changes that the trial found necessary, or unchanged if there was no trial."""
     kept = out / "trial.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     return [row.changed(*found.get(row.settings.model.name, {}).get("changes", ())) for row in rows]

@@ -1,18 +1,18 @@
-"""Which objective for how many images: MIM-JEPA, SplitMask, BEiT, supervised training from scratch, random weights.
+"""Compare objectives, supervised training from scratch and random weights, on few and on many images.
 
 python benchmarks/sample_efficiency/study.py --scale cpu --data flowers102 --out benchmarks/sample_efficiency/results
 python benchmarks/sample_efficiency/study.py --scale gpu --data flowers102 --out results --seeds 3
 python benchmarks/sample_efficiency/study.py --table benchmarks/sample_efficiency/results
 
-DATA is Oxford Flowers-102, a folder with train, val and test. An objective pretrains on 10, 25 and 100 % of all 8,189
-images, without labels, and sees equally many images in each; supervised training has those labels that train and val
-give of the same images. Then every encoder, frozen, is probed with all labels of train and val, on test. One file a
-cell is left in OUT, in a folder for each scale; what is done is not done again, and a run that was cut goes on. --table
-puts them into docs/RESULTS.md, with pictures.
+DATA is Oxford Flowers-102, a folder with train, val and test. An objective pretrains without labels on 10, 25 and 100 %
+of all 8,189 images, and all runs see equally many images. Supervised training uses the labels of those of these images
+that are in train or val. Then each encoder is frozen and probed with all labels of train and val, and scored on test.
+OUT has a folder for each scale, with one file for each cell of the table. Finished cells are not repeated, and an
+interrupted run continues. --table writes the results and pictures to docs/RESULTS.md.
 
---scenes asks whether an image must show one thing in its middle: each objective pretrains on the images' central
-squares, on as many mosaics of four of these squares each, and, as mosaics have smaller things and seams too, on mosaics
-of one square four times.
+--scenes tests whether an image must show one thing in its middle. Each objective pretrains on the central squares of
+the images, and on as many mosaics of four squares. Mosaics also have smaller things and seams, so each objective also
+pretrains on mosaics that show one square four times.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PROBES = ("knn", "linear", "attentive")
 
 @dataclass(frozen=True)
 class Scale:
-    """What all cells share; `settings` of pretraining and of supervised training alike."""
+    """Hold the settings that all cells share; `settings` apply to pretraining and to supervised training."""
 
     model: str
     img_size: int
@@ -73,7 +73,7 @@ SCALES = {
 
 
 def subset(samples: Sequence[Sample], root: Path, share: float, seed: int, folder: Path) -> Path:
-    """A folder of links to a share of the images, in their splits and classes; larger shares hold the smaller ones."""
+    """Make a folder of links to a share of the images, by split and class; a larger share contains a smaller one."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
     for i in order[: round(share * len(samples))]:
         path = Path(str(samples[i].image))
@@ -85,10 +85,11 @@ def subset(samples: Sequence[Sample], root: Path, share: float, seed: int, folde
 
 
 def scenes(kind: str, samples: Sequence[Sample], side: int, seed: int, folder: Path) -> Path:
-    """A folder of as many pictures of `side` pixels as there are images.
+    """Make as many pictures of `side` pixels as there are images, and return the folder of the pictures.
 
     Args:
-        kind: "squares", the middle of each image; "mosaics", four of those, halved; "repeated", one of them four times.
+        kind: "squares": the central square of each image; "mosaics": four of these squares at half the size;
+            "repeated": one square at half the size, four times.
     """
     if folder.is_dir():
         return folder
@@ -100,48 +101,48 @@ def scenes(kind: str, samples: Sequence[Sample], side: int, seed: int, folder: P
         for place, i in enumerate(order):
             others = [order[(place + k) % len(order)] for k in range(4)] if kind == "mosaics" else 4 * [i]
             scene = Image.new("RGB", (side, side))
-            for k, other in enumerate(others):  # of squares one covers all
+            for k, other in enumerate(others):  # with "squares", the first covers the whole scene
                 scene.paste(parts[other], (k % 2 * part, k // 2 * part))
             scene.save(partial / f"{i:05d}.png", compress_level=1)
     return folder
 
 
 def epochs_of(scale: Scale, images: int) -> list[str]:
-    """Settings with which so many images give the scale's updates, a tenth of them to warm up."""
+    """Return the settings of epochs with which `images` images give the scale's updates, a tenth of them as warm-up."""
     epochs = scale.images_seen / (images // scale.batch_size * scale.batch_size)
     return [f"optim.epochs={epochs:.6f}", f"optim.warmup_epochs={epochs / 10:.6f}"]
 
 
 def sources(method: str, images: Path) -> list[Path]:
-    """Where a method's images are, of a folder of them: those with labels that may be used, if it needs labels."""
+    """Return the folders to train a method on: train and val for supervised training, otherwise the whole folder."""
     labelled = [images / split for split in ("train", "val") if (images / split).is_dir()]
     return labelled if method == SUPERVISED else [images]
 
 
 def train(method: str, images: Path, scale: Scale, seed: int, run: Path, changes: Sequence[str] = ()) -> None:
-    """One run, from its start or from where it was cut; `changes` are settings of pretraining that come last."""
+    """Train a run from the start, or continue it; `changes` are settings of pretraining that override the others."""
     found = sources(method, images)
     common = [f"model.name={scale.model}", f"model.img_size={scale.img_size}", f"run.seed={seed}"]
     common += [f"optim.batch_size={scale.batch_size}", *scale.settings]
     common += epochs_of(scale, len(find_samples(found)))
     if method == SUPERVISED:
         recipe = FinetuneRecipe.load("scratch", [*common, f"monitor.every={scale.images_seen}"])
-        finetune(recipe, found, found, run, resume=True)  # few images lack classes that test has
+        finetune(recipe, found, found, run, resume=True)  # a small share lacks some classes of test
         return
     own = [*OBJECTIVES[method], f"objective.words={scale.words}", "monitor.every=0"]
-    if scale.images_seen < 300 * 8189:  # a short run needs a target that follows faster (docs/RESULTS.md)
+    if scale.images_seen < 300 * 8189:  # a short run needs a faster target encoder (docs/RESULTS.md)
         own += ["optim.start_ema=0.99", "optim.final_ema=0.998"]
     pretrain(Recipe.load("flowers102", [*own, *common, *changes]), found, run, resume=True)
 
 
 def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
-    """Train and probe, and leave the result in `out`; nothing where that is done.
+    """Train and probe a method, and write the result to `out`; do nothing if `out` has the result.
 
     Args:
-        kind: of images: a share of them, or one of SCENES.
+        kind: the images: a share of all images, or one of SCENES.
 
     Raises:
-        DataError: what is done was done at another scale.
+        DataError: `out` has a result of another scale.
     """
     name = f"{method}-{kind}-{seed}"
     file, run = out / f"{name}.json", work / name
@@ -167,7 +168,7 @@ def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: P
 
 
 def untrained(seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
-    """The same for random weights, which no images were shown to."""
+    """Probe random weights, and write the result to `out`; do nothing if `out` has the result."""
     name = f"random-0-{seed}"
     file = out / f"{name}.json"
     if done(file, scale):
@@ -181,10 +182,10 @@ def untrained(seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> 
 
 
 def done(file: Path, scale: Scale) -> bool:
-    """Whether a cell's result is there; its name is printed if not.
+    """Return True if a cell's result exists; otherwise print the name of the cell and return False.
 
     Raises:
-        DataError: it was done at another scale.
+        DataError: the result is of another scale.
     """
     if not file.exists():
         print(f"== {file.stem}", flush=True)
@@ -195,7 +196,7 @@ def done(file: Path, scale: Scale) -> bool:
 
 
 def scores(model: str, flowers: Path) -> dict[str, float]:
-    """Top-1 on test, by probe."""
+    """Compute top-1 % on test, by probe."""
     report = probe(model, [flowers], [flowers], kinds=PROBES, control=False, duplicates=False)
     return {score.probe: score.top1 for score in report.scores}
 
@@ -204,7 +205,7 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def gathered(out: Path, kinds: Sequence[str]) -> Results:
-    """The results of all seeds by method and kind of images, in the order of the table."""
+    """Read the results of all seeds by method and kind of images, in the order of the table."""
     found: Results = {}
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     order = [RANDOM, SUPERVISED, *reversed(OBJECTIVES)]
@@ -216,7 +217,7 @@ def gathered(out: Path, kinds: Sequence[str]) -> Results:
 
 
 def table(found: Results, first: str) -> str:
-    """A row for each method and kind of images, means and standard deviations over the seeds."""
+    """Make a row for each method and kind of images, with means and standard deviations over the seeds."""
     head = [first, "objective", "seeds", *PROBES, "minutes of a run"]
     rows = [head, ["---"] * len(head)]
     for (method, kind), results in found.items():
@@ -225,7 +226,7 @@ def table(found: Results, first: str) -> str:
             each = [result["scores"][probe_kind] for result in results]
             cells.append(f"{mean(each):.1f}" + (f" ± {stdev(each):.1f}" if len(each) > 1 else ""))
         share = kind if kind in SCENES else f"{float(kind):.0%}"
-        count = f"{round(mean(result['images'] for result in results)):,}"  # seeds draw other labels
+        count = f"{round(mean(result['images'] for result in results)):,}"  # the number of labels depends on the seed
         images = f"{share}: {count} {'labelled' if method == SUPERVISED else 'images'}" if results[0]["images"] else "-"
         minutes = f"{mean(result['minutes'] for result in results):.0f}"
         rows.append([images, method, str(len(results)), *cells, minutes])
@@ -233,7 +234,7 @@ def table(found: Results, first: str) -> str:
 
 
 def draw(found: Results, file: Path) -> None:
-    """The same as a picture: a panel for each probe, a line for each objective."""
+    """Draw the results as a picture: a panel for each probe, a line for each objective."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -257,7 +258,7 @@ def draw(found: Results, file: Path) -> None:
 
 
 def fill(out: Path, page: Path = PAGE, pictures: Path = PICTURES) -> None:
-    """Put the tables of all scales between the page's two marks, and pictures of those with several shares."""
+    """Write the tables of all scales between the page's two marks, and a picture of each scale with several shares."""
     blocks = []
     for name, scale in SCALES.items():
         shares, of_scenes = gathered(out / name, SHARES), gathered(out / name, SCENES)
@@ -280,13 +281,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--data", type=Path, help="a folder with train, val and test")
-    parser.add_argument("--out", type=Path, help="results")
-    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
-    parser.add_argument("--seeds", type=int, default=1, help="default 1")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--work", type=Path, help="folder for the runs; default: OUT with -work at its end")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds; default 1")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shares", nargs="+", choices=SHARES, default=SHARES)
-    parser.add_argument("--scenes", action="store_true", help="squares and mosaics instead of shares")
-    parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
+    parser.add_argument("--scenes", action="store_true", help="train on squares and mosaics instead of shares")
+    parser.add_argument("--table", type=Path, metavar="RESULTS", help="only fill docs/RESULTS.md")
     given = parser.parse_args()
     if given.table:
         fill(given.table)

@@ -1,9 +1,10 @@
-"""What is said too briefly of SplitMask to be built, tried briefly: one setting at a time beside our choice.
+"""Try settings of SplitMask that its paper leaves open: short runs with one changed setting, beside our choice.
 
 python benchmarks/sample_efficiency/trial.py --data flowers102 --out benchmarks/sample_efficiency/trial
 
-Each pretrains on all images, half as long as the study at its CPU scale, and its features are scored on val (train's
-labels; test is never looked at). One file a setting is left in OUT; a run that was cut goes on; the table is printed.
+A run pretrains on all images, half as long as the study at its CPU scale. The features are scored on val with
+the labels of train; test is not used for scores. OUT takes one file for each setting. An interrupted run continues. The
+table is printed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ PROBES = ("knn", "ridge")
 
 
 def row(name: str, flowers: Path, work: Path, out: Path) -> dict[str, float]:
-    """Scores of a setting, by probe: those in `out`, or new ones."""
+    """Return the scores of a setting, by probe; train and score first if `out` has no result."""
     short = name.replace(",", "").replace(" ", "-")
     file, run = out / f"{short}.json", work / short
     if not file.exists():
@@ -48,9 +49,9 @@ def row(name: str, flowers: Path, work: Path, out: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train and val")
-    parser.add_argument("--out", type=Path, required=True, help="results")
-    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="these settings alone")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--work", type=Path, help="folder for the runs; default: OUT with -work at its end")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="settings to try; default: all")
     given = parser.parse_args()
     work = given.work or given.out.with_name(f"{given.out.name}-work")
     for folder in (given.out, work):

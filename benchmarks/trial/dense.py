@@ -1,11 +1,12 @@
-"""Do terms on whole images cost detail? Patches are told into flower and background by their neighbours.
+"""Test whether losses on whole images cost detail: classify patches as flower or background by nearest neighbours.
 
 python benchmarks/trial/dense.py --data flowers102 --work benchmarks/trial/results-work --out benchmarks/trial/results
 
-What is flower is what `scott pca` makes of the released scott_12_16 at 224 px: its foreground, the same for all that
-are compared. Each encoder, frozen, gives the features of the 14 x 14 patches of 64 images of train and 64 of val; those
-of val vote by their 20 nearest of train's. The score is the intersection over union of the flowers, beside that of
-random weights, since colour alone tells much of it. Of each row the run with most crops and seed 0 is looked at.
+The expected flower patches are the foreground that `scott pca` finds with the released scott_12_16 at 224 px, the same
+for all encoders. A frozen encoder gives the features of the 14 x 14 patches of 64 images of train and 64 of val. A
+patch of val is classified by its 10 nearest patches of train. The score is the intersection over union of the flower
+patches. Random weights are scored too, because colour alone separates many patches. A row is scored by its run with
+most crops and seed 0.
 """
 
 import argparse
@@ -29,18 +30,26 @@ TEACHER = "scott_12_16.mimjepa_flowers102_cpu"
 
 
 def patches_of(name: str, images: list[Path], pretrained: bool = True) -> Tensor:
-    """Compute the features of the patches of images by a model: (I, h, w, D)."""
+    """Compute the patch features (I, h, w, D) of images by a model."""
     model = load_model(name, img_size=SIZE, pretrained=pretrained)
     return compute_patch_maps(model, look_at(model, images, SIZE).inputs)
 
 
 def intersection_over_union(found: Tensor, expected: Tensor) -> float:
-    """Compare two foregrounds, bool of one shape: percent of what is in either that is in both."""
+    """Compute the intersection over union of two bool tensors of the same shape, in percent."""
     return 100 * ((found & expected).sum() / (found | expected).sum()).item()
 
 
 def score(features: Tensor, foreground: Tensor) -> float:
-    """Let half of the images tell the foreground (I, h, w) of the others: features (I, h, w, D) -> percent."""
+    """Predict the foreground of half of the images by the other half.
+
+    Args:
+        features: (I, h, w, D).
+        foreground: bool (I, h, w).
+
+    Returns:
+        the intersection over union in percent.
+    """
     train, test = (half.flatten(0, 2) for half in features.chunk(2))
     known, expected = (half.flatten() for half in foreground.chunk(2))
     return intersection_over_union(knn(train, known.long(), test, 2).argmax(dim=1) == 1, expected)
@@ -49,8 +58,8 @@ def score(features: Tensor, foreground: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train and val")
-    parser.add_argument("--work", type=Path, required=True, help="runs of trial.py")
-    parser.add_argument("--out", type=Path, required=True, help="results of trial.py; dense.json goes there")
+    parser.add_argument("--work", type=Path, required=True, help="folder with the runs of trial.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder with the results of trial.py; takes dense.json")
     given = parser.parse_args()
     with report_user_errors():
         images = [path for split in ("train", "val") for path in pick_evenly(find_images([given.data / split]), IMAGES)]

@@ -1,14 +1,14 @@
-"""Does the recipe `small` help on images that it was not chosen for? Skin lesions and microscope images of nuclei.
+"""Test the recipe `small` on images that it was not chosen for: skin lesions, and microscope images of nuclei.
 
 python benchmarks/trial/other_images.py --data folder --out benchmarks/trial/results
 
 FOLDER holds lesions/{train,test}/{melanoma,other} (ISIC 2017), lesions-unlabelled and
 nuclei/{train,test}/{images,masks} (Data Science Bowl 2018, masks of 0 and 1). `small` and plain MIM-JEPA pretrain
-scott_3_16 at 64 px, seed 0, on the images of train and those without labels; random weights are scored beside them.
-Lesions: the area under the curve (ROC) of melanoma on test, by neighbours and by ridge, since four of five lesions are
-none. Nuclei: patches of 128 test images at 224 px, told into nucleus and rest by their neighbours among those of 128
-training images; the score is the intersection over union of the nuclei. A run that was cut goes on; what is done is
-not done again.
+scott_3_16 at 64 px, seed 0, on the images of train and those without labels. Random weights are scored too.
+Lesions: the score is the area under the ROC curve of melanoma on test, by kNN and by ridge, because four of five
+lesions are not melanoma. Nuclei: patches of 128 test images at 224 px are classified as nucleus or background by kNN
+among the patches of 128 training images; the score is the intersection over union of the nucleus patches. An
+interrupted run continues, and finished runs are not repeated.
 """
 
 import argparse
@@ -40,11 +40,11 @@ LESIONS, NUCLEI = "lesions", "nuclei"
 SOURCES = {LESIONS: ("lesions/train", "lesions-unlabelled"), NUCLEI: ("nuclei/train/images",)}
 LOOKED_AT = 128  # images of train, and as many of test
 PATCH = 16  # pixels
-NEIGHBOURS = 100  # whose votes rank lesions finely enough
+NEIGHBOURS = 100  # enough votes to rank lesions finely
 
 
 def train(method: str, sources: list[Path], crops: int, run: Path) -> None:
-    """Pretrain on all images of the sources, a tenth of the crops to warm up."""
+    """Pretrain on all images of the sources, with a tenth of the crops as warm-up."""
     name, settings = METHODS[method]
     recipe = Recipe.load(name, [*settings, "run.seed=0"])
     batch = recipe.optim.batch_size
@@ -56,13 +56,13 @@ def train(method: str, sources: list[Path], crops: int, run: Path) -> None:
 
 
 def area_under_curve(scores: Tensor, positive: Tensor) -> float:
-    """Compute how often, in percent, a positive one has a higher score than another; equal ones count half."""
+    """Compute how often, in percent, a positive image scores higher than a negative image; ties count half."""
     higher = scores[positive][:, None] - scores[~positive]
     return 100 * ((higher > 0).double() + (higher == 0).double() / 2).mean().item()
 
 
 def score_lesions(name: str, pretrained: bool, data: Path) -> dict[str, float]:
-    """Score a frozen model's features by two classifiers of melanoma."""
+    """Score a frozen model's features by two classifiers of melanoma: area under the ROC curve in percent."""
     model = load_model(name, img_size=64, pretrained=pretrained).eval()
     train, test = find_labelled([data / "lesions" / "train"], [data / "lesions" / "test"])
     known, new = (torch.from_numpy(extract(model, split.images, img_size=64)[0]) for split in (train, test))
@@ -74,7 +74,7 @@ def score_lesions(name: str, pretrained: bool, data: Path) -> dict[str, float]:
 
 
 def score_nuclei(name: str, pretrained: bool, data: Path) -> dict[str, float]:
-    """Score a frozen model's patches by the nuclei that people have drawn; a patch of half nucleus is one."""
+    """Score a frozen model's patches against the drawn masks; a patch is nucleus if at least half of it is masked."""
     folders = [data / "nuclei" / split / "images" for split in ("train", "test")]
     images = [path for folder in folders for path in pick_evenly(find_images([folder]), LOOKED_AT)]
     masks = [pil_to_tensor(load_image(path.parents[1] / "masks" / f"{path.stem}.png"))[:1].float() for path in images]
@@ -86,9 +86,9 @@ def score_nuclei(name: str, pretrained: bool, data: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with lesions, lesions-unlabelled and nuclei")
-    parser.add_argument("--out", type=Path, required=True, help="results; other_images.json goes there")
-    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
-    parser.add_argument("--crops", type=int, default=40_960, help="that a run sees; default 40960")
+    parser.add_argument("--out", type=Path, required=True, help="folder for other_images.json")
+    parser.add_argument("--work", type=Path, help="folder for the runs; default: OUT with -work at its end")
+    parser.add_argument("--crops", type=int, default=40_960, help="crops that a run sees; default 40960")
     given = parser.parse_args()
     work = given.work or given.out.with_name(f"{given.out.name}-work")
     work.mkdir(parents=True, exist_ok=True)

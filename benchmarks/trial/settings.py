@@ -1,7 +1,7 @@
-"""List what is tried: settings of a run of scott_3_16 at 64 px, each beside plain MIM-JEPA.
+"""Settings of the trial: runs of scott_3_16 at 64 px, each beside plain MIM-JEPA.
 
-Plain is what a short run on a CPU is by docs/RESULTS.md: no dropout, a target that follows from 0.99 to 0.998, one
-learning rate for all sizes of a batch.
+The plain run is the short run on a CPU of docs/RESULTS.md: no dropout, a decay of the target encoder from 0.99 to
+0.998, and one learning rate for all batch sizes.
 """
 
 from scott_models.pretrain.recipe import OBJECTIVES
@@ -12,17 +12,17 @@ COMMON += ("optim.lr_scaling=none", "optim.start_ema=0.99", "optim.final_ema=0.9
 
 
 def term(name: str, weight: float, *more: str) -> tuple[str, ...]:
-    """List the settings of a term on pooled features."""
+    """Return the settings of a term on pooled features."""
     return (f"objective.pooled={name}", f"objective.pooled_weight={weight}", *more)
 
 
 def crops(*more: str) -> tuple[str, ...]:
-    """List the settings of an objective on several crops."""
+    """Return the settings of an objective on several crops."""
     return (*OBJECTIVES["visreg"], *more)
 
 
 def name_of(row: str, crops: int | str, seed: int) -> str:
-    """Name the files of a run."""
+    """Return the name of a run's files."""
     return f"{row.replace(',', '').replace(' ', '-')}-{crops}-{seed}"
 
 
@@ -64,4 +64,4 @@ ROWS: dict[str, tuple[str, ...]] = {
     "vicreg 0.05": term("vicreg", 0.05),
 }
 RAW = "targets without norm"
-AFTER = {"plain, then as many crops of visreg": ("plain", "visreg on 2 crops")}  # two rows, one after the other
+AFTER = {"plain, then as many crops of visreg": ("plain", "visreg on 2 crops")}  # two rows, trained one after the other

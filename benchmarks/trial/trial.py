@@ -1,15 +1,15 @@
-"""How a short run on a CPU should learn: one setting at a time beside plain MIM-JEPA, SplitMask and random weights.
+"""Try settings of a short run on a CPU, one at a time, beside plain MIM-JEPA, SplitMask and random weights.
 
 python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results
 python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results --crops 40960 --seeds 2 --only plain
 python benchmarks/trial/trial.py --data flowers102 --out benchmarks/trial/results --speed
 python benchmarks/trial/trial.py --table benchmarks/trial/results
 
-DATA is Oxford Flowers-102, a folder with train, val and test. Each row pretrains scott_3_16 at 64 px on all images,
-without labels, and its features are scored on val from train's labels; test is never looked at. One file a run is left
-in OUT; what is done is not done again, and a run that was cut goes on. A run of 40,960 crops takes about six minutes of
-two cores with AVX512-bf16. --speed measures how many images a second each row's updates see, on a
-machine that does nothing else. --table puts it all into docs/RESULTS.md.
+DATA is Oxford Flowers-102, a folder with train, val and test. A row pretrains scott_3_16 at 64 px on all images without
+labels. The features are scored on val with the labels of train; test is not used for scores. OUT takes one file for
+each run. Finished runs are not repeated, and an interrupted run continues. A run of 40,960 crops takes about six
+minutes on two cores with AVX512-bf16. --speed measures images a second of each row's updates, on a machine without
+other work. --table writes the results to docs/RESULTS.md.
 """
 
 import argparse
@@ -38,13 +38,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "RESULTS.md"
 BEGIN, END = "<!-- made by benchmarks/trial/trial.py -->\n", "<!-- end of the trial -->\n"
 RANDOM = "random weights"
 CROPS = (40_960, 120_000)
-LOOKS = 4  # of the monitor, in a run
+LOOKS = 4  # number of looks of the monitor in a run
 PROBES = ("knn", "ridge")
 MEASURED = ("speeds.json", "dense.json")
 
 
 def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> Recipe:
-    """Make the recipe of a row, for `images` and as many crops as are to be seen, a tenth of them to warm up."""
+    """Make the recipe of a row for a number of images and of crops to see, a tenth of the crops as warm-up."""
     recipe = Recipe.load("flowers102", [*COMMON, *ROWS[row], f"run.seed={seed}", f'model.init="{init}"'])
     batch = recipe.optim.batch_size
     epochs = crops / (images // batch * batch)
@@ -53,7 +53,7 @@ def recipe_of(row: str, images: int, crops: int, seed: int, init: str = "") -> R
 
 
 class RawRun(Pretraining):
-    """Pretrain with the target's features as they are before its last norm, which the monitor looks at too."""
+    """Pretrain with the target encoder's features before its last norm; the monitor uses these features too."""
 
     def build_objective(self, recipe: Recipe, *, images: Callable[[], int], compiled: bool) -> nn.Module:
         objective = build_objective(recipe, images=images, compiled=compiled)
@@ -62,7 +62,7 @@ class RawRun(Pretraining):
 
 
 def train(row: str, flowers: Path, crops: int, seed: int, run: Path, init: str = "") -> list[dict[str, Any]]:
-    """Pretrain, from the start or from where it was cut; returns what the monitor saw, by crops."""
+    """Begin or continue a pretraining, and return the looks of the monitor with the number of crops."""
     recipe = recipe_of(row, len(find_samples([flowers])), crops, seed, init)
     under_way = (RawRun if row == RAW else Pretraining)(recipe, [flowers], run, True, None, False, "target")
     under_way.train()
@@ -71,7 +71,7 @@ def train(row: str, flowers: Path, crops: int, seed: int, run: Path, init: str =
 
 
 def run_row(row: str, flowers: Path, crops: int, seed: int, work: Path, out: Path) -> None:
-    """Train and score a row, and leave the result in `out`; nothing where that is done."""
+    """Train and score a row, and write the result to `out`; do nothing if `out` has the result."""
     name = name_of(row, crops, seed)
     if (file := out / f"{name}.json").exists():
         return
@@ -98,7 +98,7 @@ def run_row(row: str, flowers: Path, crops: int, seed: int, work: Path, out: Pat
 
 
 def measure_speed(row: str, flowers: Path, work: Path) -> float:
-    """Time the updates of a row: images a second, on average over the run."""
+    """Measure images a second of the updates of a row, averaged over the run."""
     recipe = recipe_of(row, len(find_samples([flowers])), CROPS[0], 0).changed("monitor", every=0.0)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         run = Pretraining(recipe, [flowers], Path(folder), False, None, False, "target")
@@ -113,10 +113,11 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 
 def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float], dense: dict[str, float]) -> str:
-    """Make a row for each setting: the scores of all seeds after each number of crops, RankMe at the end.
+    """Make a row for each setting: for each number of crops, the scores of all seeds and the mean of the last RankMe.
 
     Args:
-        speeds: images a second, by row, where measured; `dense`: what dense.py found, likewise.
+        speeds: images a second of the measured rows.
+        dense: scores of dense.py, in percent, of the measured rows.
     """
     lengths = sorted({its["crops"] for its in results})
     head = [
@@ -139,7 +140,7 @@ def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float], dens
 
 
 def fill(out: Path, page: Path = PAGE) -> None:
-    """Put the table between the page's two marks."""
+    """Write the table between the page's two marks."""
     speeds, dense = (json.loads(file.read_text()) if (file := out / name).exists() else {} for name in MEASURED)
     before, _, rest = page.read_text().partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{make_table(read_results(out), speeds, dense)}\n{END}{rest.partition(END)[2]}")
@@ -148,13 +149,13 @@ def fill(out: Path, page: Path = PAGE) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder with train, val and test")
-    parser.add_argument("--out", type=Path, help="results")
-    parser.add_argument("--work", type=Path, help="runs; default: OUT with -work at its end")
-    parser.add_argument("--crops", type=int, default=CROPS[1], help=f"that a run sees; default {CROPS[1]}")
-    parser.add_argument("--seeds", type=int, default=1, help="default 1")
-    parser.add_argument("--only", nargs="+", choices=[RANDOM, *ROWS], default=[RANDOM, *ROWS], help="these rows alone")
-    parser.add_argument("--speed", action="store_true", help="measure speeds, and do nothing else")
-    parser.add_argument("--table", type=Path, metavar="RESULTS", help="fill docs/RESULTS.md, and do nothing else")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--work", type=Path, help="folder for the runs; default: OUT with -work at its end")
+    parser.add_argument("--crops", type=int, default=CROPS[1], help=f"crops that a run sees; default {CROPS[1]}")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds; default 1")
+    parser.add_argument("--only", nargs="+", choices=[RANDOM, *ROWS], default=[RANDOM, *ROWS], help="default: all rows")
+    parser.add_argument("--speed", action="store_true", help="only measure speeds")
+    parser.add_argument("--table", type=Path, metavar="RESULTS", help="only fill docs/RESULTS.md")
     given = parser.parse_args()
     if given.table:
         return fill(given.table)
