@@ -11,6 +11,7 @@ python benchmarks/cpu.py --reference CHECKOUT --parts headline start
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import kernels
 import numpy as np
@@ -35,6 +37,11 @@ from scott_models.models.scott import MODELS
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 BESIDE = "vit_small_patch16_224"
+HELD_TO_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
 COUNTS = (1_000, 10_000, 100_000)  # of synthetic images
 
 
@@ -60,6 +67,21 @@ def headline(reference: str, threads: int) -> dict[str, Any]:
         ours = [Contender(name, "step", precision, compiled=mode) for precision, mode in modes]
         results = measure([original, *ours], 5, threads)
         tables[f"step of {name}"] = ratios(results, results[0])
+    return tables
+
+
+def avx2(reference: str, threads: int) -> dict[str, Any]:
+    """Measure the fp32 targets of processors without AVX512, with torch and its libraries held to AVX2."""
+    original = Contender(f"{ORIGINAL}scott_12_16", "inference", reference=reference)
+    with patch.dict(os.environ, HELD_TO_AVX2):  # the contenders' processes inherit it
+        results = measure([original, *(Contender(name, "inference") for name in ("scott_12_16", BESIDE))], 7, threads)
+        tables = {"inference": ratios(results, results[0])}
+        for row, result in zip(tables["inference"], results):
+            row[f"x {BESIDE}"] = round(result.times(results[-1]), 2)
+        for name in ("scott_12_16", "scott_3_16"):
+            step = OriginalStep(ORIGINAL + name, "step", reference=reference)
+            results = measure([step, Contender(name, "step")], 5, threads)
+            tables[f"step of {name}"] = ratios(results, results[0])
     return tables
 
 
@@ -199,7 +221,7 @@ def parts_of_a_step(reference: str, threads: int) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[str, int], dict[str, Any]]] = {
-    part.__name__: part for part in (headline, parts_of_a_step, models, inputs, growth, data, start)
+    part.__name__: part for part in (headline, avx2, parts_of_a_step, models, inputs, growth, data, start)
 }
 
 

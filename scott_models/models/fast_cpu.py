@@ -119,20 +119,19 @@ class _MaxBlur(torch.autograd.Function):
         return backward(grad, x, window, stride, padding, dilation, False, places), None
 
 
-def _is_amd_with_avx512() -> bool:
+def _is_amd() -> bool:
     info = Path("/proc/cpuinfo")
-    is_amd = info.is_file() and "AuthenticAMD" in info.read_text()[:1000]
-    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return info.is_file() and "AuthenticAMD" in info.read_text()[:1000]
 
 
-CONVOLVES_FASTER = _is_amd_with_avx512()
+CONVOLVES_FASTER = _is_amd()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """Compute a linear layer in fp32 as a convolution of one pixel.
 
-    torch gives matrix products to MKL and convolutions to oneDNN, which on AMD processors with AVX512 is faster. Other
-    processors were measured to gain nothing, or not measured, and take the plain path.
+    torch gives matrix products to MKL and convolutions to oneDNN, which is faster on AMD processors. On others this was
+    not measured, and they take the plain path.
     """
     fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not (CONVOLVES_FASTER and fp32 and type(weight) in (Tensor, nn.Parameter) and x.numel()):
