@@ -3,8 +3,8 @@
 python benchmarks/cpu.py --reference CHECKOUT --threads 2
 
 CHECKOUT is the authors' code (https://github.com/inescopresearch/scott). After each part the script writes
-benchmarks/results/cpu.json, and makes the page from this file. With --parts only the named parts are measured again,
-and the results of the other parts are kept:
+benchmarks/results/cpu.json (avx2.json for the part avx2), and makes the page from these files. With --parts only the
+named parts are measured again, and the results of the other parts are kept:
 
 python benchmarks/cpu.py --reference CHECKOUT --parts headline start
 """
@@ -232,14 +232,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
     reference = str(Path(arguments.reference).resolve())
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"parts": {}}
     for name in arguments.parts:
         print(f"== {name}", file=sys.stderr, flush=True)
+        file = RESULTS.with_name("avx2.json") if name == "avx2" else RESULTS
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"parts": {}}
         kept["parts"][name] = PARTS[name](reference, arguments.threads)
         kept["machine"] = page.machine(f"{arguments.threads} threads of {platform.machine()}")
         kept["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         page.write()
 
 

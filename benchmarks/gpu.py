@@ -297,7 +297,7 @@ def main() -> None:
         arguments.rounds, not arguments.uncompiled,
     )  # fmt: skip
     file = arguments.out or page.RESULTS / "gpu.json"
-    kept = json.loads(file.read_text()) if file.exists() else {"parts": {}}
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"parts": {}}
     failed = []
     for name in arguments.parts:
         print(f"== {name}", file=sys.stderr, flush=True)
@@ -311,7 +311,7 @@ def main() -> None:
         kept["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(kept, indent=1) + "\n")
+        partial.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         partial.replace(file)
         for caption, rows in kept["parts"][name].items():
             print(f"\n{caption}\n\n{page.table(rows)}")

@@ -140,7 +140,7 @@ def main() -> None:
         "parts": {"host": {"host": rows}},
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(page.table(rows))
 
 

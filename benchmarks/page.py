@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
 def machine(what: str) -> str:
     """Describe this machine in words: `what` and the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
     bf16 = " with AVX512-bf16" if "avx512_bf16" in flags else ""
@@ -93,7 +93,6 @@ def targets(tables: dict[str, Any], aims: Sequence[tuple[str, str, str, str, flo
 AIMS = {"headline": TARGETS, "avx2": TARGETS_WITHOUT_AVX512}
 CPU_PARTS = {
     "headline": "Beside the original and timm",
-    "avx2": "Without AVX512",
     "parts_of_a_step": "Our short ways beside torch's own",
     "models": "Every model",
     "inputs": "Feeding the step",
@@ -101,6 +100,7 @@ CPU_PARTS = {
     "data": "As data grows",
     "start": "Start-up",
 }
+AVX2_PARTS = {"avx2": "Beside the original and timm, in fp32"}
 GPU_PARTS = {
     "end to end": "End to end",
     "profile": "Where a step's time goes",
@@ -116,7 +116,7 @@ HOST_PARTS = {"host": "For a batch of 128 at 224 px"}
 def section(title: str, file: Path, parts: dict[str, str]) -> str:
     if not file.exists():
         return f"## {title}\n\n{NOT_MEASURED}"
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     blocks = [f"## {title}\n\n{results['machine']}; {versions}."]
     for name, headline in parts.items():
@@ -133,11 +133,12 @@ def section(title: str, file: Path, parts: dict[str, str]) -> str:
 
 
 def write() -> None:
-    notes = (RESULTS / "notes.md").read_text().strip()
+    notes = (RESULTS / "notes.md").read_text(encoding="utf-8").strip()
     cpu = section("CPU", RESULTS / "cpu.json", CPU_PARTS)
+    avx2 = section("CPU without AVX512", RESULTS / "avx2.json", AVX2_PARTS)
     gpu = section("One GPU", RESULTS / "gpu.json", GPU_PARTS)
     host = section("What a GPU's step costs the processor", RESULTS / "host.json", HOST_PARTS)
-    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{gpu}\n\n{host}\n\n{notes}\n")
+    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{avx2}\n\n{gpu}\n\n{host}\n\n{notes}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

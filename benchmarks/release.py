@@ -76,7 +76,7 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
     recipe = Recipe.load(run / "recipe.toml")
     if tag.split(".", maxsplit=1)[0] != recipe.model.name:
         raise WeightsError(f"{tag}: expected a tag of {recipe.model.name}, which {run} trained")
-    measured = json.loads((results / f"{row}.json").read_text())
+    measured = json.loads((results / f"{row}.json").read_text(encoding="utf-8"))
     joined(run, measured["sha256"])
     entry = make_entry(run, license="apache-2.0", data=DATA[",".join(recipe.data.splits)], data_terms=TERMS)
     entry |= {
@@ -90,7 +90,7 @@ def release(results: Path, row: str, tag: str, hardware: str, pictures: list[Pat
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(run / "export" / name, folder / name)
     draw_pca(pictures, folder / PICTURE, f"local-dir:{folder}", img_size=448)
-    (folder / "README.md").write_text(make_card(tag, entry, picture=True))
+    (folder / "README.md").write_text(make_card(tag, entry, picture=True), encoding="utf-8")
     write_entry(entries.PATH, tag, entry)
     return entry
 

@@ -58,11 +58,12 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
     trained, tested = find_labelled([flowers], [flowers])
     assert len(trained.names) == len(names)
     with tempfile.TemporaryDirectory() as temporary:
-        path, released = weights.load(tag)
+        _, released = weights.load(tag)
         if classifier is None:
-            classifier, whole = Path(temporary) / "classifier", f"local-dir:{path.parent}"  # with its mask token
-            probe(whole, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=classifier)
+            classifier = Path(temporary) / "classifier"
+            probe(tag, [flowers], [flowers], kinds=("attentive",), control=False, duplicates=False, export=classifier)
         found = load_file(classifier / "model.safetensors")
+        released.pop("mask_token", None)  # which no export has
         if not all(torch.equal(found[name], tensor.float()) for name, tensor in released.items()):
             raise WeightsError(f"{classifier}: expected a classifier on the weights of {tag}, found others")
         model = timm.create_model(f"local-dir:{classifier}", pretrained=True)
@@ -83,7 +84,7 @@ def release_head(tag: str, flowers: Path, names: tuple[str, ...] = NAMES, classi
         "protocol": f"the classifier itself, {size} px: its head was trained on the {len(trained):,} images of train "
         f"and val with their labels (scott probe, protocol fast, seed 0, last epoch); {len(tested):,} images of test",
     }
-    (folder / "README.md").write_text(make_card(folder.name, entry))
+    (folder / "README.md").write_text(make_card(folder.name, entry), encoding="utf-8")
     write_entry(entries.PATH, folder.name, entry)
     return entry
 

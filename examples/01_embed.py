@@ -12,14 +12,18 @@ import torch
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
 from scott_models.data import find_images, load_image
+from scott_models.errors import DataError, report_user_errors
 
 folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images"
-paths = find_images([folder])
 
-model = timm.create_model("scott_3_16", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.inference_mode():
-    features = torch.cat([model(transform(load_image(path))[None]) for path in paths])
+with report_user_errors():  # a folder or an image that cannot be used: one sentence, no traceback
+    paths = find_images([folder])
+    if len(paths) == 1:
+        raise DataError(f"{folder}: expected at least two images to compare, found one; add images")
+    model = timm.create_model("scott_3_16", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        features = torch.cat([model(transform(load_image(path))[None]) for path in paths])
 
 features = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1)
 similarity = (features @ features.T).fill_diagonal_(-1)

@@ -18,25 +18,31 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
-from scott_models.data import find_images, load_image
+from scott_models.data import find_images, find_labelled, load_image
+from scott_models.errors import report_user_errors
 
 
-def labelled(paths):
-    """Pair each path with its class: the name of its folder, or for a sample picture its file name without number."""
-    return [(path, path.stem.split("_")[0] if path.parent.name == "images" else path.parent.name) for path in paths]
+def find_pairs(train, test):
+    """Find the images of two folders: (path, number of its class) of each for training and for testing; the classes."""
+    found = find_labelled([train], [test])
+    return *([*zip(part.images, part.labels.tolist())] for part in found), found[0].names
+
+
+def find_sample_pairs(folder):
+    """Find the sample pictures in the same way: their class is the file name without the number."""
+    paths = find_images([folder])
+    names = sorted({path.stem[:-2] for path in paths})
+    pairs = [(path, names.index(path.stem[:-2])) for path in paths]
+    return *([pair for pair in pairs if ("_3" in pair[0].stem) == last] for last in (False, True)), names
 
 
 if len(sys.argv) not in (1, 3):
     sys.exit(__doc__)
-if len(sys.argv) == 3:
-    train, test = (labelled(find_images([folder])) for folder in sys.argv[1:])
-else:
-    pictures = labelled(find_images([Path(__file__).parent / "images"]))
-    train, test = ([pair for pair in pictures if ("_3" in pair[0].stem) == last] for last in (False, True))
-names = sorted({name for _, name in train})
-
 torch.manual_seed(0)
-model = timm.create_model("scott_3_16", pretrained=True, num_classes=len(names), drop_path_rate=0.1)
+with report_user_errors():  # folders, classes or weights that cannot be used: one sentence, no traceback
+    own = sys.argv[1:]
+    train, test, names = find_pairs(*own) if own else find_sample_pairs(Path(__file__).parent / "images")
+    model = timm.create_model("scott_3_16", pretrained=True, num_classes=len(names), drop_path_rate=0.1)
 config = resolve_model_data_config(model)
 augmented = create_transform(**config, is_training=True, auto_augment=None, scale=(0.4, 1.0))
 centred = create_transform(**config)
@@ -45,7 +51,7 @@ centred = create_transform(**config)
 def batches(pairs, transform, shuffle=False):
     def collate(chosen):
         images = torch.stack([transform(load_image(path)) for path, _ in chosen])
-        return images, torch.tensor([names.index(name) for _, name in chosen])
+        return images, torch.tensor([label for _, label in chosen])
 
     return DataLoader(pairs, batch_size=32, shuffle=shuffle, collate_fn=collate)
 
@@ -69,7 +75,8 @@ def run(epochs, **settings):
 
 
 body = [name for name, _ in model.named_children() if name != "head"]
-freeze(model, body)
-print("head alone:", run(10, lr=3e-3))
-unfreeze(model, body)
-print("everything:", run(20, lr=5e-4, layer_decay=0.75))
+with report_user_errors():  # a damaged image
+    freeze(model, body)
+    print("head alone:", run(10, lr=3e-3))
+    unfreeze(model, body)
+    print("everything:", run(20, lr=5e-4, layer_decay=0.75))

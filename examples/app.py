@@ -17,7 +17,7 @@ from shutil import copy
 import timm
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
-from scott_models.data.sources import SUFFIXES, find_images
+from scott_models.data.files import SUFFIXES, find_images
 from scott_models.errors import UserError, needs_extra, report_user_errors
 from scott_models.pictures import draw_attention, draw_neighbours, draw_pca
 from scott_models.probes import load_model

@@ -1,11 +1,17 @@
 """Errors that a user can fix."""
 
+import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from .console import open_streams, say
+from .signals import STOPS, handle_signals, ignore_hang_up
+
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk, or the user's share of it
+TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
 
 
 class UserError(ValueError):
@@ -20,6 +26,10 @@ class UserError(ValueError):
 
 class DataError(UserError):
     """Report a folder or a file that cannot be used, with its path."""
+
+
+class WritingError(DataError):
+    """Report a file that cannot be written."""
 
 
 class RecipeError(UserError):
@@ -44,23 +54,43 @@ class Interrupted(Exception):
 def report_user_errors() -> Iterator[None]:
     """Run a command in this context: print an error that the user can fix as one sentence, without a traceback.
 
-    The command exits with the status of the error: 2 for most errors, 130 when it was stopped. SIGTERM stops the
-    command as Ctrl-C does, so that half-written files are removed. With SCOTT_DEBUG=1 in the environment the traceback
-    is printed too.
+    The command exits with the status of the error: 2 for most errors, 130 when it was stopped. SIGTERM, a closed
+    terminal and a lost connection stop the command as Ctrl-C does, so that half-written files are removed. With
+    SCOTT_DEBUG=1 in the environment the traceback is printed too. The standard streams may be absent or lost.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def stop(number: int, frame: object) -> None:
+        ignore_hang_up()
+        raise KeyboardInterrupt
+
+    restore = handle_signals(STOPS, stop)
     try:
-        yield
+        with open_streams():
+            yield
     except (UserError, OSError) as error:
         if os.environ.get("SCOTT_DEBUG", "0") != "0":
-            traceback.print_exception(error)
-        print(f"scott: {error}", file=sys.stderr)
+            say("".join(traceback.format_exception(error)), end="")
+        say(f"scott: {error if isinstance(error, UserError) else describe_system_error(error)}")
         sys.exit(error.status if isinstance(error, UserError) else 2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"scott: {str(stop) or 'stopped'}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as end:
+        say(f"scott: {str(end) or 'stopped'}")
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: the handler was not set by Python
+        restore()
+
+
+def describe_system_error(error: OSError) -> str:
+    """Return the files and the reason that an error of the operating system names, e.g. "a.npz: Is a directory"."""
+    files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+    text = ": ".join(filter(None, [files, error.strerror or str(error)]))
+    return f"{text}; {advice}" if (advice := advise(error)) else text
+
+
+def advise(error: OSError) -> str:
+    """Return what to do about an error of the operating system; "" if its reason alone does not tell."""
+    if error.errno in FULL:
+        return "make room"
+    return "allow more open files, e.g. by `ulimit -n 4096`" if error.errno in TOO_MANY_OPEN else ""
 
 
 @contextmanager

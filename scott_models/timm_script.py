@@ -15,17 +15,18 @@ from pathlib import Path
 
 import scott_models  # noqa: F401 -- importing registers the models with timm
 
+from .console import show
 from .errors import UserError, report_user_errors
 
 
 def main() -> None:
     """Run the script that the first argument names, with the other arguments. Print help if there is none."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        return
-    script = Path(sys.argv[1])
-    if not script.is_file():
-        with report_user_errors():
+    with report_user_errors():
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            show(str(__doc__))
+            return
+        script = Path(sys.argv[1])
+        if not script.is_file():
             raise UserError(f"{script}: expected a Python script, e.g. timm's train.py, found nothing there")
     sys.argv = sys.argv[1:]
     sys.path[0] = str(script.resolve().parent)  # as `python script.py` would set it

@@ -29,6 +29,7 @@ from .groups import (  # noqa: F401 -- pytest looks for hooks here
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from .lost_streams import lost  # noqa: F401 -- a fixture
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -22,8 +22,11 @@ FLOORS = [
     {"training"},
     {"models"},
     {"weights", "data"},
-    {"progress", "writing", "errors"},
+    {"progress", "writing"},
+    {"errors"},
+    {"console", "signals"},
 ]
+MODULES = {"progress", "writing", "errors", "console", "signals"}  # files beside the folders
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FACE = {"__init__", "run", "timm_script"}  # modules of the package itself: they import what they provide or start
 
@@ -59,7 +62,7 @@ def test_imports_go_one_way():
 
 def test_every_folder_has_a_floor_and_says_what_lives_there():
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
-    assert {folder.name for folder in folders} | {"progress", "writing", "errors"} == FLOOR.keys()
+    assert {folder.name for folder in folders} | MODULES == FLOOR.keys()
     for folder in folders:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
@@ -109,4 +112,4 @@ def test_pretrain_is_a_package_and_its_function():
 def test_importing_loads_what_registering_needs_and_no_more():
     code = "import sys, scott_models; print(*(name for name in sys.modules if name.startswith('scott_models.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {name.split(".")[1] for name in loaded} == {"models", "weights", "writing", "errors"}
+    assert {name.split(".")[1] for name in loaded} == {"models", "weights", "writing", "errors", "console", "signals"}

@@ -62,7 +62,7 @@ def unpack(packed: Path, out: Path) -> dict[str, str]:
         with tarfile.open(path) as tar:
             tar.extractall(out, filter="data")
         row = path.stem
-        wanted = json.loads((out / f"{row}.json").read_text())["sha256"]
+        wanted = json.loads((out / f"{row}.json").read_text(encoding="utf-8"))["sha256"]
         data = b"".join(part.read_bytes() for part in in_order(packed.glob(f"{row}.weights.*")))
         if (found := hashlib.sha256(data).hexdigest()) == wanted:
             write_whole(out / row / WEIGHTS, data)
@@ -99,11 +99,11 @@ def small_files(row: Row) -> dict[str, bytes]:
 
 def summarize(row: Row) -> dict[str, Any]:
     """Summarise a row: its scores, its cost, its hardware, and the command that joins and checks its weights."""
-    lines = [json.loads(line) for line in (row.run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (row.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     timed = [line for line in lines if "images_per_second" in line]
     batch = Recipe.load(row.run / "recipe.toml").optim.batch_size
-    start = json.loads((row.run / "environment.json").read_text())[-1]
-    kept = {path: json.loads(path.read_text()) for path in sorted(row.run.glob("probes/*.json"))}
+    start = json.loads((row.run / "environment.json").read_text(encoding="utf-8"))[-1]
+    kept = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(row.run.glob("probes/*.json"))}
     by_step = {step: [kept[path] for path in kept if path.name.startswith(f"{step}-")] for step in STEPS}
     facts = [{k: v for k, v in result.items() if k not in ("scores", "seconds")} for result in by_step["target"]]
     digest, joined = sha256(row.run / WEIGHTS), f"{row.name}/{WEIGHTS}"

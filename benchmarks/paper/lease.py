@@ -123,11 +123,12 @@ def start(work: Path, minutes: float, tars: int, options: Sequence[str]) -> None
         subprocess.run([*command, "--target", str(work / "code"), *wheels], check=True)
     script = work / "code" / "benchmarks" / "paper" / "lease.py"
     command = [sys.executable, str(script), "go", "--work", str(work), "--minutes", str(minutes), *options]
-    with (work / "log.txt").open("a") as log:  # outside this call's folder, which may be deleted after the call
+    # outside this call's folder, which may be deleted after the call
+    with (work / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    (work / "pid").write_text(str(process.pid))
+    (work / "pid").write_text(str(process.pid), encoding="utf-8")
     print(f"started; kill -- -{process.pid} ends all of it")
 
 
@@ -180,7 +181,7 @@ def poll(work: Path, out: Path, seconds: float, again: bool) -> None:
     sent: dict[str, str] = {}
     if not again:
         with suppress(OSError, ValueError):  # no ledger before the first call, or a damaged ledger
-            sent = json.loads(ledger.read_text())
+            sent = json.loads(ledger.read_text(encoding="utf-8"))
     taken: dict[str, int] = {}  # bytes of each file in `out`
     end = time.monotonic() + seconds
     while True:
@@ -189,11 +190,11 @@ def poll(work: Path, out: Path, seconds: float, again: bool) -> None:
         over = not runs or time.monotonic() >= end or any(".weights." in path.name for path in waiting)
         hand_out([path for path in waiting if over or ".weights." not in path.name], out, sent, taken)
         lines = read(work / "log.txt").splitlines()
-        (out / "log.txt").write_text("\n".join(lines)[-EACH // 2 :])
+        (out / "log.txt").write_text("\n".join(lines)[-EACH // 2 :], encoding="utf-8")
         if over:
             break
         time.sleep(1)
-    ledger.with_suffix(".partial").write_text(json.dumps(sent))
+    ledger.with_suffix(".partial").write_text(json.dumps(sent), encoding="utf-8")
     ledger.with_suffix(".partial").replace(ledger)
     print("\n".join(lines[-LOG_LINES:]))
     left = len(unsent(work / "out", sent))
@@ -251,8 +252,8 @@ def is_running(work: Path) -> bool:
         return False
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            after_name = status.read_text().rsplit(")", 1)[1]  # the name of the process may contain blanks
-            state, _, its_group = after_name.split()[:3]
+            text = status.read_text(encoding="utf-8", errors="replace")
+            state, _, its_group = text.rsplit(")", 1)[1].split()[:3]  # the name of the process may contain blanks
             if its_group == group and state not in "ZX":
                 return True
     return False
@@ -265,7 +266,7 @@ def absolute(path: str) -> Path:
 
 def read(path: Path) -> str:
     """Read a text file; return an empty text if the file does not exist."""
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def main() -> None:

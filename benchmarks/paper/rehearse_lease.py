@@ -48,7 +48,7 @@ class Machine:
         self.printed: list[str] = []
         absent = "".join(f"sys.modules[{name!r}] = None\n" for name in ABSENT)  # makes the import fail
         (folder / "absent").mkdir(parents=True)
-        (folder / "absent" / "sitecustomize.py").write_text(f"import sys\n{absent}")
+        (folder / "absent" / "sitecustomize.py").write_text(f"import sys\n{absent}", encoding="utf-8")
         isolate = ["unshare", "--net", "--map-root-user"]
         works = shutil.which("unshare") and subprocess.run([*isolate, "true"], check=False).returncode == 0
         self.isolate = isolate if works else []
@@ -71,7 +71,7 @@ class Machine:
         environment = {"PATH": os.pathsep.join(paths), "HOME": str(self.folder), "OUT": str(out)}
         environment["PYTHONPATH"] = str(self.folder / "absent")
         started = time.monotonic()
-        with (self.folder / "printed").open("w+") as printed:
+        with (self.folder / "printed").open("w+", encoding="utf-8") as printed:
             process = subprocess.Popen(
                 [*self.isolate, "bash", "-c", command],
                 cwd=tree, env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
@@ -80,7 +80,7 @@ class Machine:
                 process.wait(SECONDS)
             kill_group(process.pid)  # only a process in a session of its own may outlive the call
             status = process.wait()
-        text = (self.folder / "printed").read_text()
+        text = (self.folder / "printed").read_text(encoding="utf-8")
         self.seconds.append(time.monotonic() - started)
         require(status == 0, f"status 0 of {command!r} within {SECONDS} s, found {status}: {text}")
         self.printed.append(text)
@@ -116,7 +116,7 @@ def kill_group(group: int) -> None:
 
 def calls() -> list[str]:
     """Read the commands of the page in their order, those for this machine and those for the lent machine."""
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if HERE.match(line) or THERE.match(line)]
 

@@ -107,16 +107,17 @@ def measured_rates(session: Session) -> Iterator[float]:
     """Yield seconds per PFLOP: of the pretrainings that have ended, or, if there are none, of benchmarks/gpu.py."""
     ended = [row for row in session.rows if (row.run / "seconds").is_file()]
     for row in ended:
-        yield float((row.run / "seconds").read_text()) / row.petaflop(session.flowers)
+        yield float((row.run / "seconds").read_text(encoding="utf-8")) / row.petaflop(session.flowers)
     benchmark = session.out / "gpu.json"
     if not ended and benchmark.is_file():
-        for result in json.loads(benchmark.read_text())["parts"].get("end to end", {}).get("end to end", []):
+        parts = json.loads(benchmark.read_text(encoding="utf-8"))["parts"]
+        for result in parts.get("end to end", {}).get("end to end", []):
             yield 1e6 / result["images/s"] / gflop_of_step(result["model"], result["pixels"])
 
 
 def probe_row(row: Row, session: Session) -> None:
     """Score the encoders of a run that has ended, seed by seed, and write the scores of each seed to the run folder."""
-    earlier = [json.loads(path.read_text()) for path in row.run.parent.glob("*/probes/*.json")]
+    earlier = [json.loads(path.read_text(encoding="utf-8")) for path in row.run.parent.glob("*/probes/*.json")]
     session.clock.longest = max((result["seconds"] for result in earlier), default=0.0)
     for step in session.steps:
         for seed in range(session.seeds):

@@ -83,7 +83,7 @@ def gflop_of_step(model: str, img_size: int) -> float:
 
 def first_command(name: str) -> list[str]:
     """Split a row's first command into words."""
-    return shlex.split(tomllib.loads((FOLDER / f"{name}.toml").read_text())["commands"][0])
+    return shlex.split(tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))["commands"][0])
 
 
 def known_rows() -> list[str]:

@@ -24,7 +24,7 @@ OTHERS = ("(random weights)", "(context encoder)")
 
 def rows() -> dict[str, dict[str, Any]]:
     """Read all TOML files, by name."""
-    return {path.stem: tomllib.loads(path.read_text()) for path in sorted(ROWS.glob("*.toml"))}
+    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(ROWS.glob("*.toml"))}
 
 
 def measured(file: Path) -> dict[str, float]:
@@ -32,7 +32,7 @@ def measured(file: Path) -> dict[str, float]:
 
     If a probe has several scores, the last score counts. With both protocols that is the score by the paper's protocol.
     """
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     if "scores" not in result:
         return {"top1": result["top1"]}
     trained = [score for score in result["scores"] if not score["model"].endswith(OTHERS)]
@@ -65,9 +65,9 @@ def table(results: Path) -> str:
 
 def fill(results: Path, page: Path = PAGE) -> None:
     """Write the tables between the page's two marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

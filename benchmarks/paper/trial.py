@@ -27,7 +27,7 @@ def try_models(session: Session) -> None:
     this model run without torch.compile.
     """
     kept = session.out / "trial.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     models = {row.settings.model.name: row.changed(*TRIAL) for row in reversed(session.rows)}
     first = session.rows[0].settings.model.name
     models = {name: row if name == first else row.changed("monitor.every=0") for name, row in models.items()}
@@ -64,7 +64,7 @@ def try_together(rows: dict[str, Row], session: Session) -> dict[str, dict[str, 
 
 def last_line(log: Path) -> dict[str, Any] | None:
     """Read the last whole line of a run's metrics; return None if there is none."""
-    for line in reversed(log.read_text().splitlines() if log.is_file() else []):
+    for line in reversed(log.read_text(encoding="utf-8").splitlines() if log.is_file() else []):
         with suppress(ValueError):  # an incomplete line
             return json.loads(line)
     return None
@@ -73,5 +73,5 @@ def last_line(log: Path) -> dict[str, Any] | None:
 def as_tried(rows: Sequence[Row], out: Path) -> list[Row]:
     """Return the rows with the changes that the trial found necessary, or unchanged if there was no trial."""
     kept = out / "trial.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     return [row.changed(*found.get(row.settings.model.name, {}).get("changes", ())) for row in rows]

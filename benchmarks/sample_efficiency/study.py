@@ -28,7 +28,8 @@ import timm
 import torch
 from PIL import Image, ImageOps
 
-from scott_models.data.sources import Sample, find_samples, load_image
+from scott_models.data.images import load_image
+from scott_models.data.sources import Sample, find_samples
 from scott_models.errors import DataError, report_user_errors
 from scott_models.finetune.recipe import FinetuneRecipe
 from scott_models.finetune.train import finetune
@@ -154,7 +155,7 @@ def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: P
     else:
         images = subset(samples, flowers, float(kind), seed, folder)
     train(method, images, scale, seed, run)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = {
         "method": method,
         "kind": kind,
@@ -164,7 +165,7 @@ def cell(method: str, kind: str, seed: int, flowers: Path, scale: Scale, work: P
         "minutes": round(count_seconds(lines, scale.batch_size) / 60, 1),
         "scores": scores(str(run), flowers),
     }
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def untrained(seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> None:
@@ -178,7 +179,7 @@ def untrained(seed: int, flowers: Path, scale: Scale, work: Path, out: Path) -> 
     folder = export(model, work / name, dtype=torch.float32)
     result = {"method": RANDOM, "kind": "0", "images": 0, "seed": seed, "scale": asdict(scale), "minutes": 0}
     result["scores"] = scores(f"local-dir:{folder}", flowers)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def done(file: Path, scale: Scale) -> bool:
@@ -190,7 +191,7 @@ def done(file: Path, scale: Scale) -> bool:
     if not file.exists():
         print(f"== {file.stem}", flush=True)
         return False
-    if (its := json.loads(file.read_text())["scale"]) != json.loads(json.dumps(asdict(scale))):
+    if (its := json.loads(file.read_text(encoding="utf-8"))["scale"]) != json.loads(json.dumps(asdict(scale))):
         raise DataError(f"{file}: expected a result of this scale, found one of {its}; choose another --out")
     return True
 
@@ -207,7 +208,7 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]
 def gathered(out: Path, kinds: Sequence[str]) -> Results:
     """Read the results of all seeds by method and kind of images, in the order of the table."""
     found: Results = {}
-    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
     order = [RANDOM, SUPERVISED, *reversed(OBJECTIVES)]
     for kind in ("0", *kinds):
         of_kind = [result for result in results if result["kind"] == kind]
@@ -272,9 +273,9 @@ def fill(out: Path, page: Path = PAGE, pictures: Path = PICTURES) -> None:
             blocks.append(f"![{shown}](pictures/{picture.name})\n")
         if any(kind in SCENES for _, kind in of_scenes):
             blocks.append(table(of_scenes, "images are"))
-    before, _, rest = page.read_text().partition(BEGIN)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{chr(10).join(blocks)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{chr(10).join(blocks)}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:

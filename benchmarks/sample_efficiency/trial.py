@@ -42,8 +42,11 @@ def row(name: str, flowers: Path, work: Path, out: Path) -> dict[str, float]:
         train("splitmask", flowers, SCALE, 0, run, SETTINGS[name])
         report = probe(str(run), [flowers / "train"], [flowers / "val"], kinds=PROBES, control=False, duplicates=False)
         scores = {score.probe: score.top1 for score in report.scores}
-        file.write_text(json.dumps({"setting": name, "changes": SETTINGS[name], "scores": scores}, indent=1) + "\n")
-    return json.loads(file.read_text())["scores"]
+        file.write_text(
+            json.dumps({"setting": name, "changes": SETTINGS[name], "scores": scores}, indent=1) + "\n",
+            encoding="utf-8",
+        )
+    return json.loads(file.read_text(encoding="utf-8"))["scores"]
 
 
 def main() -> None:

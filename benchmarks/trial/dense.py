@@ -17,7 +17,7 @@ import torch
 from settings import ROWS, name_of
 from torch import Tensor
 
-from scott_models.data.sources import find_images
+from scott_models.data.files import find_images
 from scott_models.errors import report_user_errors
 from scott_models.pictures.patch_maps import compute_patch_maps, look_at
 from scott_models.pictures.pca import find_components
@@ -70,7 +70,7 @@ def main() -> None:
             runs = given.work.glob(f"{name_of(row, '[0-9]*', 0)}/export")
             if most := max(runs, key=lambda path: int(path.parent.name.split("-")[-2]), default=None):
                 scores[row] = score(patches_of(str(most.parent), images), foreground)
-        (given.out / "dense.json").write_text(json.dumps(scores, indent=1) + "\n")
+        (given.out / "dense.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{row}: {iou:.1f}" for row, iou in scores.items()))
 
 

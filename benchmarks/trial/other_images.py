@@ -22,8 +22,9 @@ from settings import COMMON
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from scott_models.data.files import find_images
+from scott_models.data.images import load_image
 from scott_models.data.labelled import find_labelled
-from scott_models.data.sources import find_images, load_image
 from scott_models.errors import report_user_errors
 from scott_models.pretrain import Recipe
 from scott_models.pretrain.monitor import pick_evenly
@@ -93,7 +94,7 @@ def main() -> None:
     work = given.work or given.out.with_name(f"{given.out.name}-work")
     work.mkdir(parents=True, exist_ok=True)
     file = given.out / "other_images.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     with report_user_errors():
         for kind, sources in SOURCES.items():
             of_kind = score_lesions if kind == LESIONS else score_nuclei
@@ -107,7 +108,7 @@ def main() -> None:
                     train(method, [given.data / source for source in sources], given.crops, run)
                 scores = of_kind("scott_3_16" if method == RANDOM else str(run), method != RANDOM, given.data)
                 found.setdefault(kind, {})[method] = scores
-                file.write_text(json.dumps(found, indent=1) + "\n")
+                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
                 print(kind, method, scores, flush=True)
 
 

@@ -94,7 +94,7 @@ def run_row(row: str, flowers: Path, crops: int, seed: int, work: Path, out: Pat
             result["looks"] = train(row, flowers, crops, seed, run)
     report = probe(scored, [flowers / "train"], [flowers / "val"], kinds=PROBES, control=False, duplicates=False)
     result["scores"] = {score.probe: score.top1 for score in report.scores}
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_speed(row: str, flowers: Path, work: Path) -> float:
@@ -141,9 +141,14 @@ def make_table(results: Sequence[dict[str, Any]], speeds: dict[str, float], dens
 
 def fill(out: Path, page: Path = PAGE) -> None:
     """Write the table between the page's two marks."""
-    speeds, dense = (json.loads(file.read_text()) if (file := out / name).exists() else {} for name in MEASURED)
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{make_table(read_results(out), speeds, dense)}\n{END}{rest.partition(END)[2]}")
+    speeds, dense = (
+        json.loads(file.read_text(encoding="utf-8")) if (file := out / name).exists() else {} for name in MEASURED
+    )
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(
+        f"{before}{BEGIN}\n{make_table(read_results(out), speeds, dense)}\n{END}{rest.partition(END)[2]}",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:
@@ -169,8 +174,11 @@ def main() -> None:
             for row in given.only:
                 if row != RANDOM and row not in AFTER:
                     file = given.out / MEASURED[0]
-                    speeds = json.loads(file.read_text()) if file.exists() else {}
-                    file.write_text(json.dumps(speeds | {row: measure_speed(row, given.data, work)}, indent=1) + "\n")
+                    speeds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+                    file.write_text(
+                        json.dumps(speeds | {row: measure_speed(row, given.data, work)}, indent=1) + "\n",
+                        encoding="utf-8",
+                    )
             return None
         for seed in range(given.seeds):
             for row in given.only:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.device import name_compiler_cache
 from ..errors import UserError
 from ..models.fast_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
 from ..probes.features import load_model
@@ -62,6 +63,8 @@ class Contender:
         Raises:
             UserError: no checkout of the original at `reference`, or a step of the original, which is in benchmarks/.
         """
+        if self.compiled:
+            name_compiler_cache()
         make = {"inference": _inference, "step": _step, "inputs": _inputs, "product": _product}[self.task]
         return make(self), 2 * self.batch**3 if self.task == "product" else self.batch
 

@@ -4,7 +4,6 @@ Every contender runs in a process of its own, with its own memory, and they take
 each, so that whatever slows the machine slows all, and two are compared round by round.
 """
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from ..errors import UserError
 from ..models.scott import MODELS
 from ..progress import track
+from ..signals import leave_to_parent
 from .contenders import ORIGINAL, Contender, Task, count_gflop
 
 WARM_UP, ROUND = 3, 1.0  # calls; seconds at least that a round measures
@@ -164,7 +164,7 @@ def _answer(process: Any, connection: Connection) -> Any:
 
 def _work(contender: Contender, threads: int | None, connection: Connection) -> None:
     """Build a contender in a process of its own, warm up, then measure at each request."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    leave_to_parent()
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -199,7 +199,7 @@ def _forget_peak(contender: Contender) -> None:
     if contender.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif (refs := Path("/proc/self/clear_refs")).exists():
-        refs.write_text("5")  # the kernel's highest resident size begins anew
+        refs.write_text("5", encoding="utf-8")  # the kernel's highest resident size begins anew
 
 
 def _peak(contender: Contender) -> float | None:
@@ -207,4 +207,5 @@ def _peak(contender: Contender) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20
     if not (status := Path("/proc/self/status")).exists():
         return None
-    return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))

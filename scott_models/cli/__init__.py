@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import subcommand
 
+from ..console import is_terminal
 from ..errors import report_user_errors
 from .evaluation import embed, probe, report
 from .machine import bench, doctor
@@ -49,7 +50,7 @@ Exit status:
     0    done
     1    a failure, or a problem that `scott doctor` found
     2    a mistake that you can fix; one sentence explains it
-    130  stopped by Ctrl-C or SIGTERM
+    130  stopped by Ctrl-C, by SIGTERM, or with the terminal
 
 See docs/commands.md for shell completion, exit statuses and JSON output.
 """
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `scott`; by default the words of the command line.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    terminal = is_terminal(sys.stdout) and is_terminal(sys.stderr)
     for decoration in ("utf8_boxes", "ansi_codes"):  # tyro does not check where its errors go
         tyro._experimental_options[decoration] = terminal
     commands: Any = reduce(

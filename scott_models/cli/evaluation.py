@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from ..errors import UserError
-from .output import Sources, print_json, print_result, show_table
+from .output import BadImages, Sources, print_json, print_result, show_table
 
 # Repeated from probes/evaluate.py and probes/label_efficiency.py: importing those takes seconds, which --help must not.
 Probe = Literal["knn", "ridge", "linear", "attentive"]
@@ -24,6 +24,7 @@ def embed(
     model: str = "scott_3_16",
     tokens: FlagCreatePairsOff[bool] = False,
     batch_size: int = 32,
+    bad_images: BadImages = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Write the features of images to an .npz file.
@@ -42,11 +43,12 @@ def embed(
             `scott list` lists SCOTT's models.
         tokens: also write the features of the patches as `tokens`, in row-major order.
         batch_size: number of images per forward pass.
+        bad_images: error stops at images that cannot be used, and lists all of them; skip leaves them out.
         json: print JSON instead of a sentence.
     """
     from ..probes.features import embed
 
-    count, dim = embed(images, out, model, tokens=tokens, batch_size=batch_size)
+    count, dim = embed(images, out, model, tokens=tokens, batch_size=batch_size, skip_bad=bad_images == "skip")
     facts = {"out": out, "images": count, "features": dim, "model": model}
     print_result(f"{out}: {count} images, {dim} features each, by {model}", facts, json)
 
@@ -68,6 +70,7 @@ def probe(
     shots: tuple[int, ...] = SHOTS,
     beside: Sources = [],  # noqa: B006
     zero_shot_neighbours: FlagCreatePairsOff[bool] = False,
+    bad_images: BadImages = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Score frozen features, compared with random weights.
@@ -105,10 +108,12 @@ def probe(
         beside: another model in that curve; repeat the option for more models.
         zero_shot_neighbours: instead, measure how well each image of --test retrieves the others of its class,
             without training (mean average precision).
+        bad_images: error stops at images that cannot be used, and lists all of them; skip leaves them out.
         json: print JSON instead of a table.
     """
     from ..probes import evaluate
 
+    skip_bad = bad_images == "skip"
     score_options = {"--probes": probes != PROBES, "--protocol": protocol != "fast", "--no-duplicates": not duplicates}
     file_options = {"--export": export, "--features": features}
     curve_options = {"--shots": shots != SHOTS, "--beside": beside}
@@ -117,16 +122,16 @@ def probe(
         _refuse("--curve", score_options, file_options, other_options)
         from ..probes.label_efficiency import check_picture, draw_curve, measure_label_efficiency
 
-        check_picture(curve)
+        check_picture(curve, [*train, *test])
         points = measure_label_efficiency(
-            [model, *beside], train, test, shots=shots, img_size=img_size, control=control
+            [model, *beside], train, test, shots=shots, img_size=img_size, control=control, skip_bad=skip_bad
         )
         draw_curve(points, curve)
         show_table([asdict(point) for point in points], json)
         return
     if zero_shot_neighbours:
         _refuse("--zero-shot-neighbours", score_options, file_options, curve_options, {"--train": train})
-        found = evaluate.retrieve(model, test, seeds=seeds, img_size=img_size, control=control)
+        found = evaluate.retrieve(model, test, seeds=seeds, img_size=img_size, control=control, skip_bad=skip_bad)
         show_table([asdict(row) for row in found], json)
         return
     _refuse("probe without --curve", curve_options)
@@ -142,6 +147,7 @@ def probe(
         duplicates=duplicates,
         export=export,
         features=features,
+        skip_bad=skip_bad,
     )
     if json:
         print_json(asdict(report))

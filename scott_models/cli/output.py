@@ -1,17 +1,19 @@
 """Print tables, sentences and JSON to standard output."""
 
-import os
 import re
 import sys
 from collections.abc import Mapping
-from json import dumps
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import UseAppendAction
 
+from ..console import is_terminal, show
+from ..writing import to_json
+
+BadImages = Literal["error", "skip"]
 Sources = Annotated[list[str], UseAppendAction]
 NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(,\s+[-+.\deE]+)*\s+\]")  # a list of numbers, printed on one line
 NO_LIMIT = 100_000  # characters: the width of a table that does not go to a terminal
@@ -21,7 +23,7 @@ def show_table(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    terminal = sys.stdout.isatty()
+    terminal = is_terminal(sys.stdout)
     table = Table() if terminal else Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in rows[0]:
         table.add_column(name, overflow="fold", no_wrap=not terminal)  # never cut a name short
@@ -30,7 +32,7 @@ def show_table(rows: list[dict[str, object]], as_json: bool) -> None:
     console = Console(width=None if terminal else NO_LIMIT)
     with console.capture() as text:
         console.print(table)
-    print_text("\n".join(line.rstrip() for line in text.get().splitlines()))
+    show("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def _cell(value: object) -> Text:
@@ -40,23 +42,16 @@ def _cell(value: object) -> Text:
     that each row stays on one line.
     """
     text = f"{value:.1f}" if isinstance(value, float) else "-" if value in (None, "") else str(value)
-    return Text(text if sys.stdout.isatty() else " ".join(text.splitlines()))
+    return Text(text if is_terminal(sys.stdout) else " ".join(text.splitlines()))
 
 
 def print_result(sentence: str, facts: Mapping[str, object], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        print_text(sentence)
+        show(sentence)
 
 
 def print_json(value: object) -> None:
-    text = dumps(value, indent=2, default=str)  # str for paths, the only printed type that JSON lacks
-    print_text(NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
-
-
-def print_text(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader has closed the pipe, e.g. head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits
+    text = to_json(value, indent=2, default=str)  # str for paths, the only printed type that JSON lacks
+    show(NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction
 
-from .output import print_result, show_table
+from .output import BadImages, print_result, show_table
 
 
 def pca(
@@ -18,6 +18,7 @@ def pca(
     img_size: int | None = None,
     look: Literal["smooth", "blocky"] = "smooth",
     token_map: Path | None = None,
+    bad_images: BadImages = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Draw principal components of patch features as colours.
@@ -41,11 +42,13 @@ def pca(
             Larger images give finer maps.
         look: smooth interpolates between patches; blocky shows each patch as a square.
         token_map: .npz file to write names, features, first component, foreground and colours of the patches to.
+        bad_images: error stops at images that cannot be used, and lists all of them; skip leaves them out.
         json: print JSON instead of a sentence.
     """
     from ..pictures.pca import draw_pca
 
-    drawn = draw_pca(images, out, model, img_size=img_size, look=look, token_map=token_map).first
+    skip = bad_images == "skip"
+    drawn = draw_pca(images, out, model, img_size=img_size, look=look, token_map=token_map, skip_bad=skip).first
     count, *patches = drawn.shape
     print_result(
         str(out), {"out": out, "token_map": token_map, "images": count, "patches": patches, "model": model}, json
@@ -61,6 +64,7 @@ def attention(
     img_size: int | None = None,
     block: int = -1,
     look: Literal["smooth", "blocky"] = "smooth",
+    bad_images: BadImages = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Draw how much attention each patch receives, per head.
@@ -76,11 +80,15 @@ def attention(
         img_size: image size in pixels, a multiple of the patch size; by default the size the weights were trained at.
         block: number of the transformer block, from 0; negative numbers count from the last block.
         look: smooth interpolates between patches; blocky shows each patch as a square.
+        bad_images: error stops at images that cannot be used, and lists all of them; skip leaves them out.
         json: print JSON instead of a sentence.
     """
     from ..pictures.attention_maps import draw_attention
 
-    count, heads, *patches = draw_attention(images, out, model, img_size=img_size, block=block, look=look).shape
+    skip = bad_images == "skip"
+    count, heads, *patches = draw_attention(
+        images, out, model, img_size=img_size, block=block, look=look, skip_bad=skip
+    ).shape
     facts = {"out": out, "images": count, "heads": heads, "patches": patches, "block": block, "model": model}
     print_result(str(out), facts, json)
 
@@ -94,6 +102,7 @@ def neighbours(
     model: str = "scott_3_16",
     count: int = 8,
     img_size: int | None = None,
+    bad_images: BadImages = "error",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Find the images in a gallery that are most like yours.
@@ -112,10 +121,12 @@ def neighbours(
         model: name of any timm model with weights, local-dir:FOLDER, or the folder of a run.
         count: number of neighbours per query.
         img_size: image size in pixels; by default the size the weights were trained at.
+        bad_images: error stops at images that cannot be used, and lists all of them; skip leaves them out.
         json: print JSON instead of a table.
     """
     from ..pictures.neighbours import draw_neighbours
 
-    found = draw_neighbours(queries, gallery, out, model, count=count, img_size=img_size)
+    skip = bad_images == "skip"
+    found = draw_neighbours(queries, gallery, out, model, count=count, img_size=img_size, skip_bad=skip)
     rows = [asdict(near) for each in found for near in each]
     show_table(rows if json else [{**row, "cosine": f"{row['cosine']:.3f}"} for row in rows], json)

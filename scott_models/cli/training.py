@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from json import dumps, loads
+from json import loads
 from pathlib import Path
 from typing import Literal
 
@@ -68,9 +68,10 @@ def pretrain(
     """
     from .. import pretrain
     from ..pretrain.recipe import OBJECTIVES
+    from ..training.settings import to_toml
 
     budget, skip = pretrain.Budget.of(minutes, images_seen, epochs), bad_images == "skip"
-    started = [f"model.init={dumps(init)}"] if init else []
+    started = [f"model.init={to_toml(init)}"] if init else []
     settings = [*OBJECTIVES.get(objective or "", []), *changes, *started]
     with redirect_stdout(sys.stderr if json else sys.stdout):
         if finish:
@@ -81,7 +82,7 @@ def pretrain(
             which = export or "target"
             exported = pretrain.pretrain(loaded, data, out, resume, budget=budget, skip_bad=skip, export=which)
     if json:
-        lines = map(loads, (out / "metrics.jsonl").read_text().splitlines())
+        lines = map(loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         looks = [line["monitor"] for line in lines if "monitor" in line]
         print_json({"export": exported, "health": looks[-1] if looks else None})
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from .output import print_json, print_result, print_text, show_table
+from ..console import show
+from .output import print_json, print_result, show_table
 
 
 def list_models(*, json: FlagCreatePairsOff[bool] = False) -> None:
@@ -52,11 +53,11 @@ def download(
         file = offline.download(tag, dir)
         found.append({"tag": tag, "file": file, "sha256": get_entry(tag)["sha256"]})
         if not json:
-            print_text(f"{tag}: verified, {file}")
+            show(f"{tag}: verified, {file}")
     if json:
         print_json(found)
     elif dir:
-        print_text(f"use it with SCOTT_MODELS_DIR={shlex.quote(str(dir.resolve()))}")
+        show(f"use it with SCOTT_MODELS_DIR={shlex.quote(str(dir.resolve()))}")
 
 
 def publish(

@@ -6,7 +6,6 @@ A data set too large for the disk is decoded at every use. Its bad files are sti
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..console import say
 from ..errors import DataError
 from ..progress import track
+from .bad_images import ADVICE, list_bad
+from .images import Row, load_image, without_warnings
 from .memory import SHARE_OF_DEVICE
-from .sources import Row, Sample, load_image, without_warnings
+from .sources import Sample
 
-FORMAT = 2  # version of the cache's files
-LISTED = 20  # the most bad files that a message names
+FORMAT = 3  # version of the cache's files
 LARGEST = 64e9  # the most bytes of decoded images on disk, or half of the free space if that is less
 PARTIAL, ABANDONED = "partial-", 3600  # prefix of unfinished folders; seconds without a write until they are deleted
 
@@ -88,10 +89,10 @@ def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = 
     if index is None or any(not isinstance(_try(samples[i], short_side), DataError) for i in index["bad"]):
         index = decode(samples, short_side, folder)  # also if a bad image can be read now: a disk may recover
     if index["bad"]:
-        message = _list_bad(index["bad"], len(samples), folder)
+        message = list_bad(index["bad"], len(samples), folder / "bad_images.txt")
         if not skip_bad or len(index["bad"]) == len(samples):
-            raise DataError(f"{message}\nremove them, or leave them out with --bad-images skip")
-        print(f"{message}\nthey are left out", file=sys.stderr)
+            raise DataError(f"{message}\n{ADVICE}")
+        say(f"{message}\nthey are left out")
     kept = np.array([i not in index["bad"] for i in range(len(samples))])
     sizes, digests = index["sizes"].numpy(), index["digests"].numpy()
     return Images(
@@ -105,30 +106,32 @@ def open_images(samples: Sequence[Sample], short_side: int, *, skip_bad: bool = 
     )
 
 
-def _list_bad(bad: dict[int, str], count: int, folder: Path) -> str:
-    """List bad images with their reasons; if there are many, list only the first and write all of them to a file."""
-    lines = [f"{len(bad)} of {count} images cannot be used:", *bad.values()]
-    if len(bad) > LISTED:
-        (folder / "bad_images.txt").write_text("\n".join(lines[1:]) + "\n")
-        lines = [*lines[: LISTED + 1], f"... and {len(bad) - LISTED} more: {folder / 'bad_images.txt'}"]
-    return "\n".join(lines)
-
-
 def find_cache_folder() -> Path:
-    """Return the folder of decoded images: $SCOTT_MODELS_CACHE, or scott_models in the user's cache folder."""
-    if folder := os.environ.get("SCOTT_MODELS_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott_models"
+    """Return the folder of decoded images: $SCOTT_MODELS_CACHE, or scott_models in the user's cache folder.
+
+    For a user without a home, e.g. a number that a container was started with, it lies among the temporary files.
+    """
+    try:
+        if folder := os.environ.get("SCOTT_MODELS_CACHE"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott_models"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return Path(tempfile.gettempdir()) / f"scott_models-{getattr(os, 'getuid', int)()}"
 
 
 def make_fingerprint(samples: Sequence[Sample], short_side: int) -> str:
-    """Hash these files (path, size, modification time), their order and `short_side` to 32 hexadecimal digits."""
+    """Hash these files, their order and `short_side` to 32 hexadecimal digits.
+
+    A file is its path, its size, and the times of the last change of its content and of its inode: `cp -p` and others
+    set the first time, but cannot set the second.
+    """
     digest = hashlib.sha256(f"{FORMAT} {short_side}".encode())
     for sample in samples:
-        digest.update(f"\n{sample.image}".encode())
+        digest.update(b"\n" + os.fsencode(str(sample.image)))  # names need not be UTF-8
         if not isinstance(sample.image, Row):
-            stat = sample.image.stat()
-            digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
+            with suppress(OSError):  # a file that is gone is a bad image
+                stat = sample.image.stat()
+                digest.update(f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -198,7 +201,7 @@ def _write(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
     if written > limit:
         (folder / "pixels").unlink()
     if copies.any():
-        print(f"{copies.sum()} images are exact copies of others; they are kept", file=sys.stderr)
+        say(f"{copies.sum()} images are exact copies of others; they are kept")
     index = {
         "kept": written <= limit,
         "bytes": written,

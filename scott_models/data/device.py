@@ -1,13 +1,18 @@
 """Copy small tensors to a GPU without waiting for it, and compile functions once."""
 
-import sys
+import getpass
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..console import say
 
 ALIGNED = 16  # bytes, a multiple of every dtype's size
 
@@ -31,9 +36,22 @@ def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     ]
 
 
+def name_compiler_cache() -> None:
+    """Name the folder in which torch.compile keeps what it made, unless torch can name it by the user.
+
+    Older versions of torch fail for a user without a name, e.g. a number that a container was started with.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getattr(os, 'getuid', int)()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
 @cache
 def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a function with torch.compile, once per process; if this fails, print a note and use the function."""
+    name_compiler_cache()
     best = torch.compile(function)
 
     def call(*arguments: Any) -> Tensor:
@@ -44,7 +62,7 @@ def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             if best is function or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
-            print(f"{function.__name__}: torch.compile failed ({reason}); continuing without it", file=sys.stderr)
+            say(f"{function.__name__}: torch.compile failed ({reason}); continuing without it")
             best = function
             return function(*arguments)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..errors import needs_extra
 from ..progress import track
+from .images import Row, load_image
 from .parallel import load_batches
-from .sources import Row, load_image
 
 NEAR = 10  # bits, of the 256 of a hash, in which near copies may differ
 HASH_SIDE = 16

@@ -1,6 +1,6 @@
 """Images with their classes, for training and for testing."""
 
-import sys
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ..console import say
 from ..errors import DataError
-from .sources import Row, Sample, find_samples
+from .bad_images import leave_out_bad
+from .images import Row
+from .sources import SPLITS, Sample, find_samples
 
 T = TypeVar("T")
 Role = Literal["train", "test"]
@@ -45,16 +48,26 @@ class Labelled:
         )
 
 
-def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tuple[Labelled, Labelled]:
+def find_labelled(
+    train: Sequence[str | Path], test: Sequence[str | Path], *, skip_bad: bool = False
+) -> tuple[Labelled, Labelled]:
     """Find the training and the test images, with classes numbered in alphabetical order.
 
-    A source is a folder with one folder per class, or a data set. From a source that has both splits, training takes
-    train and val, and testing takes test. So both may use the same source.
+    A source is a folder with one folder per class, or a data set. From a source that has splits, training takes train
+    and val, and testing takes test. So both may use the same source.
+
+    Args:
+        skip_bad: decode every image, and leave out the bad ones and folders that cannot be entered, with a note.
 
     Raises:
-        DataError: images have no class, there are fewer than two classes, or training lacks a test class.
+        DataError: images have no class, there are fewer than two classes, training lacks a test class, or a source has
+            splits but not those of its role.
     """
-    samples = {"train": _find_role_samples(train, "train"), "test": _find_role_samples(test, "test")}
+    samples = {
+        "train": _find_role_samples(train, "train", skip_bad),
+        "test": _find_role_samples(test, "test", skip_bad),
+    }
+    _note_common(samples["train"], samples["test"])
     names = {role: {str(sample.label) for sample in found} for role, found in samples.items()}
     if missing := sorted(names["test"] - names["train"]):
         raise DataError(
@@ -64,25 +77,27 @@ def find_labelled(train: Sequence[str | Path], test: Sequence[str | Path]) -> tu
     if len(names["train"]) < 2:
         raise DataError(f"classes: expected at least two, found {sorted(names['train'])}")
     if missing := sorted(names["train"] - names["test"]):
-        print(f"note: no test images of {_list_names(missing)}", file=sys.stderr)
+        say(f"note: no test images of {_list_names(missing)}")
     counts = Counter(str(sample.label) for sample in samples["train"])
     if single := sorted(name for name, count in counts.items() if count == 1):
-        print(
+        say(
             f"note: a single training image of {_list_names(single)}; "
-            "no image of such a class is held out to choose settings",
-            file=sys.stderr,
+            "no image of such a class is held out to choose settings"
         )
     ordered = sorted(names["train"])
     return Labelled.of(samples["train"], ordered), Labelled.of(samples["test"], ordered)
 
 
-def find_labelled_unsplit(sources: Sequence[str | Path]) -> Labelled:
+def find_labelled_unsplit(sources: Sequence[str | Path], *, skip_bad: bool = False) -> Labelled:
     """Find all images of the sources, of every split; there must be at least two classes.
+
+    Args:
+        skip_bad: as for `find_labelled`.
 
     Raises:
         DataError: images have no class, there are fewer than two classes, or no class has two images.
     """
-    samples = _find_role_samples(sources, None)
+    samples = _find_role_samples(sources, None, skip_bad)
     counts = Counter(str(sample.label) for sample in samples)
     names = sorted(counts)
     if len(names) < 2 or max(counts.values()) < 2:
@@ -90,13 +105,12 @@ def find_labelled_unsplit(sources: Sequence[str | Path]) -> Labelled:
     return Labelled.of(samples, names)
 
 
-def _find_role_samples(sources: Sequence[str | Path], role: Role | None) -> list[Sample]:
+def _find_role_samples(sources: Sequence[str | Path], role: Role | None, skip_bad: bool) -> list[Sample]:
     samples = []
     for source in sources:
-        found = find_samples([source])
-        splits = {sample.split for sample in found}
-        if role and splits & {*ROLES["train"]} and splits & {*ROLES["test"]}:
-            found = [sample for sample in found if sample.split in ROLES[role]]
+        found = find_samples([source], skip_bad=skip_bad)
+        if role and Path(source).resolve().name.lower() not in SPLITS:  # a folder DATA/val may be the test images
+            found = _choose_splits(source, found, role)
         if unlabelled := [sample for sample in found if sample.label is None]:
             raise DataError(
                 f"{source}: expected a folder of images for each class, found {len(unlabelled)} of {len(found)} images "
@@ -105,7 +119,37 @@ def _find_role_samples(sources: Sequence[str | Path], role: Role | None) -> list
         samples += found
     if not samples:
         raise DataError("expected at least one folder of images, got none")
+    if skip_bad:
+        samples = [samples[i] for i in leave_out_bad([sample.image for sample in samples])]
     return samples
+
+
+def _choose_splits(source: str | Path, samples: list[Sample], role: Role) -> list[Sample]:
+    """Return the images of a role's splits; all images of a source without splits."""
+    there = sorted({sample.split for sample in samples if sample.split})
+    unsplit = len(there) == 1 and isinstance(samples[0].image, Row)  # datasets calls images without splits "train"
+    if not there or unsplit:
+        return samples
+    chosen = [sample for sample in samples if sample.split in ROLES[role]]
+    if not chosen:
+        raise DataError(
+            f"{source}: expected images of the split {' or '.join(ROLES[role])} for --{role}, found only {there}; name "
+            f"the folder to use, such as {source}/{there[0]}"
+        )
+    if outside := sum(sample.split is None for sample in samples):
+        say(f"note: {source}: {outside} images belong to no split and are left out")
+    return chosen
+
+
+def _note_common(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    """Print a note if test images are also training images."""
+    trained = {_identify(sample.image) for sample in train}
+    if common := sum(_identify(sample.image) in trained for sample in test):
+        say(f"note: {common} of {len(test)} test images are training images too; their scores are too good")
+
+
+def _identify(image: Path | Row) -> str:
+    return os.path.realpath(image) if isinstance(image, Path) else str(image)
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, RecipeError
+from ..signals import leave_to_parent
 from .crops import (
     AREA,
     LOCAL_AREA,
@@ -220,10 +221,10 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore Ctrl-C, and end only `GRACE` seconds after a SIGTERM.
+    """Ignore Ctrl-C and SIGHUP, and end only `GRACE` seconds after a SIGTERM.
 
-    Both signals reach the whole process group. The parent must save first, and then ends its workers itself.
+    The signals reach the whole process group. The parent must save first, and then ends its workers itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent()
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

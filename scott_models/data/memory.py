@@ -38,12 +38,12 @@ def find_available_ram() -> int:
         with suppress(OSError, ValueError, AttributeError):  # Windows has no such name or function
             free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
-        used = int((CGROUP / "memory.current").read_text()) - _numbers(CGROUP / "memory.stat")["inactive_file"]
-        free.append(max(0, int((CGROUP / "memory.max").read_text()) - used))
+        used, limit = (int((CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("current", "max"))
+        free.append(max(0, limit - used + _numbers(CGROUP / "memory.stat")["inactive_file"]))
     return min(free, default=UNKNOWN_RAM)
 
 
 def _numbers(file: Path) -> dict[str, int]:
     """Read a file of lines "name number" as a dictionary."""
-    lines = (line.split() for line in file.read_text().splitlines())
+    lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

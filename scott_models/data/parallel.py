@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TypeVar
 
-from .sources import without_warnings
+from .images import without_warnings
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -1,38 +1,15 @@
-"""Find images in folders and known data sets, with labels and splits; open and check them, and turn them upright."""
+"""Find images in folders and known data sets, with their classes and splits."""
 
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError, needs_extra
+from .files import find_images
+from .images import Row
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # folder -> split
-SMALLEST_SIDE = 16  # pixels: one patch
-
-
-@dataclass(frozen=True)
-class Row:
-    """Refer to an image without a file of its own: row `index` of a Hugging Face data set, in column `column`."""
-
-    name: str
-    dataset: Any
-    index: int
-    column: str
-
-    def __str__(self) -> str:
-        return f"{self.name}[{self.index}]"
-
-    def open(self) -> Image.Image:
-        return self.dataset[self.index][self.column]
 
 
 @dataclass(frozen=True)
@@ -44,25 +21,27 @@ class Sample:
     split: str | None = None
 
 
-def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> list[Sample]:
+def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = (), *, skip_bad: bool = False) -> list[Sample]:
     """Find all images of the sources, in the order of the sources.
 
     Args:
         sources: folders, or "flowers102:ROOT" and "pets37:ROOT" (torchvision's data sets, already downloaded),
             "imagenet100:ROOT" (an ImageNet folder, of which the 100 classes are taken), "hf:NAME" (a data set of the
             Hugging Face Hub, or a folder written by its `save_to_disk`).
-        splits: the splits to take; all images if empty. In a folder, the split is the name of the first level,
-            FOLDER/train/..., or of the folder itself. An image's class is the folder that holds the image.
+        splits: the splits to take; all images if empty. `find_folder_samples` says what the splits and the classes of
+            a folder are.
+        skip_bad: leave out folders that cannot be entered, with a note, instead of raising.
 
     Raises:
-        DataError: no source is given, or a source does not exist, holds no image or lacks one of `splits`.
+        DataError: no source is given, or a source does not exist, holds no image, lacks one of `splits` or has folders
+            that cannot be entered.
     """
     if not sources:
         raise DataError("expected at least one folder of images, got none")
     samples = []
     for source in sources:
         kind, _, place = str(source).partition(":")
-        found = READERS[kind](place) if kind in READERS and place else find_folder_samples(source)
+        found = READERS[kind](place) if kind in READERS and place else find_folder_samples(source, skip_bad)
         if splits:
             known = {sample.split for sample in found if sample.split}
             if missing := set(splits) - known:
@@ -75,24 +54,53 @@ def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = ()) -> l
     return samples
 
 
-def find_folder_samples(folder: str | Path) -> list[Sample]:
-    """Find the images of a folder. A class is the folder that holds an image, except `folder` or a split's folder."""
+def find_folder_samples(folder: str | Path, skip_bad: bool = False) -> list[Sample]:
+    """Find the images of a folder. A class is a folder of the first level, as for torchvision's ImageFolder.
+
+    Folders named train, val (valid, validation) or test are splits, with the classes one level below, if all folders
+    of the first level are named so, or two different splits are among them. Otherwise such a name is a class like any
+    other: a folder may hold the classes train, bus and plane. In a folder that is named like a split itself, as
+    DATA/train, all images belong to this split.
+    """
     root = Path(folder)
+    found = [(path, path.relative_to(root).parent.parts) for path in find_images([root], skip_bad=skip_bad)]
+    own = SPLITS.get(root.resolve().name.lower())
+    splits = _find_split_folders({inside[:2] for _, inside in found if inside}, bool(own))
     samples = []
-    for path in find_images([root]):
-        inside = path.relative_to(root).parent.parts
-        first = inside[0].lower() if inside else ""
-        split = SPLITS.get(first if first in SPLITS else root.resolve().name.lower())
-        label = inside[-1] if inside and inside[-1].lower() not in SPLITS else None
-        samples.append(Sample(path, label, split))
+    for path, inside in found:
+        split, classes = (SPLITS[inside[0].lower()], inside[1:]) if inside[:1] in splits else (own, inside)
+        samples.append(Sample(path, classes[0] if classes else None, split))
     return samples
 
 
+def _find_split_folders(folders: set[tuple[str, ...]], inside_split: bool) -> set[tuple[str, ...]]:
+    """Choose the folders of the first level that are splits.
+
+    Args:
+        folders: names of folders that hold images, up to the second level.
+        inside_split: the folders lie in a folder that is named like a split itself.
+    """
+    first = {names[:1] for names in folders}
+    named = {names for names in first if names[0].lower() in SPLITS}
+    with_classes = {names[:1] for names in folders if len(names) == 2}
+    if inside_split:
+        return named if named == first == with_classes else set()
+    several = len({SPLITS[names[0].lower()] for names in named}) > 1 and bool(named & with_classes)
+    return named if named == first or several else set()
+
+
 def _imagenet100(root: str) -> list[Sample]:
-    found = [sample for sample in find_folder_samples(root) if sample.label in read_imagenet100_classes()]
-    if not found:
+    classes, samples = read_imagenet100_classes(), []
+    for path in find_images([root]):
+        parts = path.relative_to(root).parent.parts
+        if label := next((name for name in parts if name in classes), None):
+            split = next(
+                (SPLITS[name.lower()] for name in (*parts, Path(root).resolve().name) if name.lower() in SPLITS), None
+            )
+            samples.append(Sample(path, label, split))
+    if not samples:
         raise DataError(f"{root}: expected an ImageNet folder with classes like n01440764, found none of the 100")
-    return found
+    return samples
 
 
 @cache
@@ -157,94 +165,3 @@ READERS: dict[str, Callable[[str], list[Sample]]] = {
     "imagenet100": _imagenet100,
     "hf": _hugging_face,
 }
-
-
-def find_images(folders: Sequence[str | Path]) -> list[Path]:
-    """Find every image file below the folders (flat, nested, or by class), sorted within each; a file may be given too.
-
-    Raises:
-        DataError: no folder is given, or a folder does not exist or holds no image.
-    """
-    if not folders:
-        raise DataError("expected at least one folder of images, got none")
-    found = []
-    for folder in map(Path, folders):
-        if not folder.exists():
-            raise DataError(f"{folder}: expected a folder of images, found nothing there")
-        inside = [folder] if folder.is_file() else sorted(_files_below(folder))
-        if not inside:
-            raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none in this folder or below")
-        found += inside
-    return found
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder; follow links to folders, and visit each folder once."""
-    seen = set()
-    for name, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(name)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        paths = (Path(name, file) for file in files)
-        yield from (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def load_image(path: str | Path | Row, short_side: int | None = None) -> Image.Image:
-    """Load an image as RGB, turned upright by its EXIF orientation.
-
-    Transparent pixels are shown on white. Of an animation only the first picture is loaded.
-
-    Args:
-        short_side: the pixels needed on the short side. A larger JPEG is then decoded at a half, a quarter or an
-            eighth of its size, as long as each side keeps at least twice `short_side`.
-
-    Raises:
-        DataError: the file cannot be opened, is not an image or is damaged; or the image is too large for Pillow, has
-            32 bits per channel, or is smaller than one patch on a side.
-    """
-    try:
-        with path.open() if isinstance(path, Row) else Image.open(path) as file:
-            if short_side:
-                file.draft(None, (2 * short_side, 2 * short_side))
-            if file.mode in ("I", "F"):
-                raise DataError(f"{path}: expected 8 or 16 bits per channel, found 32; convert it to 8-bit RGB")
-            image = _to_rgb(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: expected an image, found another kind of file") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: expected an image of a size that Pillow opens, found a larger one ({error})"
-        ) from None
-    except (FileNotFoundError, PermissionError) as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
-    except DataError:
-        raise
-    except Exception as error:  # damage makes decoders raise OSError, EOFError, SyntaxError, struct.error, ...
-        raise DataError(f"{path}: expected a whole image, found a damaged one ({error})") from None
-    if min(image.size) < SMALLEST_SIDE:
-        raise DataError(
-            f"{path}: expected at least {SMALLEST_SIDE} pixels on each side, found {image.width} x {image.height}"
-        )
-    return image
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Suppress warnings about odd but readable files while many threads decode; unreadable files raise errors.
-
-    Warning filters belong to the whole process, so a single thread must not change them.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip it to white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

@@ -1,16 +1,18 @@
 """Train a classifier on labelled images, from random or pretrained weights, by the training loop of pretraining."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models._hub import download_from_hf
 from torch import nn
 
 from .. import weights
+from ..data.bad_images import check_images
 from ..data.decoded import Images
 from ..data.labelled import Labelled, find_labelled
 from ..data.sources import Sample
@@ -19,13 +21,16 @@ from ..models.scott import SCOTT
 from ..probes.classifiers import Accuracy
 from ..probes.features import load_evaluation_batches
 from ..training.budget import Budget
+from ..training.lock import hold_folder
+from ..training.processes import agree
 from ..training.run import Run
 from ..weights import local_dir
-from ..writing import write_text_whole
+from ..writing import to_json, write_text_whole
 from .objective import Supervised
 from .recipe import FinetuneRecipe, Model
 
 BATCH = 64  # images per forward pass of a test
+ARCHITECTURE = "model"  # folder of the run folder, with timm's configuration of a model that is not timm's own
 
 
 def finetune(
@@ -41,7 +46,7 @@ def finetune(
     """Train a classifier on labelled images.
 
     The run folder `out` holds the same files as in pretraining. Its export/ is the classifier, with the names of its
-    classes.
+    classes. model/ is the configuration of a model from a folder or the Hub, which the run then needs no more.
 
     Args:
         train, test: sources of images, as `find_labelled` takes them.
@@ -56,11 +61,16 @@ def finetune(
         WeightsError: the weights of one of this package's models were not found or are damaged.
         as `scott_models.pretrain.pretrain`.
     """
-    trained, tested = find_labelled(train, test)
-    run = FineTuning(recipe, train, Path(out), resume, budget, skip_bad, trained, tested)
-    run.train()
-    run.export()
-    return run.log.health[run.total]
+    trained, tested = find_labelled(train, test, skip_bad=skip_bad)
+    if not skip_bad:
+        check_images(tested.images)
+    with hold_folder(Path(out)):
+        run = FineTuning(recipe, train, Path(out), resume, budget, skip_bad, trained, tested)
+        run.train()
+        measured: Any = run.log.health.get(run.total)  # on the first process
+        accuracy: Accuracy = agree(measured)
+        run.export()
+    return accuracy
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class FineTuning(Run):
     """Run supervised training, from the first update to the export."""
 
     kind_of_health = Watched
+    outcome = "trained"
 
     def __init__(
         self,
@@ -112,13 +123,27 @@ class FineTuning(Run):
     ) -> None:
         self.trained, self.tested = trained, tested
         super().__init__(recipe, data, out, resume, budget, skip_bad, "model")
+        if self.engine.is_main and not self.resuming:
+            keep_configuration(recipe.model.name, out / ARCHITECTURE)
+
+    def identify(self, images: Images) -> dict[str, str]:
+        names = [*self.trained.names, "", *(str(sample.label) for sample in images.samples)]
+        labels = "\0".join(names).encode(errors="surrogateescape")
+        return {**super().identify(images), "labels": blake2b(labels, digest_size=16).hexdigest()}
 
     def samples(self, recipe: Any) -> list[Sample]:
         names = (self.trained.names[label] for label in self.trained.labels.tolist())
         return [Sample(image, name) for image, name in zip(self.trained.images, names)]
 
     def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
-        objective = Supervised(build_classifier(recipe.model, len(self.trained.names)), recipe, compiled)
+        model, kept = recipe.model, self.out / ARCHITECTURE
+        older = (
+            not self.loads_start and ":" in model.name and not kept.is_dir()
+        )  # begun by a version that kept the token
+        if not self.loads_start:
+            name = f"local-dir:{kept}" if ":" in model.name and kept.is_dir() else model.name
+            model = replace(model, weights="random", name=name)
+        objective = Supervised(build_classifier(model, len(self.trained.names), mask_token=older), recipe, compiled)
         if compiled:
             objective.compile()
         return objective
@@ -163,7 +188,7 @@ model.pretrained_cfg["label_names"]
         )
 
     def write_export(self, folder: Path) -> None:
-        write_text_whole(self.out / "result.json", json.dumps(asdict(self.log.health[self.total]), indent=2) + "\n")
+        write_text_whole(self.out / "result.json", to_json(asdict(self.log.health[self.total]), indent=2) + "\n")
         names = self.trained.names
         if isinstance(self.encoder, SCOTT):
             weights.export(self.encoder, folder, dtype=torch.float32, label_names=names)
@@ -171,11 +196,31 @@ model.pretrained_cfg["label_names"]
             size = self.recipe.model.img_size
             self.encoder.pretrained_cfg = {**self.encoder.pretrained_cfg, "input_size": (3, size, size)}
             local_dir.save_whole(self.encoder, folder, {}, names)
-        print(f"trained; use it with timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
 
 
-def build_classifier(model: Model, classes: int) -> nn.Module:
+def keep_configuration(name: str, folder: Path) -> None:
+    """Keep config.json of a model that timm loads from a folder or the Hub, so that the run can resume without these.
+
+    Args:
+        name: timm's name of the model; nothing is kept of a model that timm knows by its name.
+        folder: folder to write config.json to.
+    """
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        config = Path(place) / "config.json"
+    elif source in ("hf-hub", "hf_hub"):
+        config = Path(download_from_hf(place, "config.json"))  # timm has just read it from the cache
+    else:
+        return
+    folder.mkdir(exist_ok=True)
+    write_text_whole(folder / "config.json", config.read_text(encoding="utf-8"))
+
+
+def build_classifier(model: Model, classes: int, *, mask_token: bool = False) -> nn.Module:
     """Build a timm model with a new head for `classes` classes.
+
+    Args:
+        mask_token: keep the mask token that exports of older versions have.
 
     Raises:
         RecipeError: timm cannot create the model with these settings, or cannot load the weights of its own models.
@@ -190,6 +235,8 @@ def build_classifier(model: Model, classes: int) -> nn.Module:
             num_classes=classes,
             **{name: rate for name, rate in rates.items() if rate},
         )
+        if isinstance(built, SCOTT) and not mask_token:
+            built.mask_token = None  # distributed training refuses parameters without a use
         if hasattr(built, "set_input_size"):  # a convolutional network takes any size
             built.set_input_size((model.img_size, model.img_size))
     except UserError:

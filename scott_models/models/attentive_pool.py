@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fast_cpu
 from .layers import SwiGLU, draw_normal, swiglu_width
-from .linear import Linear
 
 HEADS = 4
 
@@ -48,10 +48,10 @@ class AttentivePool(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.query = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.norm1 = nn.LayerNorm(dim, **dd)
-        self.q = Linear(dim, dim, bias=False, **dd)
+        self.q = nn.Linear(dim, dim, bias=False, **dd)
         self.kv = Weight(2 * dim, dim, **dd)
         self.attn_drop = nn.Dropout(drop)
-        self.proj = Linear(dim, dim, bias=False, **dd)
+        self.proj = nn.Linear(dim, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(drop)
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.mlp = SwiGLU(dim, swiglu_width(dim), **dd)
@@ -65,6 +65,7 @@ class AttentivePool(nn.Module):
         for norm in (self.norm1, self.norm2, self.norm3):
             norm.reset_parameters()
 
+    @fast_cpu.convolve_linear_layers
     def forward(self, features: Tensor) -> Tensor:
         scale, shift = self.norm1.weight, self.norm1.bias
         x = F.layer_norm(features, self.norm1.normalized_shape, eps=self.norm1.eps)

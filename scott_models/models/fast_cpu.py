@@ -1,8 +1,8 @@
 """Shortcuts for CPUs: the same results as the plain path of the models, in less time.
 
-The model files contain the plain path. `shortcut` is the only way to this file: it takes a shortcut only where a CPU
-computes right now, so exporters, compilers, tracers and quantisers see the plain path. What each shortcut gains is in
-docs/BENCHMARKS.md.
+The model files contain the plain path. The decorators `shortcut` and `convolve_linear_layers` are the only ways to this
+file: they take a shortcut only where a CPU computes right now, so exporters, compilers and tracers see the plain path.
+What each shortcut gains is in docs/BENCHMARKS.md.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Plain = TypeVar("Plain", bound=Callable[..., Tensor])
 MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # in hardware
@@ -42,10 +43,15 @@ def shortcut(fast: Callable[..., Tensor | None]) -> Callable[[Plain], Plain]:
 
 def is_eager_on_cpu(x: object) -> bool:
     """Tell whether x is a plain tensor that a CPU works on right now, not one that is traced, compiled or exported."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, nn.Parameter):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _is_plain(x):
         return False
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)  # by vmap or grad of torch.func
     return x.device.type == "cpu" and not transformed  # type: ignore[attr-defined]
+
+
+def _is_plain(x: object) -> bool:
+    """Return False for subclasses of Tensor, such as those of quantised weights."""
+    return type(x) in (Tensor, nn.Parameter)
 
 
 def attend(
@@ -121,23 +127,57 @@ class _MaxBlur(torch.autograd.Function):
 
 def _is_amd() -> bool:
     info = Path("/proc/cpuinfo")
-    return info.is_file() and "AuthenticAMD" in info.read_text()[:1000]
+    return info.is_file() and "AuthenticAMD" in info.read_text(encoding="utf-8")[:1000]
 
 
 CONVOLVES_FASTER = _is_amd()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """Compute a linear layer in fp32 as a convolution of one pixel.
+def convolve_linear_layers(plain: Plain) -> Plain:
+    """Decorate a method of a module, (self, x, ...) -> Tensor, so that the linear layers in it compute by `linear`.
+
+    The layers stay torch's own. A subclass would be passed over by the tools that ask for exactly nn.Linear, such as
+    quantisers. The module's hooks, copies and adapters (LoRA) work as always, because only F.linear is replaced.
+    """
+
+    @wraps(plain)  # TorchScript follows this to the plain method
+    def call(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not _convolves_faster(x):
+            return plain(self, x, *args, **kwargs)
+        with _ConvolvingLinear():
+            return plain(self, x, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+class _ConvolvingLinear(TorchFunctionMode):
+    """Replace F.linear by `linear` in this thread, where `linear` is faster."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = linear(*args, **kwargs) if function is F.linear else None
+        return function(*args, **kwargs) if result is None else result
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """Compute F.linear in fp32 as a convolution of one pixel; return None where this would not be faster.
 
     torch gives matrix products to MKL and convolutions to oneDNN, which is faster on AMD processors. On others this was
     not measured, and they take the plain path.
     """
-    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not (CONVOLVES_FASTER and fp32 and type(weight) in (Tensor, nn.Parameter) and x.numel()):
+    if not (_convolves_faster(input) and _is_plain(weight) and weight.dtype == torch.float32 and input.numel()):
         return None
-    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    pixels = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
+    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
+
+
+def _convolves_faster(x: object) -> bool:
+    return (
+        CONVOLVES_FASTER
+        and is_eager_on_cpu(x)
+        and x.dtype == torch.float32  # type: ignore[attr-defined]
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def keep_freed_memory() -> None:

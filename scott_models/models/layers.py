@@ -8,8 +8,8 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import GluMlp
 from torch import Tensor, nn
 
-from .attention import Attention
-from .linear import Linear
+from . import fast_cpu
+from .attention import Attention, draw_again
 
 # All norms of the transformer are without parameters, also those of targets, probes and pictures.
 PlainLayerNorm = partial(nn.LayerNorm, eps=1e-5, elementwise_affine=False)
@@ -62,8 +62,7 @@ class SwiGLU(GluMlp):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, 2 * width, act_layer=nn.SiLU, bias=False, gate_last=False, **dd)
-        self.fc1 = Linear(dim, 2 * width, bias=False, **dd)
-        self.fc2 = Linear(width, dim, bias=False, **dd)
+        draw_again(self.fc1, self.fc2)
 
 
 class Block(nn.Module):
@@ -98,6 +97,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, swiglu_width(dim), **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @fast_cpu.convolve_linear_layers
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm(x), attn_mask=attn_mask, is_causal=is_causal))
         x = self.norm(x)

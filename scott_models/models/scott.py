@@ -160,6 +160,8 @@ class SCOTT(VisionTransformer):
                 self.attn_pool = AttentivePool(self.embed_dim).to(self.pos_embed).train(self.training)
             self.global_pool, global_pool = global_pool, None
         super().reset_classifier(num_classes, global_pool)
+        if hasattr(self, "pretrained_cfg"):  # timm's, of a model that timm created
+            _count_classes(self, num_classes)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -211,7 +213,7 @@ class SCOTT(VisionTransformer):
         x = self._pos_embed(self.patch_embed(images, visible))
         if places is None:
             counts = visible.sum(dim=1)
-            if (counts != counts[0]).any():
+            if (counts != counts[:1]).any():
                 raise ValueError(f"visible: expected equally many visible patches in each image, got {counts.tolist()}")
             places = find_places(visible)
         return self._forward_blocks(x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])))
@@ -233,7 +235,8 @@ class SCOTT(VisionTransformer):
 
 def find_places(patches: Tensor) -> Tensor:
     """Find the indices of the True patches, row by row: bool (B, N) with K in each row -> int64 (B, K)."""
-    return patches.nonzero()[:, 1].view(len(patches), -1)
+    places = patches.nonzero()[:, 1]
+    return places.view(len(patches), len(places) // max(1, len(patches)))  # -1 would be ambiguous for no images
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: SCOTT) -> dict[str, Tensor]:
@@ -266,6 +269,12 @@ def _give(tensors: dict[str, Tensor], placeholder: dict[str, str], model: SCOTT)
     """Replace, as timm's filter, the placeholder of `timm_configs.make_overlay` by the verified tensors."""
     model.pretrained_cfg.pop("state_dict")  # before timm copies it
     return checkpoint_filter_fn(tensors, model)
+
+
+def _count_classes(model: nn.Module, classes: int) -> None:
+    """Write the number of classes into a model's own configuration, and drop the names of the classes before."""
+    cfg = {name: value for name, value in model.pretrained_cfg.items() if not name.startswith("label_")}
+    model.pretrained_cfg = model.default_cfg = {**cfg, "num_classes": classes}
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -320,7 +329,7 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
         if tensors is not None:
             filter_fn = partial(_give, tensors)
     out_indices = kwargs.pop("out_indices", 3)
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         SCOTT,
         variant,
         pretrained,
@@ -328,6 +337,10 @@ def _create_scott(variant: str, pretrained: bool, **kwargs: Any) -> SCOTT:
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
+    classes = getattr(model, "num_classes", 0)  # features_only has none
+    if model.pretrained_cfg.get("num_classes") != classes:
+        _count_classes(model, classes)
+    return model
 
 
 # The paper gives the heads of 7/16 (4) and 12/16 (6); those of 3/16 and 9/16 are this project's choice.

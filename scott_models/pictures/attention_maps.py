@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sources import find_images
+from ..data.bad_images import find_good_images
 from ..errors import DataError
 from ..probes.features import load_model, to_device
 from ..progress import track
@@ -22,11 +22,12 @@ def draw_attention(
     img_size: int | None = None,
     block: int = -1,
     look: Look = "smooth",
+    skip_bad: bool = False,
 ) -> Tensor:
     """Draw a row for each image: the image as the model sees it, then a map for each head.
 
     Args:
-        images, out, name, img_size, look: as in `draw_pca`; the model is one of ours.
+        images, out, name, img_size, look, skip_bad: as in `draw_pca`; the model is one of ours.
         block: index of the transformer block; negative indices count from the last block.
 
     Returns:
@@ -36,8 +37,8 @@ def draw_attention(
         DataError: a file cannot be used or written, the model is of another family, or the model has no such block.
         WeightsError: the model cannot be loaded, or cannot take the image size.
     """
-    paths = find_images(images)
-    out = check_drawable(out, len(paths))
+    paths = find_good_images(images, skip_bad=skip_bad)
+    out = check_drawable(out, len(paths), beside=images)
     model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     maps = draw_maps(model, seen.inputs, block)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
 
-from ..data.sources import find_images, load_image
+from ..data.bad_images import all_bad_listed, find_good_images
+from ..data.images import load_image
 from ..errors import DataError
 from ..probes.features import extract, load_model, to_device
 from ..progress import track
@@ -34,6 +36,7 @@ def draw_neighbours(
     *,
     count: int = 8,
     img_size: int | None = None,
+    skip_bad: bool = False,
 ) -> list[list[Neighbour]]:
     """Find the images of the gallery nearest to each query, nearest first; a query is not its own neighbour.
 
@@ -43,6 +46,7 @@ def draw_neighbours(
         name: any timm model, "local-dir:FOLDER", or the folder of a run; or a model that `load_model` returned for
             the same `img_size`.
         img_size: pixels; by default the size the weights were trained at.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Raises:
         DataError: a file cannot be used or written, the gallery has no other image, or count is below 1.
@@ -50,14 +54,16 @@ def draw_neighbours(
     """
     if count < 1:
         raise DataError(f"count: expected at least 1 neighbour, got {count}")
-    query_paths = find_images(queries)
-    gallery_paths = [*{path.resolve(): path for path in find_images(gallery)}.values()]  # folders may overlap
-    out = check_drawable(out, len(query_paths), CELL) if out else None
+    query_paths = find_good_images(queries, skip_bad=skip_bad)
+    found_images = find_good_images(gallery, skip_bad=skip_bad)
+    gallery_paths = [*{path.resolve(): path for path in found_images}.values()]  # folders may overlap
+    out = check_drawable(out, len(query_paths), CELL, beside=[*queries, *gallery]) if out else None
     model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
-    features = [
-        torch.nn.functional.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)
-        for paths, what in ((query_paths, "queries"), (gallery_paths, "gallery"))
-    ]
+    with all_bad_listed([*query_paths, *gallery_paths]):
+        features = [
+            F.normalize(torch.from_numpy(extract(model, paths, img_size=img_size, what=what)[0]), dim=1)
+            for paths, what in ((query_paths, "queries"), (gallery_paths, "gallery"))
+        ]
     cosines = features[0] @ features[1].T
     found = []
     for path, row in zip(query_paths, cosines):

@@ -10,7 +10,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from ..data.sources import load_image
+from ..data.bad_images import all_bad_listed
+from ..data.images import load_image
 from ..errors import DataError
 from ..probes.features import forward_features, resolve_transform_config
 from ..progress import track
@@ -46,7 +47,8 @@ def look_at(model: nn.Module, images: Sequence[Path], img_size: int | None = Non
     config = {**resolve_transform_config(model, img_size), "crop_pct": 1.0, "crop_mode": "center"}
     transform = create_transform(**config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
+    with all_bad_listed(images):
+        inputs = torch.stack([transform(load_image(image)) for image in track(images, "reading", total=len(images))])
     pixels = rearrange(((inputs * std + mean).clamp(0, 1) * 255).round().byte(), "b c h w -> b h w c")
     return Seen([Image.fromarray(each.numpy()) for each in pixels], inputs)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sources import find_images
+from ..data.bad_images import find_good_images
 from ..errors import DataError
 from ..probes.features import check_npz_path, load_model, save_npz, to_device
 from .patch_maps import compute_patch_maps, look_at
@@ -43,6 +43,7 @@ def draw_pca(
     img_size: int | None = None,
     look: Look = "smooth",
     token_map: str | Path | None = None,
+    skip_bad: bool = False,
 ) -> Components:
     """Draw a row for each image: the image as the model sees it, its first component, foreground and colours.
 
@@ -54,13 +55,14 @@ def draw_pca(
         img_size: pixels, a multiple of the patch size; larger sizes give finer maps; by default the size the weights
             were trained at.
         token_map: an .npz file for `names`, `features` (I, h, w, D), `first`, `foreground` and `colours`.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Raises:
         DataError: a file cannot be used or written, the model has no patch tokens, or there is only one patch.
         WeightsError: the model cannot be loaded, or cannot take the image size.
     """
-    paths, kept = find_images(images), check_npz_path(token_map) if token_map else None
-    out = check_drawable(out, len(paths))
+    paths, kept = find_good_images(images, skip_bad=skip_bad), check_npz_path(token_map) if token_map else None
+    out = check_drawable(out, len(paths), beside=images)
     model = to_device(load_model(name, img_size=img_size) if isinstance(name, str) else name)
     seen = look_at(model, paths, img_size)
     tokens = compute_patch_maps(model, seen.inputs)

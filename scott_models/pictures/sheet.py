@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..data.files import check_outside
 from ..errors import DataError
 from ..progress import track
 from ..writing import written_whole
@@ -34,13 +35,18 @@ GLOW = np.array(
 )
 
 
-def check_drawable(path: str | Path, rows: int = 1, cell: int = CELL) -> Path:
+def check_drawable(path: str | Path, rows: int = 1, cell: int = CELL, *, beside: Sequence[str | Path] = ()) -> Path:
     """Validate early that a sheet with this number of rows can be written at this path, and return the path.
 
+    Args:
+        beside: the images that are shown, and their folders, among which the sheet must not lie.
+
     Raises:
-        DataError: the format is unknown or cannot hold this number of rows, or the folder does not exist.
+        DataError: the format is unknown or cannot hold this number of rows, the folder does not exist, or the sheet
+            would be one of the images.
     """
     path = Path(path)
+    check_outside(path, beside)
     if path.suffix.lower() not in FORMATS or not path.parent.is_dir():
         raise DataError(f"{path}: expected a picture's name, one of {', '.join(FORMATS)}, in a folder that exists")
     largest = LARGEST.get(path.suffix.lower())

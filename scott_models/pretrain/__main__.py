@@ -5,10 +5,10 @@ little more than torch, timm and accelerate.
 """
 
 import argparse
-from json import dumps
 from pathlib import Path
 
 from ..errors import report_user_errors
+from ..training.settings import to_toml
 from . import Budget, Recipe, check_finish, choose_recipe, finish, pretrain
 from .recipe import OBJECTIVES
 
@@ -48,28 +48,24 @@ def main() -> None:
         "--bad-images", choices=("error", "skip"), default="error", help="stop at unusable images, or skip them"
     )
     parser.add_argument("--export", choices=("target", "context"), help="encoder to export; default: target")
-    given = parser.parse_intermixed_args()
+    with report_user_errors():
+        _run(parser.parse_intermixed_args())
+
+
+def _run(given: argparse.Namespace) -> None:
     if given.recipe and "=" in given.recipe and not given.recipe.endswith(".toml"):  # a change, not a recipe
         given.recipe, given.changes = None, [given.recipe, *given.changes]
     changes = [*OBJECTIVES.get(given.objective, []), *given.changes]
-    changes += [f"model.init={dumps(given.init)}"] if given.init else []
+    changes += [f"model.init={to_toml(given.init)}"] if given.init else []
     skip = given.bad_images == "skip"
-    with report_user_errors():
-        budget = Budget.of(given.minutes, given.images_seen, given.epochs)
-        if given.finish:
-            left = check_finish(given.recipe, changes, budget, given.export)
-            finish(given.out, left, given.data, skip_bad=skip)
-        else:
-            recipe = Recipe.load(given.recipe or choose_recipe(given.out if given.resume else None), changes)
-            pretrain(
-                recipe,
-                given.data,
-                given.out,
-                given.resume,
-                budget=budget,
-                skip_bad=skip,
-                export=given.export or "target",
-            )
+    budget = Budget.of(given.minutes, given.images_seen, given.epochs)
+    if given.finish:
+        left = check_finish(given.recipe, changes, budget, given.export)
+        finish(given.out, left, given.data, skip_bad=skip)
+        return
+    recipe = Recipe.load(given.recipe or choose_recipe(given.out if given.resume else None), changes)
+    which = {"export": given.export} if given.export else {}
+    pretrain(recipe, given.data, given.out, given.resume, budget=budget, skip_bad=skip, **which)
 
 
 if __name__ == "__main__":

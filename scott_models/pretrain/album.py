@@ -14,6 +14,7 @@ from ..data.colours import normalize
 from ..data.crops import make_centre_crops
 from ..pictures.pca import find_components
 from ..pictures.sheet import draw_map, join_pictures
+from ..writing import explain_failure, written_whole
 
 PICTURES = 6
 FINER = 2  # images are this many times larger than in training, so that the maps have more patches
@@ -59,8 +60,10 @@ class Album:
         if not tokens.isfinite().all():
             return
         colours = find_components(tokens.view(len(tokens), *self.encoder.patch_embed.grid_size, -1)).colours
-        self.folder.mkdir(parents=True, exist_ok=True)
         pictures = [Image.fromarray(crop.permute(1, 2, 0).numpy()) for crop in self.crops]
-        join_pictures(pictures, CELL).save(self.folder / "images.webp")
         drawn = [draw_map(map_, (CELL, CELL), "smooth") for map_ in colours]
-        join_pictures(drawn, CELL).save(self.folder / f"step_{step:09d}.webp")
+        with explain_failure(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for strip, name in ((pictures, "images"), (drawn, f"step_{step:09d}")):
+            with written_whole(self.folder / f"{name}.webp") as beside:
+                join_pictures(strip, CELL).save(beside)

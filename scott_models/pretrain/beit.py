@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..data.random_streams import Draws
 from ..data.views import TwoViews
 from ..models.layers import PlainLayerNorm, draw_normal
-from ..models.linear import Linear
 from ..models.scott import SCOTT
 from ..training.plan import Plan
 from . import masks
@@ -28,7 +27,7 @@ class NamingStudent(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.norm = PlainLayerNorm(encoder.embed_dim)
-        self.head = Linear(encoder.embed_dim, words)
+        self.head = nn.Linear(encoder.embed_dim, words)
         draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..data.random_streams import Draws
 from ..data.views import EachView
 from ..models.layers import draw_normal
-from ..models.linear import Linear
 from ..models.scott import SCOTT
 from ..training.plan import Drawing, Plan, name_images
 from .one_encoder import OneEncoder
@@ -23,7 +22,7 @@ class IndexStudent(nn.Module):
     def __init__(self, encoder: SCOTT, images: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = Linear(encoder.embed_dim, images)
+        self.head = nn.Linear(encoder.embed_dim, images)
         draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..training.budget import Budget
+from ..training.lock import hold_folder
 from ..training.run import check_level
 from ..training.run_folder import find_exported_encoder
 from .recipe import Recipe
@@ -27,10 +28,15 @@ def finish(out: str | Path, budget: Budget, data: Sequence[str | Path] = (), *, 
         skip_bad: as in `pretrain`; a run that skipped bad images continues to skip them.
 
     Raises:
-        RecipeError: the run never started, is still in its warm-up, is being finished already or has ended.
+        RecipeError: the run never started, is still in its warm-up, is being finished already or has ended, or another
+            process trains in `out`.
         DataError, WeightsError, TrainingError, Interrupted: as in `pretrain`.
     """
-    out = Path(out)
+    with hold_folder(Path(out)):
+        return _finish(Path(out), budget, data, skip_bad)
+
+
+def _finish(out: Path, budget: Budget, data: Sequence[str | Path], skip_bad: bool) -> Path:
     start, done = read_last_start(out)
     recipe = Recipe.load(out / "recipe.toml")
     optim = recipe.optim
@@ -57,7 +63,7 @@ def read_last_start(out: Path) -> tuple[dict[str, Any], int]:
     if not steps:
         raise RecipeError(f"{out}: expected a run to finish, found no checkpoint")
     try:
-        start = json.loads((out / "environment.json").read_text())[-1]
+        start = json.loads((out / "environment.json").read_text(encoding="utf-8"))[-1]
         if not (out / "recipe.toml").is_file() or not {"images", "data", "command"} <= start.keys():
             raise LookupError("an entry or recipe.toml is missing")
     except (OSError, ValueError, LookupError, AttributeError) as error:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.layers import Block, sincos_2d
-from ..models.linear import Linear
 
 
 class Predictor(nn.Module):
@@ -63,7 +62,7 @@ class Predictor(nn.Module):
                 for rate in torch.linspace(0, drop_path, depth).tolist()
             )
         )
-        self.head = nn.Sequential(nn.SiLU(), nn.LayerNorm(embed_dim), Linear(embed_dim, embed_dim))
+        self.head = nn.Sequential(nn.SiLU(), nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
         for i, block in enumerate(self.blocks, start=1):
             # The released code scales twice: by the depth in the predictor, and by the depth in the whole network.
             block.init_weights(residual_divisor=(2 * i) ** 0.5 * (2 * (i + encoder_depth)) ** 0.5)

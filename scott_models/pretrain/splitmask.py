@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..data.random_streams import Draws
 from ..data.views import TwoViews
 from ..models.layers import Block, PlainLayerNorm, draw_normal, sincos_2d
-from ..models.linear import Linear
 from ..models.scott import SCOTT, find_places
 from ..training.plan import Plan
 from ..training.processes import gather
@@ -45,7 +44,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim or embed_dim
-        self.proj = nn.Identity() if self.dim == embed_dim else Linear(embed_dim, self.dim)
+        self.proj = nn.Identity() if self.dim == embed_dim else nn.Linear(embed_dim, self.dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, self.dim))
         nn.init.normal_(self.mask_token, std=1e-6)
         self.register_buffer("pos_embed", sincos_2d(grid, self.dim)[None], persistent=False)
@@ -72,7 +71,7 @@ class SplitStudent(nn.Module):
     def __init__(self, encoder: SCOTT, decoder: Decoder, words: int) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.head = Linear(decoder.dim, words)
+        self.head = nn.Linear(decoder.dim, words)
         draw_normal(self.head.weight, 0.02)
         nn.init.zeros_(self.head.bias)
 

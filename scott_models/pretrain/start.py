@@ -73,7 +73,7 @@ def find_num_heads(path: Path) -> int:
     """
     expected = f"the configuration of one of {MODELS}, for the number of heads"
     with local_dir.read_record(path.with_name("config.json"), expected) as config:
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text(encoding="utf-8"))
         if (model := content["architecture"]) not in MODELS:
             raise LookupError(f"architecture {model!r}")
         return content.get("model_args", {}).get("num_heads") or timm_configs.get_registered_args(model)["num_heads"]

@@ -10,6 +10,7 @@ from .. import weights
 from ..data.decoded import Images
 from ..data.sources import Sample, find_samples
 from ..training.budget import Budget
+from ..training.lock import hold_folder
 from ..training.run import Run
 from ..writing import write_text_whole
 from .album import PICTURES, Album
@@ -45,27 +46,31 @@ def pretrain(
         export: encoder to export, and to monitor during the run.
 
     Raises:
-        DataError: an image cannot be used, there are fewer images than a batch, or the disk is full.
-        RecipeError: settings do not fit, `out` holds a run but `resume` is False, or the run to resume has another
-            recipe or other images.
+        DataError: an image cannot be used, there are fewer images than a batch, or `out` cannot be written to.
+        RecipeError: settings do not fit, `out` holds a run but `resume` is False, the run to resume has another recipe
+            or other images, or another process trains in `out`.
         WeightsError: the weights to start from are missing, damaged, or those of another model.
         TrainingError: the loss or a gradient was NaN or infinite in three updates in a row.
-        Interrupted: Ctrl-C or SIGTERM stopped the run, after it saved a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped the run, after it saved a checkpoint.
     """
-    run = Pretraining(recipe, data, Path(out), resume, budget, skip_bad, export)
-    run.train()
-    return run.export()
+    with hold_folder(Path(out)):
+        run = Pretraining(recipe, data, Path(out), resume, budget, skip_bad, export)
+        run.train()
+        return run.export()
 
 
 class Pretraining(Run):
     """Run one pretraining, from its recipe to the export."""
 
     kind_of_health = Health
+    outcome = "pretrained"
 
     def samples(self, recipe: Any) -> list[Sample]:
-        return find_samples(self.data, recipe.data.splits)
+        return find_samples(self.data, recipe.data.splits, skip_bad=self.skip_bad)
 
     def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
+        if not self.loads_start:
+            recipe = recipe.changed("model", init="", grow=False)
         return build_objective(recipe, images=images, compiled=compiled)
 
     def build_monitor(self, recipe: Any, images: Images) -> Monitor:
@@ -88,7 +93,6 @@ class Pretraining(Run):
 
     def write_export(self, folder: Path) -> None:
         weights.export(self.encoder, folder)
-        print(f"pretrained; use it with timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
 
 
 def write_readme(
@@ -103,7 +107,8 @@ def write_readme(
     """
     done = max(health, default=0)
     start = recipe.model.start
-    state = f"After update {done:,}: {judge(health[done], health[0], start)}." if done else "Not monitored yet."
+    watched = done > 0 and 0 in health  # the first look may have been lost with metrics.jsonl
+    state = f"After update {done:,}: {judge(health[done], health[0], start)}." if watched else "Not monitored yet."
     if recipe.optim.finish_updates:
         planned = round(recipe.optim.epochs * (images // recipe.optim.batch_size))
         state += (

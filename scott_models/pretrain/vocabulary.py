@@ -4,7 +4,6 @@ Source: "Are Large-scale Datasets Necessary for Self-Supervised Pre-training?" (
 words from the images themselves, or random words, serve as well as a tokenizer trained on millions of images.
 """
 
-import sys
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..console import say
 from ..data.colours import normalize
 from ..data.loader import Crops
 from ..data.random_streams import make_key
@@ -92,7 +92,7 @@ class Vocabulary(nn.Module):
             raise DataError(f"{path}: expected this run's words ({made}), found others ({theirs}); {ANEW}")
         if words is None or theirs != made:
             if began:
-                print(f"{path}: expected the run's words, found no file; making them again", file=sys.stderr)
+                say(f"{path}: expected the run's words, found no file; making them again")
             words = make_words(crops, self.patch_size, self.kind, self.size, self.seed)
             folder.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as beside:
@@ -155,7 +155,7 @@ def sample_patches(crops: Crops, patch_size: int, wanted: int, seed: int, genera
 
 def find_centres(patches: Tensor, size: int, seed: int) -> Tensor:
     """Compute the centres of `size` clusters of patches (n, P), as vectors of length 1: fp32 (size, P)."""
-    print(f"k-means: making {size} words from {len(patches):,} patches", file=sys.stderr)
+    say(f"k-means: making {size} words from {len(patches):,} patches")
     means = kmeans()(size, random_state=seed, batch_size=4096, n_init=1, compute_labels=False)
     return F.normalize(torch.from_numpy(means.fit(patches.numpy()).cluster_centers_.astype(np.float32)), dim=1)
 

@@ -5,7 +5,6 @@ in each epoch. `fast` computes the features of a few augmented views once. It tr
 many epochs, and solves for the linear head. docs/evaluation.md describes both protocols.
 """
 
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..console import say
+from ..data.bad_images import all_bad_listed
 from ..data.duplicates import Duplicates, find_duplicates
 from ..data.labelled import Labelled, find_labelled, find_labelled_unsplit
 from ..errors import DataError
@@ -142,6 +143,7 @@ def probe(
     duplicates: bool = True,
     export: str | Path | None = None,
     features: str | Path | None = None,
+    skip_bad: bool = False,
 ) -> Report:
     """Score probes on a model's frozen features of labelled images, and on those of the same model with random weights.
 
@@ -164,6 +166,7 @@ def probe(
         features: an .npz file for the pooled features behind the model's scores. `train` (views, M, D) has the images
             as they are and then, under `fast` with a head, augmented views; `test` is (n, D). Both have `_labels`,
             numbers of `classes`, and `_images`, names of the images.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Raises:
         DataError: a folder or file cannot be used, training lacks a test class, the model cannot take the size, or only
@@ -177,38 +180,39 @@ def probe(
     if export and not {*HEADS} & {*kinds}:
         raise DataError(f"export: expected one of {[*HEADS]} among the probes, got {list(kinds)}")
     features = check_npz_path(features) if features else None
-    trained, tested = find_labelled(train, test)
-    copies = find_duplicates(trained.images, tested.images) if duplicates else None
-    if copies is not None:
-        print(f"duplicates: {copies}", file=sys.stderr)
-    trained, tested = (replace(part, images=PixelCache(part.images)) for part in (trained, tested))
-    scores, confusions = [], []
-    for label, models in _list_models(name, img_size, chosen, control):
-        results: dict[Kind, list[Accuracy]] = {}
-        for model, its_seeds in models:
-            frozen = Frozen(model, label, img_size)
-            takes_any_head = isinstance(model, SCOTT)
-            possible = _select_kinds(kinds, frozen)
-            if export and not takes_any_head and "linear" not in possible:
-                raise DataError(f"export: expected the linear probe too, the only one with a head that fits {name}")
-            setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
-            heads, pooled = setup.heads(frozen, its_seeds)
-            if pooled is None:
-                pooled = frozen.pooled(trained.images, "train")[None]
-            outcome = setup.outcome(frozen, heads, pooled[0], its_seeds)
-            for kind, found in outcome.accuracies.items():
-                results.setdefault(kind, []).extend(found)
-            if label == name:
-                confusions += [Confusions.of(kind, matrix) for kind, matrix in outcome.confusions.items()]
-            if features and label == name:
-                save_npz(features, **setup.arrays(pooled, outcome.features))
-            if export and label == name:
-                best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
-                size = frozen.config["input_size"]
-                folder = export_classifier(model, heads[best, chosen[0]], trained.names, export, size)
-                usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
-                print(f"exported with the {best} head: {usage}", file=sys.stderr)
-        scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
+    trained, tested = find_labelled(train, test, skip_bad=skip_bad)
+    with all_bad_listed([*trained.images, *tested.images]):
+        copies = find_duplicates(trained.images, tested.images) if duplicates else None
+        if copies is not None:
+            say(f"duplicates: {copies}")
+        trained, tested = (replace(part, images=PixelCache(part.images)) for part in (trained, tested))
+        scores, confusions = [], []
+        for label, models in _list_models(name, img_size, chosen, control):
+            results: dict[Kind, list[Accuracy]] = {}
+            for model, its_seeds in models:
+                frozen = Frozen(model, label, img_size)
+                takes_any_head = isinstance(model, SCOTT)
+                possible = _select_kinds(kinds, frozen)
+                if export and not takes_any_head and "linear" not in possible:
+                    raise DataError(f"export: expected the linear probe too, the only one with a head that fits {name}")
+                setup = Setup(trained, tested, possible, protocol, norm=not export or takes_any_head)
+                heads, pooled = setup.heads(frozen, its_seeds)
+                if pooled is None:
+                    pooled = frozen.pooled(trained.images, "train")[None]
+                outcome = setup.outcome(frozen, heads, pooled[0], its_seeds)
+                for kind, found in outcome.accuracies.items():
+                    results.setdefault(kind, []).extend(found)
+                if label == name:
+                    confusions += [Confusions.of(kind, matrix) for kind, matrix in outcome.confusions.items()]
+                if features and label == name:
+                    save_npz(features, **setup.arrays(pooled, outcome.features))
+                if export and label == name:
+                    best: Kind = "attentive" if takes_any_head and "attentive" in possible else "linear"
+                    size = frozen.config["input_size"]
+                    folder = export_classifier(model, heads[best, chosen[0]], trained.names, export, size)
+                    usage = f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+                    say(f"exported with the {best} head: {usage}")
+            scores += [Score.of(label, frozen.size, kind, accuracies) for kind, accuracies in results.items()]
     counts = torch.bincount(tested.labels, minlength=len(trained.names)).tolist()
     names = trained.names
     return Report(scores, protocol, len(trained), len(tested), len(names), copies, [*names], counts, confusions)
@@ -221,27 +225,30 @@ def retrieve(
     seeds: int = 1,
     img_size: int | None = None,
     control: bool = True,
+    skip_bad: bool = False,
 ) -> list[Retrieval]:
     """Compute the mean average precision of finding an image's class among all others by cosine, without training.
 
     Args:
         sources: labelled images of all splits, as `find_samples` takes them.
         seeds: number of seeds for the control's random weights.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Raises:
         DataError: an image has no class, there are fewer than two classes, or no class has two images.
         WeightsError: the model cannot be loaded.
     """
-    labelled = find_labelled_unsplit(sources)
+    labelled = find_labelled_unsplit(sources, skip_bad=skip_bad)
     images = PixelCache(labelled.images)
     rows = []
-    for label, models in _list_models(name, img_size, _check_seeds(seeds), control):
-        found = []
-        for model, _ in models:
-            frozen = Frozen(model, label, img_size)
-            found.append(score_retrieval(frozen.pooled(images, "images"), labelled.labels))
-        spread = stdev(found) if len(found) > 1 else None
-        rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(labelled.names)))
+    with all_bad_listed(labelled.images):
+        for label, models in _list_models(name, img_size, _check_seeds(seeds), control):
+            found = []
+            for model, _ in models:
+                frozen = Frozen(model, label, img_size)
+                found.append(score_retrieval(frozen.pooled(images, "images"), labelled.labels))
+            spread = stdev(found) if len(found) > 1 else None
+            rows.append(Retrieval(label, frozen.size, mean(found), spread, len(images), len(labelled.names)))
     return rows
 
 
@@ -275,7 +282,7 @@ def _select_kinds(kinds: Sequence[Kind], frozen: Frozen) -> list[Kind]:
     message = f"attentive: expected a model with patch tokens, found that {frozen.label} has none"
     if len(kinds) == 1:
         raise DataError(message)
-    print(f"note: {message}; this probe is left out", file=sys.stderr)
+    say(f"note: {message}; this probe is left out")
     return [kind for kind in kinds if kind != "attentive"]
 
 

@@ -1,6 +1,5 @@
 """Frozen features of images, from any timm model."""
 
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ..data.bad_images import all_bad_listed, find_good_images
+from ..data.images import Row, load_image
 from ..data.parallel import load_batches
-from ..data.sources import Row, find_images, load_image
 from ..errors import DataError, UserError, WeightsError
 from ..models.scott import SCOTT
 from ..progress import track
+from ..training.settings import read_toml
 from ..writing import written_whole
 
 Features = tuple[Tensor, Tensor | None]  # of a batch: pooled features (B, D); patch features (B, N, D), or None
@@ -58,7 +59,7 @@ def load_model(name: str, *, pretrained: bool = True, img_size: int | None = Non
 def _load_run(folder: Path, pretrained: bool) -> nn.Module:
     if (folder / "export").is_dir():
         return timm.create_model(f"local-dir:{folder / 'export'}", pretrained=pretrained, num_classes=0)
-    settings = tomllib.loads((folder / "recipe.toml").read_text())["model"]
+    settings = read_toml(folder / "recipe.toml")["model"]
     heads = {"num_heads": settings["num_heads"]} if settings.get("num_heads") else {}
     model = timm.create_model(settings["name"], img_size=settings["img_size"], **heads)
     if pretrained:
@@ -76,12 +77,19 @@ def _load_run(folder: Path, pretrained: bool) -> nn.Module:
 
 
 def embed(
-    images: Sequence[str | Path], out: str | Path, name: str, *, tokens: bool = False, batch_size: int = 32
+    images: Sequence[str | Path],
+    out: str | Path,
+    name: str,
+    *,
+    tokens: bool = False,
+    batch_size: int = 32,
+    skip_bad: bool = False,
 ) -> tuple[int, int]:
     """Write `names`, `features` and, if requested, `tokens` of images to an .npz file, whole or not at all.
 
     Args:
         images: image files or folders.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Returns:
         number of images, and number of features of each image.
@@ -94,8 +102,9 @@ def embed(
     if batch_size < 1:
         raise DataError(f"batch_size: expected at least 1, got {batch_size}")
     out = check_npz_path(out)
-    paths = find_images(images)
-    features, patches = extract(to_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
+    paths = find_good_images(images, skip_bad=skip_bad)
+    with all_bad_listed(paths):
+        features, patches = extract(to_device(load_model(name)), paths, batch_size=batch_size, tokens=tokens)
     arrays: dict[str, Any] = {"names": np.array([str(path) for path in paths]), "features": features}
     if tokens:
         arrays["tokens"] = patches

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..data.colours import Colours, change_colours, normalize
 from ..data.crops import make_random_crops, make_random_crops_on_device
+from ..data.images import Row
 from ..data.memory import choose_place
 from ..data.parallel import load_batches
 from ..data.random_streams import Draws, make_key
-from ..data.sources import Row
 from ..errors import DataError
 from ..progress import track
 from .features import Features, forward_features, load_evaluation_batches, resolve_transform_config, scale, to_device

@@ -5,7 +5,6 @@ rate rises from 1e-6 to 5e-4 in 20 epochs, stays there for 72 % of the rest, and
 goes from 0.04 to 0.4.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..console import say
 from ..data.device import copy_to_device
 from ..data.labelled import hold_out
 from ..data.order import Order
@@ -109,10 +109,7 @@ def train_heads(
                 )
             before = now
     if any(before):
-        print(
-            f"{what}: {max(before):.0f} of {total} updates were skipped: their loss or gradients were not finite",
-            file=sys.stderr,
-        )
+        say(f"{what}: {max(before):.0f} of {total} updates were skipped: their loss or gradients were not finite")
     for head in heads:
         head.eval()
 

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.bad_images import all_bad_listed
+from ..data.files import check_outside
 from ..data.labelled import Labelled, find_labelled
 from ..errors import DataError, needs_extra
 from ..progress import track
+from ..writing import written_whole
 from .classifiers import NEIGHBOURS, Accuracy, knn
 from .evaluate import make_random_weights
 from .features import load_model
@@ -45,6 +48,7 @@ def measure_label_efficiency(
     draws: int = 5,
     img_size: int | None = None,
     control: bool = True,
+    skip_bad: bool = False,
 ) -> list[Point]:
     """Score nearest neighbours and a linear layer on pooled features of a few training images per class, and of all.
 
@@ -56,6 +60,7 @@ def measure_label_efficiency(
         names: models to compare, as `probe` takes them.
         shots: numbers of images per class; a class with fewer images gives all it has.
         control: whether random weights (seed 0) of the first model are scored too.
+        skip_bad: leave out images that cannot be used, with a note, instead of raising; this decodes images twice.
 
     Raises:
         DataError: as in `probe`; or shots or draws are below 1.
@@ -63,16 +68,17 @@ def measure_label_efficiency(
     """
     if draws < 1 or min(shots, default=0) < 1:
         raise DataError(f"shots, draws: expected at least 1 each, got {list(shots)} and {draws}")
-    trained, tested = find_labelled(train, test)
+    trained, tested = find_labelled(train, test, skip_bad=skip_bad)
     models = {name: load_model(name, img_size=img_size) for name in names}
     if control:
         models[f"{names[0]} (random weights)"] = make_random_weights(names[0], img_size, 0)
     kept = PixelCache(trained.images), PixelCache(tested.images)
     features = {}
-    for label, model in models.items():
-        frozen = Frozen(model, label, img_size)
-        of_train, of_test = (frozen.pooled(part, role) for part, role in zip(kept, ("train", "test")))
-        features[label] = of_train, of_test
+    with all_bad_listed([*trained.images, *tested.images]):
+        for label, model in models.items():
+            frozen = Frozen(model, label, img_size)
+            of_train, of_test = (frozen.pooled(part, role) for part, role in zip(kept, ("train", "test")))
+            features[label] = of_train, of_test
     counts = torch.bincount(trained.labels, minlength=len(trained.names))
     wanted = [(count, draw) for count in sorted(set(shots)) if count < counts.max() for draw in range(draws)]
     wanted.append((int(counts.max()), 0))
@@ -114,7 +120,7 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     """Draw the points: a line for each model and probe, with error bars for the spread.
 
     Raises:
-        DataError: as in `check_picture`.
+        DataError: as in `check_picture`; or the file cannot be written.
     """
     figure = check_picture(file)
     axes = figure.subplots()
@@ -139,18 +145,23 @@ def draw_curve(points: Sequence[Point], file: Path) -> None:
     axes.set(xlabel="labelled images a class", ylabel="top-1 accuracy, %", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, dpi=150)
+    with written_whole(file) as beside:
+        figure.savefig(beside, dpi=150)
 
 
-def check_picture(file: Path) -> Any:
+def check_picture(file: Path, sources: Sequence[str | Path] = ()) -> Any:
     """Validate early that a picture can be saved as `file`, and return an empty matplotlib figure for it.
 
+    Args:
+        sources: folders of images, in which the picture must not lie.
+
     Raises:
-        DataError: matplotlib has no format for this file name, or the folder does not exist.
+        DataError: matplotlib has no format for this file name, or the folder does not exist or is one of `sources`.
         UserError: matplotlib is not installed.
     """
     with needs_extra("eval"):
         from matplotlib.figure import Figure
+    check_outside(file, sources)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     if file.suffix[1:] not in figure.canvas.get_supported_filetypes() or not file.parent.is_dir():
         raise DataError(f"{file}: expected a picture's name, .png, .svg or .pdf, in a folder that exists")

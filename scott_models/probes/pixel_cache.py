@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data.decoded import Images
+from ..data.images import Row, load_image
 from ..data.memory import choose_place, find_room
 from ..data.parallel import load_batches
-from ..data.sources import Row, Sample, load_image
+from ..data.sources import Sample
 from ..progress import track
 from .features import make_evaluation_crop
 

@@ -16,19 +16,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .. import weights
-from ..errors import WeightsError
+from ..errors import WeightsError, WritingError
 from ..models.scott import MODELS
 from ..pretrain.predictor import Predictor
 from ..weights import local_dir
 from ..weights.authors_keys import convert_reference, convert_reference_predictor, drop_shared_prefix
 from ..weights.local_dir import check_export_folder
+from ..writing import to_json
 
 
 def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = None) -> Path:
     """Convert an encoder for timm's "local-dir:", or a predictor for `load_predictor`, in fp32; return the folder.
 
     Width, depth, tokenizer and image size are read from the tensors. The number of attention heads is not in
-    the tensors. It is `num_heads`, or by default the number in config.yaml in the checkpoint's folder.
+    the tensors. It is `num_heads`, or by default the number in config.yaml in the checkpoint's folder. The mask token
+    is left out, as in every export; `weights.convert_reference` keeps it.
 
     Raises:
         WeightsError: the file is not such a checkpoint, or the number of heads is unknown or does not fit.
@@ -46,7 +48,7 @@ def convert(checkpoint: str | Path, out: str | Path, *, num_heads: int | None = 
         return _save_predictor(state, heads, folder)
     except WeightsError as error:  # a name or position embedding that is not the original's
         raise WeightsError(f"{checkpoint}: {error}") from error
-    except OSError:  # e.g. a full disk
+    except WritingError:  # e.g. a full disk
         raise
     except Exception as error:  # KeyError of a missing name, RuntimeError of another shape, ...
         raise WeightsError(f"{checkpoint}: expected an encoder or a predictor of the original ({error})") from error
@@ -59,7 +61,7 @@ def load_predictor(folder: str | Path) -> Predictor:
         WeightsError: `convert` did not write the folder, or its files are damaged.
     """
     try:
-        settings = json.loads((Path(folder) / "config.json").read_text())["predictor"]
+        settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["predictor"]
         predictor = Predictor(**settings)
         predictor.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     except Exception as error:  # other files, damaged files or other names in the files
@@ -88,7 +90,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _heads(config: Path) -> int:
     try:
-        return int(yaml.safe_load(config.read_text())["model"]["num_heads"])
+        return int(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["num_heads"])
     except Exception as error:  # no file, no YAML, other content
         raise WeightsError(
             f"{config}: expected the run's settings with model.num_heads; copy the file there or pass --num-heads "
@@ -123,7 +125,7 @@ def _save_predictor(state: dict[str, Tensor], heads: int, folder: Path) -> Path:
     Predictor(**settings).load_state_dict(tensors)
     with local_dir.folder_written_whole(folder) as partial:
         (partial / "model.safetensors").write_bytes(save(tensors))
-        (partial / "config.json").write_text(json.dumps({"predictor": settings}, indent=2) + "\n")
+        (partial / "config.json").write_text(to_json({"predictor": settings}, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..pretrain.recipe import Recipe
 from ..training.run_folder import count_minutes, find_exported_encoder
+from ..training.settings import read_toml
 from ..weights import files, local_dir, timm_configs
 from ..weights.entries import Entry, read_rules
 from .card import PAPER_PIXELS
@@ -32,8 +33,8 @@ def is_pretraining(folder: Path) -> bool:
     """Return True if a folder is a run of `scott pretrain`, and False e.g. for a run of `scott finetune`."""
     recipe = folder / "recipe.toml"
     try:
-        return recipe.is_file() and "mask" in tomllib.loads(recipe.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return recipe.is_file() and "mask" in read_toml(recipe)
+    except tomllib.TOMLDecodeError:
         return False
 
 
@@ -62,14 +63,14 @@ def make_entry(
     if not file.is_file():
         raise WeightsError(f"{run}: expected a run that has ended, found no {file}; continue the run with --resume")
     with local_dir.read_record(run / "environment.json", "what pretraining wrote") as path:
-        start = json.loads(path.read_text())[-1]
+        start = json.loads(path.read_text(encoding="utf-8"))[-1]
         names = list(dict.fromkeys(name_source(str(source)) for source in start["data"]))
         data = data or f"{start['images']:,} images of {', '.join(names)}"
         export = find_exported_encoder(start)
         hardware = start["gpu"] or f"{start['cpus']} CPU cores"
         versions = {name: start["packages"][name] for name in ("torch", "timm", "torchvision", "scott_models")}
     with local_dir.read_record(run / "metrics.jsonl", "what pretraining wrote") as path:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps = [line["step"] for line in lines if "loss" in line][-1]
         minutes = count_minutes(lines, recipe.optim.batch_size)
         measured, protocol = read_monitor_scores(lines, recipe)
@@ -115,7 +116,7 @@ def check_entry(folder: Path, model: str, entry: Entry) -> None:
             cannot hold, such as another number of attention heads.
     """
     with local_dir.read_record(folder / "config.json", "the configuration of an export") as path:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         found = {"architecture": config["architecture"], "input_size": config["pretrained_cfg"]["input_size"]}
         found |= {"dtype": find_dtype(folder / entry["file"]), "label_names": config.get("label_names", [])}
         stated = {
@@ -188,7 +189,7 @@ def read_probe_scores(path: Path, run: Path, img_size: int) -> tuple[dict[str, f
         WeightsError: the file is not such a report, or its model or image size is another.
     """
     with local_dir.read_record(path, "what `scott probe --json` prints"):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         rows = report["scores"]
         model, size, seeds = (rows[0][name] for name in ("model", "img_size", "seeds"))
         if Path(model.removeprefix("local-dir:")).resolve() not in (run.resolve(), run.resolve() / "export"):

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import timm
@@ -13,6 +15,7 @@ from ..errors import WeightsError
 from ..models.scott import MODELS
 from ..weights import files, hub, local_dir, timm_configs
 from ..weights.entries import Entry, get_entry
+from ..writing import explain_failure, write_text_whole, written_whole
 from .card import PICTURE, make_card
 
 
@@ -31,23 +34,43 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
 
     Raises:
         WeightsError: the tag is unknown, or its weights were not found, cannot be downloaded or are damaged.
+        WritingError: `folder` cannot be written to.
     """
     entry = get_entry(tag)
     if folder is None:
         return weights.resolve(tag)
     if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
         raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found a tag of {model}; update scott_models")
-    target = Path(folder).expanduser() / tag / entry["file"]
-    if not files.is_released(target, entry):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
-            _obtain(tag, entry, Path(partial)).replace(target)
-    _write_config(model, entry, target)
-    pictures = [folder / tag / PICTURE for folder in files.list_folders()]
-    if picture := next((path for path in pictures if os.path.isfile(path)), None):
-        target.with_name(PICTURE).write_bytes(picture.read_bytes())
-    target.with_name("README.md").write_text(make_card(tag, entry, picture=picture is not None))
+    target = Path(os.path.expanduser(folder)) / tag / entry["file"]
+    with kept_if_whole(target.parent):
+        if not files.is_released(target, entry):
+            with explain_failure(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
+                _obtain(tag, entry, Path(partial)).replace(target)
+        _write_config(model, entry, target)
+        pictures = [folder / tag / PICTURE for folder in files.list_folders()]
+        if picture := next((path for path in pictures if os.path.isfile(path)), None):
+            content = picture.read_bytes()
+            with written_whole(target.with_name(PICTURE)) as beside:
+                beside.write_bytes(content)
+        write_text_whole(target.with_name("README.md"), make_card(tag, entry, picture=picture is not None))
     return target
+
+
+@contextmanager
+def kept_if_whole(folder: Path) -> Iterator[None]:
+    """Make a folder to fill in this context. After an error, remove the folder and an empty parent if they are new."""
+    new, new_parent = not folder.exists(), not folder.parent.exists()
+    with explain_failure(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        if new_parent:
+            with suppress(OSError):  # another process has put something there
+                folder.parent.rmdir()
+        raise
 
 
 def _obtain(tag: str, entry: Entry, partial: Path) -> Path:
@@ -74,6 +97,5 @@ def _write_config(model: str, entry: Entry, file: Path) -> None:
         **timm_configs.get_head_args(entry),
     }
     made = timm.create_model(model, device="meta", **args)
-    local_dir.write_config(
-        made, file.with_name("config.json"), local_dir.get_model_args(made), entry.get("label_names", ())
-    )
+    with written_whole(file.with_name("config.json")) as beside:
+        local_dir.write_config(made, beside, local_dir.get_model_args(made), entry.get("label_names", ()))

@@ -2,15 +2,14 @@
 
 import hashlib
 import io
-import json
 import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.sources import load_image
-from ..errors import UserError, WeightsError
+from ..data.images import load_image
+from ..errors import UserError, WeightsError, WritingError
 from ..pretrain.recipe import Recipe
 from ..weights import hub
 from ..weights.entries import (
@@ -26,6 +25,7 @@ from ..weights.entries import (
     write_entry,
 )
 from ..weights.files import verify
+from ..writing import to_json
 from .card import PICTURE, make_card
 from .entry import check_entry, is_pretraining, load_tensors, make_entry, name_start
 
@@ -85,8 +85,9 @@ def prepare(source: str | Path, repository: str, *, tag: str | None = None, **fa
         if picture := facts.pop("picture", None):
             files[PICTURE] = encode_webp(Path(picture))
         entry = validate_entry(tag, make_entry(run, **{name: value for name, value in facts.items() if value}))
-        files["recipe.toml"] = recipe.changed("model", init=name_start(recipe)).to_toml().encode()
-        files["README.md"] = make_card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files).encode()
+        files["recipe.toml"] = recipe.changed("model", init=name_start(recipe)).to_toml().encode(errors="replace")
+        card = make_card(tag, entry, f"hf-hub:{repository}", picture=PICTURE in files)
+        files["README.md"] = card.encode(errors="backslashreplace")
     elif folder.resolve().name in manifest():
         tag = _find_only(tag, folder.resolve().name)
         _refuse(facts, "a released tag, whose entry is used; leave the option out")
@@ -141,7 +142,7 @@ class Published:
         if release.entry:
             where = self.manifest or "a manifest (name the file with --manifest)"
             holds = "holds" if self.revision and self.manifest else "would hold"
-            lines += [f"{where} {holds} the entry of {release.tag}:", json.dumps(release.entry, indent=2)]
+            lines += [f"{where} {holds} the entry of {release.tag}:", to_json(release.entry, indent=2)]
         return "\n".join(lines)
 
 
@@ -186,10 +187,8 @@ def publish(
         try:
             if file:
                 write_entry(file, tag, entry)
-        except OSError as error:
-            raise WeightsError(
-                f"{repository}: published as commit {revision}, but {file} cannot be written ({error})"
-            ) from error
+        except WritingError as error:
+            raise WeightsError(f"{repository}: published as commit {revision}, but {error}") from error
     return Published(release, repository, revision, file, existed)
 
 

@@ -110,8 +110,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _plain(name: str) -> str:
-    """Escape a name, so that matplotlib does not read a formula in it."""
-    return name.replace("$", r"\$")
+    """Escape a name: matplotlib would read a formula in it, and refuses the bytes of one that is not UTF-8."""
+    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def _svg(figure: Any) -> str:

@@ -74,7 +74,7 @@ class Records:
         kind: type[Settings] = Recipe if is_pretraining(folder) else FinetuneRecipe
         try:
             lines = read_log(folder / "metrics.jsonl")
-            starts = json.loads((folder / "environment.json").read_text())
+            starts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             looks = [line for line in lines if "monitor" in line]
             recipe = kind.load(folder / "recipe.toml")
             paper = kind().changed("run", precision=recipe.run.precision)  # "auto" may have chosen it
@@ -112,7 +112,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: another line is not JSON.
     """
-    texts = path.read_text().splitlines()
+    texts = path.read_text(encoding="utf-8").splitlines()
     lines = [json.loads(text) for text in texts[:-1]]
     with suppress(ValueError):
         lines += map(json.loads, texts[-1:])
@@ -251,7 +251,7 @@ def show_neighbours(run: Records) -> Section:
     if not (run.folder / "export").is_dir() and not any((run.folder / "checkpoints").glob("step_*.pt")):
         return Section(title, "There is no checkpoint yet.")
     try:
-        images = [sample.image for sample in find_samples(sources, run.recipe.data.splits)]
+        images = [sample.image for sample in find_samples(sources, run.recipe.data.splits, skip_bad=True)]
     except (UserError, OSError):
         images = []
     files = [image for image in images if isinstance(image, Path)]
@@ -260,10 +260,13 @@ def show_neighbours(run: Records) -> Section:
         return Section(title, f"The run's images were not found as files from the current folder: {names}.")
     gallery = pick_evenly(files, GALLERY)
     asked = pick_evenly(gallery, QUERIES)
+    skip = run.starts[-1].get("skip_bad", False)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "neighbours.webp"
         try:
-            draw_neighbours(asked, gallery, out, str(run.folder), count=min(NEIGHBOURS, len(gallery) - 1))
+            draw_neighbours(
+                asked, gallery, out, str(run.folder), count=min(NEIGHBOURS, len(gallery) - 1), skip_bad=skip
+            )
         except DataError as error:  # e.g. an image that training skipped
             return Section(title, f"Not drawn: {error}.")
         picture = Picture.of(out, "Nearest neighbours by the cosine of pooled features")

@@ -21,7 +21,7 @@ def read_result(path: Path) -> Result:
         DataError: the file cannot be read or holds something else.
     """
     try:
-        result: Result = json.loads(path.read_text())
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
         fields = {"top1", "images", "probe"} if isinstance(result, list) else {"scores", "names", "confusions"}
         entry = result[0] if isinstance(result, list) else result
         if fields <= entry.keys():

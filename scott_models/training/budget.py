@@ -5,11 +5,11 @@ chooses how many more updates a run under way gets until it ends.
 """
 
 import math
-import sys
 import time
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..console import say
 from ..data.order import Order
 from ..errors import RecipeError
 from .settings import Settings
@@ -71,7 +71,7 @@ class Budget:
             if self.minutes:
                 end = time.strftime("%H:%M", time.localtime(time.time() + epochs * count / speed))
                 chosen = f"{speed:.1f} images/s measured; {chosen}, until about {end}"
-            print(f"budget: {chosen}", file=sys.stderr)
+            say(f"budget: {chosen}")
         return recipe.changed("optim", epochs=epochs, warmup_epochs=warmup)
 
     def finish(self, recipe: S, order: Order, done: int, speed: float, spent: float, monitor: float) -> S:
@@ -92,10 +92,9 @@ class Budget:
             raise RecipeError(f"budget: expected enough for one update, found room for {epochs:.2g} epochs; allow more")
         if order.rank == 0:
             planned = round(recipe.optim.epochs * order.steps)
-            print(
+            say(
                 f"finish: after update {done:,} of {planned:,} the run ends in {updates:,} updates "
-                f"({updates / order.steps:.3g} epochs)",
-                file=sys.stderr,
+                f"({updates / order.steps:.3g} epochs)"
             )
         return recipe.changed("optim", finish_after=done, finish_updates=updates)
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, RecipeError
-from ..writing import written_whole
+from ..console import say
+from ..errors import DataError, RecipeError, UserError, WritingError
+from ..writing import explain_failure, written_whole
 
 
 class Checkpoints:
@@ -26,7 +26,8 @@ class Checkpoints:
 
     Args:
         parts: the modules whose weights are saved, by name.
-        images: digest of the images of the run; a run resumes only with the same images.
+        identity: digests of what a run must not change when it resumes, such as its images, by name. A checkpoint of
+            an older version may lack some of them.
         keep: number of checkpoints to keep, besides `best.pt`.
     """
 
@@ -35,12 +36,12 @@ class Checkpoints:
         folder: Path,
         parts: dict[str, nn.Module],
         optimizer: torch.optim.Optimizer,
-        images: str,
+        identity: dict[str, str],
         keep: int = 2,
     ) -> None:
-        self.folder, self.parts, self.optimizer, self.images, self.keep = folder, parts, optimizer, images, keep
+        self.folder, self.parts, self.optimizer, self.identity, self.keep = folder, parts, optimizer, identity, keep
         self.thread = ThreadPoolExecutor(max_workers=1)
-        self.writing: tuple[Path, Future[None]] | None = None
+        self.writing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,13 +71,13 @@ class Checkpoints:
         state = copy_to_host(
             {
                 "step": step,
-                "images": self.images,
+                **self.identity,
                 "objective": {name: part.state_dict() for name, part in self.parts.items()},
                 "optimizer": self.optimizer.state_dict(),
             }
         )
         path = self.folder / f"step_{step:09d}.pt"
-        self.writing = path, self.thread.submit(self._write, path, state, best)
+        self.writing = self.thread.submit(self._write, path, state, best)
 
     def wait(self) -> None:
         """Wait until the checkpoint that was saved last is completely written.
@@ -87,26 +88,27 @@ class Checkpoints:
         """
         if self.writing is None:
             return
-        (path, writing), self.writing = self.writing, None
+        writing, self.writing = self.writing, None
         try:
             writing.result()
-        except (OSError, RuntimeError) as error:  # torch's writer raises some OSErrors as RuntimeErrors
-            raise DataError(f"{path}: cannot be written ({error}); make room; {self.last_good()}") from error
+        except WritingError as error:
+            raise DataError(f"{error}; {self.last_good()}") from error
 
     def _write(self, path: Path, state: dict[str, Any], best: bool) -> None:
         """Write a temporary file and rename it, so that an interruption leaves the last complete checkpoint."""
-        self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob(".*.pt"):  # left behind by a process that was killed
-            left.unlink()
-        with written_whole(path) as beside, beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if best:
-            with written_whole(self.folder / "best.pt") as beside:
-                _link(path, beside)
-        for old in self.files()[self.keep :]:
-            old.unlink()
+        with explain_failure(path):
+            self.folder.mkdir(exist_ok=True)
+            for left in self.folder.glob(".*.pt"):  # left behind by a process that was killed
+                left.unlink()
+            with written_whole(path) as beside, beside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if best:
+                with written_whole(self.folder / "best.pt") as beside:
+                    _link(path, beside)
+            for old in self.files()[self.keep :]:
+                old.unlink()
 
     def last_good(self) -> str:
         """Wait for the file being written, then say in a sentence from which checkpoint the run can resume."""
@@ -125,7 +127,7 @@ class Checkpoints:
 
         Raises:
             DataError: there are checkpoints, but all of them are damaged.
-            RecipeError: the checkpoint is of a run on other images.
+            RecipeError: the checkpoint is of a run on other images or labels.
         """
         files = self.files()
         for path in files:
@@ -133,17 +135,16 @@ class Checkpoints:
                 if broken := zipfile.ZipFile(path).testzip():  # torch.load verifies no checksums
                     raise ValueError(f"{broken} was changed")
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                step, images = state["step"], state["images"]
+                step = state["step"]
+                self._check_identity(path, state)  # first, since other images or labels may need other shapes
                 for name, part in self.parts.items():
                     part.load_state_dict(state["objective"][name])
                 self.optimizer.load_state_dict(state["optimizer"])
+            except UserError:
+                raise
             except Exception as error:  # torch, pickle and zipfile raise many kinds of errors
-                print(f"{path}: damaged or foreign, trying an earlier one ({error})", file=sys.stderr)
+                say(f"{path}: damaged or foreign, trying an earlier one ({error})")
                 continue
-            if images != self.images:
-                raise RecipeError(
-                    f"{path}: expected the images this run began with, found others; give the same --data"
-                )
             for newer in files[: files.index(path)]:
                 with suppress(FileNotFoundError):  # another process has renamed the file already
                     newer.rename(newer.with_suffix(".damaged"))
@@ -151,6 +152,14 @@ class Checkpoints:
         if files:
             raise DataError(f"{self.folder}: expected a checkpoint of this run, found damaged or foreign files only")
         return 0
+
+    def _check_identity(self, path: Path, state: dict[str, Any]) -> None:
+        for name, digest in self.identity.items():
+            if state.get(name, digest) != digest:
+                raise RecipeError(
+                    f"{path}: expected the {name} this run began with, found others; give the same {name}, or choose "
+                    "another --out"
+                )
 
 
 def copy_to_host(state: Any) -> Any:

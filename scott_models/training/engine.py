@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,22 +13,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..console import say
 from ..data.decoded import Images
+from ..data.device import name_compiler_cache
 from ..data.loader import Crops, Made, load
 from ..data.order import Order
 from ..data.random_streams import Draws, make_key
-from ..errors import RecipeError, TrainingError, UserError, needs_extra
+from ..errors import RecipeError, TrainingError, UserError
 from ..models.fast_cpu import MULTIPLIES_BFLOAT16, keep_freed_memory
 from .course import Course
 from .optimizer import apply_gradients, build_optimizer, list_persistent_buffers, restore_buffers, set_schedules
+from .processes import agree, join
 from .settings import Settings, require
 
 S = TypeVar("S", bound=Settings)
-T = TypeVar("T")
 BAD_UPDATES = 3  # the run stops after so many skipped updates in a row
 TRIAL = 3  # updates that must succeed before torch.compile is trusted
 WARM_UPDATES, TIMED_SECONDS = 3, 15
-DECODING_HOURS = 24  # how long other processes wait for the first one to decode all images
 
 
 class Engine:
@@ -44,11 +44,10 @@ class Engine:
     """
 
     def __init__(self, recipe: Settings, out: Path, build: Callable[..., Any]) -> None:
-        with needs_extra("train"):
-            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        join()
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         recipe = resolve_precision(recipe)
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=DECODING_HOURS))
         wrapping = DistributedDataParallelKwargs()
         try:
             self.accelerator = Accelerator(
@@ -56,7 +55,7 @@ class Engine:
                 gradient_accumulation_steps=recipe.run.accumulate,
                 log_with=list(recipe.run.trackers) or None,
                 project_dir=out,
-                kwargs_handlers=[patience, wrapping],
+                kwargs_handlers=[wrapping],
             )
         except ValueError as error:
             raise RecipeError(f"recipe.run: {error}") from error
@@ -180,7 +179,7 @@ class Engine:
             raise TrainingError(
                 f"recipe.run.compile: expected that torch.compile works, found {reason}; set run.compile={choice}"
             ) from error
-        print(f"torch.compile failed ({reason}): the run goes on without it, and slower", file=sys.stderr)
+        say(f"torch.compile failed ({reason}): the run goes on without it, and slower")
         self.on_trial, self.gave_up = 0, True
 
     def gather_gradients(self, recipe: Settings, batch: Sequence[tuple[Any, Made]], step: int) -> Tensor:
@@ -242,13 +241,13 @@ class Engine:
         for step in range(1, WARM_UPDATES + 1):
             started = time.monotonic()
             self.update(recipe, next(batches), step, course, order.steps)["loss"].item()
-            seconds = self.agreed(time.monotonic() - started)
+            seconds = agree(time.monotonic() - started)
         updates = max(3, round(TIMED_SECONDS / seconds))
         started = time.monotonic()
         for step in range(WARM_UPDATES + 1, WARM_UPDATES + 1 + updates):
             loss = self.update(recipe, next(batches), step, course, order.steps)["loss"]
         loss.item()
-        speed = updates * order.batch / self.agreed(time.monotonic() - started)
+        speed = updates * order.batch / agree(time.monotonic() - started)
         batches.close()
         for name, part in self.parts.items():
             part.load_state_dict(before[name])
@@ -256,16 +255,6 @@ class Engine:
         for count in (self.in_a_row, self.longest, self.skipped):
             count.zero_()
         return speed
-
-    def agreed(self, value: T) -> T:
-        """Return the value of the first process, on all processes."""
-        if self.processes == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        values = [value]
-        broadcast_object_list(values)
-        return values[0]
 
     def on_any(self, flag: bool) -> bool:
         """Return True if the flag is True on any process. All processes must call this."""
@@ -315,12 +304,13 @@ def can_compile(recipe: Settings, device: torch.device) -> bool:
     # inductor compiles C++ for a CPU; for a GPU triton compiles a little C
     names = ("CXX", "g++", "clang++") if device.type != "cuda" else ("CC", "gcc", "clang")
     if any(shutil.which(os.environ.get(name, name)) for name in names):
+        name_compiler_cache()
         return True
     if recipe.run.compile == "on":
         raise RecipeError(
             f"recipe.run.compile: expected a compiler ({names[1]}), found none; install it or set run.compile=off"
         )
-    print(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower", file=sys.stderr)
+    say(f"no compiler ({names[1]}) found: the run goes on without torch.compile, and slower")
     return False
 
 

@@ -1,9 +1,38 @@
-"""Gather rows from all processes, for losses that compare images, and unwrap modules that processes share."""
+"""Join the processes of a launcher, gather rows from all of them, and unwrap modules that processes share."""
 
-from typing import Any
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+from ..errors import needs_extra
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=24)  # how long other processes wait for the first one, e.g. to decode all images
+
+
+def join() -> Any:
+    """Join the processes that a launcher started, and return what Accelerate knows about them, its `PartialState`.
+
+    torch's launcher names no device. Without a GPU, Accelerate would then let each process train for itself, unless it
+    is told to use the CPU.
+    """
+    with needs_extra("train"):
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+    launched_on_cpu = "TORCHELASTIC_RUN_ID" in os.environ and not torch.accelerator.is_available()
+    return PartialState(parse_flag_from_env("ACCELERATE_USE_CPU") or launched_on_cpu, timeout=PATIENCE)
+
+
+def agree(value: T) -> T:
+    """Return the value of the first process, on all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def unwrap(module: Any) -> Any:

@@ -5,9 +5,6 @@ of an update from the number of the update. So a checkpoint holds only weights, 
 and a resumed run goes on as if it had never stopped.
 """
 
-import os
-import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,18 +16,21 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..console import say, say_from_handler, show
 from ..data.decoded import Images, open_images
 from ..data.loader import Made
 from ..data.sources import Sample
-from ..errors import DataError, Interrupted, RecipeError
+from ..errors import DataError, Interrupted, RecipeError, WritingError, describe_system_error
 from ..progress import track
+from ..signals import STOPS, handle_signals, ignore_hang_up
 from ..writing import write_text_whole
 from .budget import Budget
 from .checkpoints import Checkpoints
 from .course import Course
 from .engine import Engine, resolve_precision
-from .run_folder import Log, write_environment
-from .settings import Settings, require
+from .processes import agree, join
+from .run_folder import Log, has_control, write_environment
+from .settings import TOML_ERRORS, Settings, require
 
 S = TypeVar("S", bound=Settings)
 
@@ -74,6 +74,7 @@ class Run(ABC):
     """
 
     kind_of_health: type  # what the monitor returns
+    outcome: str  # what the model is at the end, e.g. "pretrained"
 
     def __init__(
         self,
@@ -90,7 +91,8 @@ class Run(ABC):
         started = time.monotonic()
         self.out, self.data, self.skip_bad = out, data, skip_bad
         self.recipe = recipe = resolve_precision(check_run_folder(recipe, out, resume, budget))
-        resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
+        self.resuming = resuming = resume and any((out / "checkpoints").glob("step_*.pt"))
+        self.loads_start = not resuming or self.misses_control()
         count = lambda: len(self.images)  # noqa: E731 -- lazy: errors of the recipe show before images are decoded
         self.engine = engine = Engine(recipe, out, partial(self.build_objective, images=count))
         images = self.images
@@ -100,7 +102,7 @@ class Run(ABC):
                 "add images or lower optim.batch_size"
             )
         self.order = order = engine.order(recipe, len(images))
-        self.crops = engine.crop(images, recipe)
+        self.crops, self.size = engine.crop(images, recipe), recipe.model.img_size
         self.encoder = engine.objective.encoders[export]
         if hasattr(engine.objective, "prepare"):
             with engine.accelerator.main_process_first():  # the other processes, on other machines too, read its files
@@ -114,24 +116,25 @@ class Run(ABC):
         speeds = self.measure_speeds() if fitted and fitted.minutes else {}
         if budget and not resuming:
             speed, spent = self.speed_after(0, speeds), time.monotonic() - started
-            self.recipe = recipe = engine.agreed(budget.fit(recipe, order, speed, spent, monitoring))
+            self.recipe = recipe = agree(budget.fit(recipe, order, speed, spent, monitoring))
         planned = round(recipe.optim.epochs * order.steps)
         require(planned > 0, "optim.epochs", f"enough for one of {order.steps} updates", recipe.optim.epochs)
-        self.checkpoints = Checkpoints(
-            out / "checkpoints", engine.parts, engine.optimizer, images.digest, recipe.run.keep
-        )
+        identity = self.identify(images)
+        self.checkpoints = Checkpoints(out / "checkpoints", engine.parts, engine.optimizer, identity, recipe.run.keep)
         self.done = self.checkpoints.load() if resuming else 0
         if ending:
             check_level(out, recipe, self.done, order.steps)  # again: the last checkpoint may have been damaged
             speed, spent = self.speed_after(self.done, speeds), time.monotonic() - started
-            self.recipe = recipe = engine.agreed(ending.finish(recipe, order, self.done, speed, spent, monitoring))
+            self.recipe = recipe = agree(ending.finish(recipe, order, self.done, speed, spent, monitoring))
         self.course = Course(planned, recipe.optim.finish_after, recipe.optim.finish_updates)
         self.total = self.course.total
+        if self.done > self.total:
+            raise RecipeError(
+                f"{out / 'recipe.toml'}: expected at least the {self.done:,} updates of the last checkpoint, found "
+                f"{self.total:,}; restore its section optim"
+            )
         if engine.is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            write_text_whole(out / "recipe.toml", recipe.to_toml())
-            facts = {"images": len(images), "processes": engine.processes, "after": self.done, "export": export}
-            write_environment(out / "environment.json", data, **facts, skip_bad=skip_bad)
+            self.write_start(export)
         engine.accelerator.init_trackers("scott_models", config=recipe.flat())
         self.log = Log(
             out / "metrics.jsonl", self.done, order.batch, order.steps, self.kind_of_health, writes=engine.is_main
@@ -147,9 +150,7 @@ class Run(ABC):
     @cached_property
     def images(self) -> Images:
         """Return all images. The first process of each machine decodes them; the others find them decoded."""
-        from accelerate import PartialState
-
-        with PartialState().local_main_process_first():
+        with join().local_main_process_first():
             samples = self.samples(self.recipe)
             return open_images(samples, self.recipe.data.short_side, skip_bad=self.skip_bad)
 
@@ -159,7 +160,14 @@ class Run(ABC):
 
     @abstractmethod
     def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
-        """Build the objective that the run trains; `images` returns the number of images of the run."""
+        """Build the objective that the run trains.
+
+        Unless `loads_start` is True, a checkpoint will replace all weights, so trained ones need not be loaded.
+
+        Args:
+            images: returns the number of images of the run.
+            compiled: compile the objective by torch.compile.
+        """
 
     @abstractmethod
     def build_monitor(self, recipe: Any, images: Images) -> Callable[[Any], Any]:
@@ -179,7 +187,27 @@ class Run(ABC):
 
     @abstractmethod
     def write_export(self, folder: Path) -> None:
-        """Save the trained model for timm's "local-dir:", and print how to load it."""
+        """Save the trained model for timm's "local-dir:"."""
+
+    def write_start(self, export: str) -> None:
+        """Write recipe.toml, and add this start of the run to environment.json."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text_whole(self.out / "recipe.toml", self.recipe.to_toml(), errors=TOML_ERRORS)
+        facts = {"images": self.order.count, "processes": self.engine.processes, "after": self.done, "export": export}
+        write_environment(self.out / "environment.json", self.data, **facts, skip_bad=self.skip_bad)
+
+    def misses_control(self) -> bool:
+        """Return True if the monitor must measure the weights before the first update again, in a run that resumes."""
+        log = self.out / "metrics.jsonl"
+        if not self.recipe.monitor.every or has_control(log):
+            return False
+        if join().is_main_process:
+            say(f"{log}: expected a look before the first update, found none; making it from the initial weights")
+        return True
+
+    def identify(self, images: Images) -> dict[str, str]:
+        """Return digests of what must not change when the run resumes, by name."""
+        return {"images": images.digest}
 
     def measure_speeds(self) -> dict[int, float]:
         """Measure images per second for each image size of the run, by size in pixels."""
@@ -217,15 +245,17 @@ class Run(ABC):
         """Make the remaining updates, with logging, monitoring and checkpoints.
 
         Raises:
-            DataError: a file of the run folder cannot be written, or an image can no longer be read.
+            DataError: a file of the run folder cannot be written, an image can no longer be read, or the system failed.
             TrainingError: three updates in a row were not finite, the GPU's memory is full or torch.compile failed.
-            Interrupted: by Ctrl-C or SIGTERM, after saving.
+            Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
         """
         try:
             self._train()
-        except OSError as error:
+        except WritingError as error:
+            raise DataError(f"{error}; {self.checkpoints.last_good()}") from error
+        except OSError as error:  # not of writing a file, e.g. too many files are open
             raise DataError(
-                f"{self.out}: cannot be written ({error}); make room; {self.checkpoints.last_good()}"
+                f"{self.out}: stopped by the system ({describe_system_error(error)}); {self.checkpoints.last_good()}"
             ) from error
 
     def _train(self) -> None:
@@ -263,6 +293,9 @@ class Run(ABC):
                     raise Interrupted(
                         f"{self.out}: stopped after update {step} of {self.total} and saved; go on with --resume"
                     )
+            if self.control is not None and self.total not in self.log.health:  # an ended run that lost its log
+                self.watch(self.total)
+                self.write_readme()
 
     def watch(self, step: int) -> bool:
         """Run the monitor, log and print what it measured, and return True if it is the best so far."""
@@ -277,16 +310,21 @@ class Run(ABC):
         if self.size != whole:
             self.engine.objective.set_input_size(self.size)
         self.engine.accelerator.log(asdict(health), step=step)
-        print(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}", file=sys.stderr, flush=True)
+        say(f"epoch {step / self.order.steps:.4g}: {self.verdict(health, self.control)}")
         return best
 
     def export(self) -> Path:
-        """Export the trained model from the first process, end the run on all, and return the model's folder."""
+        """Export the trained model from the first process, end the run on all, and return the model's folder.
+
+        At the end print how to load the model.
+        """
         folder = self.out / "export"
         if self.engine.is_main:
             self.write_export(folder)
         self.engine.accelerator.wait_for_everyone()
         self.engine.accelerator.end_training()
+        if self.engine.is_main:
+            show(f"{self.outcome}; use it with timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
         return folder
 
 
@@ -308,9 +346,14 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
         raise RecipeError(f"{stored_path}: expected the recipe of the run to resume, found none")
     if not checkpoints:
         if resume:  # it was killed early, or the script of a batch job always resumes
-            print(f"{out}: no checkpoint to go on from; starting anew", file=sys.stderr)
+            say(f"{out}: no checkpoint to go on from; starting anew")
         return recipe.changed("optim", finish_after=0, finish_updates=0)  # a recipe from another run may have set these
-    stored = type(recipe).load(stored_path)
+    try:
+        stored = type(recipe).load(stored_path)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{out}: cannot resume by its recipe.toml, which is damaged or of another kind: {error}"
+        ) from error
     ending = {name: getattr(stored.optim, name) for name in ("finish_after", "finish_updates")}
     recipe = recipe.changed("optim", **ending)
     if budget:
@@ -325,25 +368,19 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after the first Ctrl-C or SIGTERM, which does not kill the process.
+    """Yield a function that returns True after the first Ctrl-C, SIGTERM or SIGHUP, which does not kill the process.
 
-    The next signal is handled as it was before.
+    The next signal is handled as it was before; but no SIGHUP ends a run that is saving.
     """
     requests: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.getsignal(number) for number in signals]
-
-    def restore() -> None:
-        for number, handler in zip(signals, previous):
-            signal.signal(number, handler)
 
     def handle(number: int, frame: object) -> None:
         requests.append(number)
         restore()
-        os.write(2, b"stopping soon and saving; a second signal stops at once\n")  # print is unsafe in a signal handler
+        ignore_hang_up()
+        say_from_handler("stopping soon and saving; a second signal stops at once")
 
-    for number in signals:
-        signal.signal(number, handle)
+    restore = handle_signals(STOPS, handle)
     try:
         yield lambda: bool(requests)
     finally:

@@ -4,12 +4,12 @@ A run folder also holds recipe.toml, checkpoints/, export/ and README.md.
 """
 
 import json
-import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from ..writing import write_text_whole
+from ..console import say
+from ..writing import explain_failure, to_json, write_text_whole
 
 PACKAGES = ("scott_models", "torch", "torchvision", "timm", "accelerate", "numpy", "PIL")
 
@@ -48,13 +49,12 @@ class Log:
             kind_of_health: class that the monitor's lines are read into.
             writes: False for all processes but the first.
         """
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() and done else []
+        lines = [line for line in read_whole_lines(path) if line["step"] <= done] if done else []
         if writes:
-            write_text_whole(path, "".join(line + "\n" for line in kept))
+            write_text_whole(path, "".join(to_json(line) + "\n" for line in lines))
         self.batch, self.steps_per_epoch = batch, steps_per_epoch
-        lines = [json.loads(line) for line in kept]
         self.health = {line["step"]: kind_of_health(**line["monitor"]) for line in lines if "monitor" in line}
-        self.file = path.open("a") if writes else None
+        self.file = path.open("a", encoding="utf-8") if writes else None
         self.step, self.time = done, time.monotonic()
 
     def __enter__(self) -> "Log":
@@ -84,35 +84,43 @@ class Log:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.file:
-            self.file.write(json.dumps(replace_non_finite(line)) + "\n")
-            self.file.flush()
+            with explain_failure(Path(self.file.name)):
+                self.file.write(to_json(line) + "\n")
+                self.file.flush()
 
 
-def replace_non_finite(value: Any) -> Any:
-    """Replace floats that are infinite or NaN by None, at any depth, since JSON has neither."""
-    if isinstance(value, dict):
-        return {key: replace_non_finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [replace_non_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl, without those that are damaged, e.g. cut short by a power failure.
+
+    Return an empty list if there is no file.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the line was cut short, e.g. by a power failure
-        return float("inf")
+def has_control(path: Path) -> bool:
+    """Return True if metrics.jsonl holds what the monitor measured before the first update."""
+    return any(line["step"] == 0 and "monitor" in line for line in read_whole_lines(path))
 
 
 def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> None:
     """Append one start of a run to the list in a JSON file: its command, data, packages and machine.
+
+    A damaged file is renamed, and a new list begins.
 
     Args:
         path: of environment.json.
         data: sources of images.
         facts: more entries, which JSON can hold.
     """
-    starts = json.loads(path.read_text()) if path.exists() else []
+    starts = _read_starts(path) if path.exists() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     starts.append(
         {
@@ -127,7 +135,20 @@ def write_environment(path: Path, data: Sequence[str | Path], **facts: Any) -> N
             **facts,
         }
     )
-    write_text_whole(path, json.dumps(starts, indent=2) + "\n")
+    write_text_whole(path, to_json(starts, indent=2) + "\n")
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Read the starts of a run from environment.json; rename the file and return an empty list if it is damaged."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(starts, list):
+            return starts
+    except ValueError:
+        pass
+    damaged = path.rename(path.with_suffix(".damaged"))
+    say(f"{path}: damaged, and renamed to {damaged.name}; the starts of the run so far are not in the new file")
+    return []
 
 
 def find_exported_encoder(start: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from ..errors import RecipeError
 
 PAPER_BATCH = 128
+TOML_ERRORS = "surrogateescape"  # how recipes are written and read, since they may name files that are not UTF-8
 LR_EXPONENT = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 # Fields that a resumed run may change: they decide how the run goes, not what it learns. (Two change the weights a
 # little: the parts of `accumulate` draw other dropout, and torch.compile rounds differently.) The monitor's images are
@@ -20,6 +21,20 @@ HARMLESS = {
     "monitor": {"every"},
     "run": {"workers", "accumulate", "compile", "log_every", "checkpoint_every", "keep", "trackers"},
 }
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, with bytes that are not UTF-8 as `os.fsdecode` reads those of file names.
+
+    Raises:
+        tomllib.TOMLDecodeError: the file is not TOML.
+    """
+    return tomllib.loads(path.read_text(encoding="utf-8", errors=TOML_ERRORS))
+
+
+def to_toml(value: Any) -> str:
+    """Return a value of a recipe as TOML. JSON writes it in the same way, but for characters that TOML escapes."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def require(condition: bool, field: str, expected: str, got: object) -> None:
@@ -122,8 +137,8 @@ class Settings:
             known = sorted(p.stem for p in cls.folder.glob("*.toml"))
             raise RecipeError(f"recipe: expected one of {known} or the path of a .toml file, got {str(name)!r}")
         try:
-            content = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            content = read_toml(path)
+        except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{path}: expected a recipe in TOML ({error})") from None
         for change in changes:
             key, equals, value = change.partition("=")
@@ -157,9 +172,8 @@ class Settings:
 
     def to_toml(self) -> str:
         """Return the complete recipe as TOML, defaults included."""
-        # JSON writes strings, numbers and lists as TOML does.
         return "\n".join(
-            f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+            f"[{section}]\n" + "".join(f"{name} = {to_toml(value)}\n" for name, value in fields.items())
             for section, fields in self._sections().items()
         )
 

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, NotRequired, TypedDict
 
 from ..errors import WeightsError
-from ..writing import write_text_whole
+from ..writing import explain_failure, to_json, write_text_whole
 
 PACKAGE = Path(__file__).parents[1]
 # In a checkout the manifest is above the package, and the package has a link to it. An archive of a checkout may hold
@@ -107,7 +107,7 @@ def read_rules() -> dict[str, dict[str, Any]]:
         WeightsError: the file is missing or damaged.
     """
     try:
-        return json.loads(SCHEMA.read_text())["$defs"]["entry"]["properties"]
+        return json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]["entry"]["properties"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(f"{SCHEMA}: expected the schema of manifests, found ({error}); restore it") from error
 
@@ -129,7 +129,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         WeightsError: the file is not a manifest, or cannot be read.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         dict.keys(content["weights"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(
@@ -191,14 +191,15 @@ def write_entry(path: Path, tag: str, entry: Entry) -> None:
 
     Raises:
         WeightsError: the entry is invalid, the file is not a manifest, or its folder does not exist.
+        WritingError: the file cannot be written.
     """
     validate_entry(tag, entry)
     path = path.resolve()  # so that a link to the file stays a link
     read_entries(path)  # a folder that does not exist cannot be locked
-    with lock_folder(path.parent):
+    with explain_failure(path), lock_folder(path.parent):
         entries = {**read_entries(path), tag: entry}
         content = {**(read_manifest(path) if path.exists() else {}), "weights": dict(sorted(entries.items()))}
-        write_text_whole(path, json.dumps(content, indent=2) + "\n")
+        write_text_whole(path, to_json(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import WeightsError
+from ..writing import describe_failure
 from .entries import Entry
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -112,8 +113,8 @@ def explain(error: BaseException, tag: str, cache: str | Path) -> str:
         if code := get_status(cause):
             return f"cannot be downloaded: the Hub answered {_describe_answer(code)}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        other = "make room or choose another folder with HF_HOME, cache_dir or --dir"
-        return f"cannot be stored in {cache} ({error.strerror}): {other}"
+        other = "choose another folder with HF_HOME, cache_dir or --dir"
+        return f"cannot be stored in {cache} {describe_failure(error, other)}"
     return f"cannot be downloaded ({shorten(causes[-1])}): try again, or {elsewhere}"
 
 

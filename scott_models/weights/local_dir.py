@@ -15,6 +15,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..errors import DataError, UserError, WeightsError
+from ..writing import explain_failure, to_json
 
 
 def export(
@@ -22,6 +23,7 @@ def export(
 ) -> Path:
     """Save a SCOTT for `timm.create_model(f"local-dir:{folder}", pretrained=True)`, whole or not at all.
 
+    The files hold no mask token: only pretraining uses it, and distributed training refuses parameters without a use.
     The saved configuration has no dropout, which belongs to training, and no tag, which belongs to released weights.
 
     Args:
@@ -29,8 +31,9 @@ def export(
         label_names: the classes in the order of the logits.
     """
     saved = deepcopy(model)
+    saved.mask_token = None
     saved.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, *model.patch_embed.img_size)}
-    return save_whole(saved.to(dtype), folder, get_model_args(model), label_names)
+    return save_whole(saved.to(dtype), folder, get_model_args(saved), label_names)
 
 
 def get_model_args(model: nn.Module) -> dict[str, Any]:
@@ -81,15 +84,20 @@ def save_whole(model: nn.Module, folder: Path, model_args: dict[str, Any], label
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `folder` if the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        partial = Path(beside) / folder.name  # has the usual permissions; only its owner may read `beside`
-        partial.mkdir()
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+    """Yield an empty folder that replaces `folder` if the block ends without an error.
+
+    Raises:
+        WritingError: the folder cannot be written.
+    """
+    with explain_failure(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            partial = Path(beside) / folder.name  # has the usual permissions; only its owner may read `beside`
+            partial.mkdir()
+            yield partial
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
 
 
 def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label_names: Sequence[str] = ()) -> None:
@@ -97,17 +105,18 @@ def write_config(model: nn.Module, path: Path, model_args: dict[str, Any], label
 
     `num_classes` is written at the top level only: transformers passes it separately and fails if `model_args` has it
     too. `label_names` are written at the top level only, because the weights that the model started from may have other
-    classes. `dynamic_img_size` is left out: it belongs to training, and older timm does not save it.
+    classes, whose names and descriptions are left out. `dynamic_img_size` is left out: it belongs to training, and
+    older timm does not save it.
     """
-    model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None}
+    model.pretrained_cfg = {**model.pretrained_cfg, "tag": None, "license": None, "num_classes": model.num_classes}
     labels = {"label_names": list(label_names)} if label_names else {}
     if label_names:
-        model.pretrained_cfg["label_names"] = None
+        model.pretrained_cfg |= {"label_names": None, "label_descriptions": None}
     save_config_for_hf(model, path, model_config=labels, model_args=model_args)  # older timm needs a Path
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     for name in ("num_classes", "dynamic_img_size"):
         config.get("model_args", {}).pop(name, None)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path.write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
 
 
 EXPORTED = {"config.json", "model.safetensors"}

@@ -37,12 +37,16 @@ def make_pretrained_cfgs() -> dict[str, dict[str, Any]]:
         tag: {
             "input_size": tuple(entry["input_size"]),
             "license": entry["license"],
-            "num_classes": len(names := tuple(entry.get("label_names", ()))),
-            "label_names": names or None,
+            **_make_classes(entry),
             **locate_for_timm(tag),
         }
         for tag, entry in valid_entries().items()
     }
+
+
+def _make_classes(entry: Entry) -> dict[str, Any]:
+    names = tuple(entry.get("label_names", ()))
+    return {"num_classes": len(names), "label_names": names or None}
 
 
 def valid_entries() -> dict[str, Entry]:
@@ -95,7 +99,8 @@ def make_overlay(
     if any((overlay or {}).get(name) for name in WEIGHT_SOURCES):
         return {**dict.fromkeys(WEIGHT_SOURCES), **(overlay or {})}, None  # so that the tag's source does not win
     path, tensors = load(tag, cache_dir=cache_dir)
-    return {**(overlay or {}), "file": str(path), "state_dict": {"of": tag}}, tensors
+    # the configuration may be that of a model with other classes
+    return {**_make_classes(get_entry(tag)), **(overlay or {}), "file": str(path), "state_dict": {"of": tag}}, tensors
 
 
 def list_zoo() -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class Line:
 
 
 def test_a_measuring_process_says_speeds_when_told(monkeypatch):
-    monkeypatch.setattr("scott_models.bench.measure.signal.signal", lambda *_: None)  # the tests' own Ctrl-C
+    monkeypatch.setattr("scott_models.bench.measure.leave_to_parent", lambda: None)  # the tests' own Ctrl-C
     line = Line("go", "go", "stop")
     _work(Contender("scott_3_16", "inference", batch=1, img_size=32), None, line)
     ready, first, second, memory = line.said

@@ -217,7 +217,7 @@ def test_a_classifier_is_released(shards, tmp_path, monkeypatch):
     assert "logits (B, 2)" in text
     assert "pipeline_tag: image-classification" in text
     assert len(script["NAMES"]) == len(set(script["NAMES"])) == 102
-    other = timm.create_model("scott_3_16", img_size=112, num_classes=2, global_pool="attentive", use_mask_token=True)
+    other = timm.create_model("scott_3_16", img_size=112, num_classes=2, global_pool="attentive")
     weights.export(other, tmp_path / "other", dtype=torch.float32)
     with pytest.raises(WeightsError, match="expected a classifier on the weights of"):
         release(tag, flowers, ("blue", "red"), tmp_path / "other")

@@ -234,6 +234,33 @@ def test_finetune_then_embed_with_it(photos, tmp_path):
     assert (np.load(tmp_path / "f.npz")["features"] == np.load(tmp_path / "g.npz")["features"]).all()
 
 
+BOTH = ["--train", "PHOTOS", "--test", "PHOTOS"]
+READERS_OF_IMAGES = {
+    "embed": ["embed", "PHOTOS", "--out", "f.npz"],
+    "pca": ["pca", "PHOTOS", "--out", "p.png", "--img-size", "32"],
+    "attention": ["attention", "PHOTOS", "--out", "a.png", "--img-size", "32"],
+    "neighbours": ["neighbours", "PHOTOS/red/0.png", "--gallery", "PHOTOS", "--img-size", "32"],
+    "probe": ["probe", *BOTH, "--probes", "knn", "--no-control", "--no-duplicates", "--img-size", "32"],
+    "curve": ["probe", *BOTH, "--curve", "c.svg", "--shots", "1", "--no-control", "--img-size", "32"],
+    "retrieval": ["probe", "--test", "PHOTOS", "--zero-shot-neighbours", "--no-control", "--img-size", "32"],
+    "finetune": ["finetune", "--recipe", "smoke", *BOTH, "--out", "run", "model.img_size=32"],
+    "pretrain": ["pretrain", "--recipe", "smoke", "--data", "PHOTOS", "--out", "run", "optim.batch_size=4"],
+}
+
+
+@pytest.mark.parametrize("name", READERS_OF_IMAGES)
+def test_every_command_lists_all_bad_images_or_leaves_them_out(photos, tmp_path, monkeypatch, name):
+    for i in range(3):
+        (photos / "red" / f"bad{i}.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("PHOTOS", str(photos)) for word in READERS_OF_IMAGES[name]]
+    errors = scott(*words, status=2)
+    assert all(f"bad{i}.png" in errors for i in range(3))
+    assert "--bad-images skip" in errors
+    assert not any((tmp_path / made).exists() for made in ("f.npz", "p.png", "a.png", "c.svg", "run"))
+    scott(*words, "--bad-images", "skip")
+
+
 @pytest.mark.slow
 def test_bench_as_json():
     small = ["--batch-size", 1, 2, "--img-size", 32, "--precision", "fp32", "--device", "cpu", "--rounds", 1]

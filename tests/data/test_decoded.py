@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from scott_models.data import decoded
-from scott_models.data.sources import find_samples
+from scott_models.data.bad_images import LISTED
+from scott_models.data.sources import Sample, find_samples
 from scott_models.errors import DataError
 
 
@@ -49,6 +50,26 @@ def test_a_changed_file_is_decoded_again(samples):
     Image.new("RGB", (80, 72), "green").save(samples[0].image)
     assert not torch.equal(decoded.open_images(samples, 36)[0], before)
     assert len(cached()) == 2
+
+
+def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path):
+    """Check a copy that keeps the time of the last change, as `cp -p`, rsync and archives do."""
+    path = tmp_path / "a.bmp"  # without compression, so that all contents have one size
+    Image.new("RGB", (20, 20), "red").save(path)
+    before, found = path.stat(), [Sample(path)]
+    red = decoded.open_images(found, 20)
+    Image.new("RGB", (20, 20), "blue").save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert decoded.open_images(found, 20).digest != red.digest
+
+
+def test_a_file_that_is_gone_is_a_bad_image(photos):
+    found = find_samples([photos])
+    found[3].image.unlink()
+    with pytest.raises(DataError, match="1 of 12.*\n.*opened"):
+        decoded.open_images(found, 20)
+    assert len(decoded.open_images(found, 20, skip_bad=True)) == 11
 
 
 def test_writing_to_an_image_leaves_the_cache_alone(samples):
@@ -168,12 +189,12 @@ def test_of_two_processes_the_first_to_end_serves_both(samples, monkeypatch):
 def test_very_many_bad_images_are_listed_in_a_file(tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
-    for i in range(decoded.LISTED + 3):
+    for i in range(LISTED + 3):
         (folder / f"{i:02d}.png").write_bytes(b"none")
     with pytest.raises(DataError, match=r"and 3 more: .*bad_images.txt") as caught:
         decoded.open_images(find_samples([folder]), 36)
     listed = next(decoded.find_cache_folder().glob("*/bad_images.txt")).read_text().splitlines()
-    assert len(listed) == decoded.LISTED + 3
+    assert len(listed) == LISTED + 3
     assert "21.png" not in str(caught.value)
     assert "21.png" in listed[21]
 

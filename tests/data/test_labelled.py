@@ -60,3 +60,47 @@ def test_what_is_missing_but_harmless_is_noted(photos, tmp_path, capsys):
 def test_nothing_given():
     with pytest.raises(DataError, match="at least one folder.*none"):
         find_labelled([], ["somewhere"])
+
+
+def test_a_role_without_a_split_of_its_own_takes_nothing(photos, tmp_path):
+    """Check that no role falls back to the images of the other one."""
+    for split in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "data" / split)
+    with pytest.raises(DataError, match=r"split test.*found only \['train', 'val'\].*data/train"):
+        find_labelled([tmp_path / "data"], [tmp_path / "data"])
+    train, test = find_labelled([tmp_path / "data"], [tmp_path / "data" / "val"])
+    assert len(train) == 24
+    assert len(test) == 12
+    shutil.rmtree(tmp_path / "data" / "train")
+    (tmp_path / "data" / "val").rename(tmp_path / "data" / "test")
+    with pytest.raises(DataError, match=r"split train or val.*found only \['test'\]"):
+        find_labelled([tmp_path / "data"], [photos])
+
+
+def test_test_images_among_the_training_images_are_noted(photos, tmp_path, capfd):
+    find_labelled([photos], [photos])
+    assert "12 of 12 test images are training images" in capfd.readouterr().err
+    (tmp_path / "link").symlink_to(photos)
+    find_labelled([photos], [tmp_path / "link"])
+    assert "12 of 12" in capfd.readouterr().err
+    shutil.copytree(photos, tmp_path / "copy")
+    find_labelled([photos], [tmp_path / "copy"])
+    assert "test images" not in capfd.readouterr().err
+
+
+def test_images_outside_of_splits_are_counted(photos, tmp_path, capfd):
+    for split in ("train", "test", "extra"):
+        shutil.copytree(photos, tmp_path / "data" / split)
+    train, test = find_labelled([tmp_path / "data"], [tmp_path / "data"])
+    assert len(train) == len(test) == 12
+    assert "12 images belong to no split" in capfd.readouterr().err
+
+
+def test_bad_images_of_both_roles_are_left_out(photos, tmp_path, capfd):
+    for split in ("train", "test"):
+        shutil.copytree(photos, tmp_path / split)
+        (tmp_path / split / "blue" / "bad.png").write_text("no image")
+    train, test = find_labelled([tmp_path / "train"], [tmp_path / "test"], skip_bad=True)
+    assert len(train) == len(test) == 12
+    assert capfd.readouterr().err.count("bad.png") == 2
+    assert len(find_labelled_unsplit([tmp_path / "train"], skip_bad=True)) == 12

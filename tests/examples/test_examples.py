@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,13 @@ pytestmark = pytest.mark.docs
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name, *arguments):
+def run(name, *arguments, status=0):
+    """Run an example; return what it prints, or what it says where it ends with another status than 0."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if status else done.stdout
 
 
 def test_embed(photos):
@@ -33,6 +36,23 @@ def test_finetune(photos):
     assert [count for _, count in found] == ["4", "4"]
     assert [float(top1) for top1, _ in found] == [100, 100]  # of four flowers; by chance 25
     assert "everything: 100.0 % of 12 test images" in run("02_finetune.py", photos, photos)
+
+
+def test_folders_that_cannot_be_used(photos, tmp_path):
+    """Expect a sentence that names the fault."""
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(photos / "red", tmp_path / "one" / "red")
+    shutil.copytree(photos / "red", tmp_path / "other" / "green")
+    (tmp_path / "damaged").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "damaged" / f"{name}.jpg").write_bytes(b"no image")
+    faults = {"empty": "found none", "none": "nothing there", "damaged": "a.jpg: expected an image"}
+    for folder, said in faults.items():
+        assert said in run("01_embed.py", tmp_path / folder, status=2)
+    assert "at least two images" in run("01_embed.py", photos / "red" / "0.png", status=2)
+    pairs = {("one", "other"): "'green'", ("one", "one"): "at least two, found", ("photos", "empty"): "empty"}
+    for (train, test), said in pairs.items():
+        assert said in run("02_finetune.py", tmp_path / train, tmp_path / test, status=2)
 
 
 @pytest.mark.needs("nbclient", "nbformat", "ipykernel")

@@ -1,5 +1,10 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +13,17 @@ import torch
 from timm.models import save_for_hf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import scott_models
+from scott_models import weights
 from scott_models.data import colours
 from scott_models.data.random_streams import Draws
 from scott_models.errors import DataError, RecipeError
 from scott_models.finetune.objective import Supervised
 from scott_models.finetune.recipe import FinetuneRecipe
-from scott_models.finetune.train import Watched, build_classifier, finetune
+from scott_models.finetune.train import Watched, build_classifier, finetune, keep_configuration
 from scott_models.training.course import Course
 from scott_models.training.optimizer import build_optimizer, set_schedules
+from scott_models.weights import local_dir
 
 RECIPES = sorted(path.stem for path in FinetuneRecipe.folder.glob("*.toml"))
 SMALL = ("model.img_size=32",)
@@ -174,21 +182,53 @@ def test_a_stopped_run_goes_on_to_the_same_weights(photos, tmp_path, monkeypatch
     recipe = FinetuneRecipe.load("smoke", SMALL)
     finetune(recipe, [photos], [photos], tmp_path / "whole")
     out = tmp_path / "cut"
-    stop = Supervised.after_step
-
-    def stopping(self, step, total):
-        stop(self, step, total)
-        if step == 2:
-            raise OSError("power cut")
-
-    monkeypatch.setattr(Supervised, "after_step", stopping)
     cut = FinetuneRecipe.load("smoke", [*SMALL, "run.checkpoint_every=0"])
-    with pytest.raises(DataError, match="power cut"):
-        finetune(cut, [photos], [photos], out)
-    monkeypatch.setattr(Supervised, "after_step", stop)
+    stop_early(cut, photos, out, monkeypatch)
     finetune(cut, [photos], [photos], out, resume=True)
     names = [tmp_path / name / "export" / "model.safetensors" for name in ("whole", "cut")]
     assert names[0].read_bytes() == names[1].read_bytes()
+
+
+@pytest.fixture
+def older(tmp_path):
+    """Save an encoder as exports were before: with the mask token."""
+    model = timm.create_model("scott_3_16", img_size=32, use_mask_token=True)
+    return local_dir.save_whole(deepcopy(model), tmp_path / "older", local_dir.get_model_args(model), [])
+
+
+def test_a_mask_token_is_not_trained(older):
+    """An older export has one, which images without masks do not use."""
+    made = objective(f"model.name=local-dir:{older}")
+    made(*made.inputs(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), draws(0, 1))).backward()
+    assert not [name for name, parameter in made.named_parameters() if parameter.grad is None]
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from scott_models.finetune import FinetuneRecipe, finetune
+
+photos, out, *changes = sys.argv[1:]
+finetune(FinetuneRecipe.load("smoke", changes), [photos], [photos], out)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_on_an_older_export(older, photos, tmp_path):
+    """DistributedDataParallel refuses a second step if a parameter had no use in the first."""
+    (script := tmp_path / "process.py").write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    changes = [*SMALL, f"model.name=local-dir:{older}", "optim.batch_size=4", "optim.epochs=2", "run.precision=no"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(scott_models.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [*launch, str(photos), str(tmp_path / "run"), *changes]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
 
 def test_any_timm_model(photos, tmp_path):
@@ -197,6 +237,92 @@ def test_any_timm_model(photos, tmp_path):
     finetune(FinetuneRecipe.load("smoke", changes), [photos], [photos], tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True)
     assert (model.num_classes, model.pretrained_cfg["input_size"]) == (2, (3, 64, 64))
+
+
+def stop_early(recipe, photos, out, monkeypatch):
+    """Cut a run with a checkpoint after its second update."""
+    after_step = Supervised.after_step
+
+    def stop(self, step, total):
+        after_step(self, step, total)
+        if step == 2:
+            raise OSError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Supervised, "after_step", stop)
+        with pytest.raises(DataError, match="power cut"):
+            finetune(recipe, [photos], [photos], out)
+
+
+def test_a_run_resumes_only_with_its_labels(photos, tmp_path, monkeypatch):
+    recipe, out = FinetuneRecipe.load("smoke", [*SMALL, "run.checkpoint_every=0"]), tmp_path / "run"
+    stop_early(recipe, photos, out, monkeypatch)
+    (photos / "blue" / "5.png").rename(photos / "red" / "!.png")  # the order of all images stays
+    with pytest.raises(RecipeError, match="labels this run began with.*found others"):
+        finetune(recipe, [photos], [photos], out, resume=True)
+    (photos / "red" / "!.png").rename(photos / "blue" / "5.png")
+    (photos / "red").rename(photos / "rouge")
+    with pytest.raises(RecipeError, match="labels"):
+        finetune(recipe, [photos], [photos], out, resume=True)
+    (photos / "green").mkdir()
+    (photos / "rouge" / "0.png").rename(photos / "green" / "0.png")  # another number of classes
+    with pytest.raises(RecipeError, match="found others"):
+        finetune(recipe, [photos], [photos], out, resume=True)
+    for path in (out / "checkpoints").glob("step_*.pt"):  # as an older version wrote it
+        content = torch.load(path, weights_only=True)
+        assert content.pop("labels")
+        torch.save(content, path)
+    (photos / "green" / "0.png").rename(photos / "rouge" / "0.png")
+    (photos / "green").rmdir()
+    finetune(recipe, [photos], [photos], out, resume=True)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "scott_3_16"])
+def test_a_run_resumes_without_the_model_it_began_with(photos, tmp_path, monkeypatch, name):
+    source = tmp_path / "source"
+    if name == "resnet10t":
+        save_for_hf(timm.create_model(name), source, safe_serialization=True)
+    else:
+        weights.export(timm.create_model(name, img_size=32, use_mask_token=True), source)
+    changes = ["model.img_size=64", f"model.name=local-dir:{source}", "run.checkpoint_every=0"]
+    recipe = FinetuneRecipe.load("smoke", changes)
+    finetune(recipe, [photos], [photos], tmp_path / "whole")
+    stop_early(recipe, photos, tmp_path / "cut", monkeypatch)
+    source.rename(tmp_path / "gone")
+    finetune(recipe, [photos], [photos], tmp_path / "cut", resume=True)
+    for file in ("model.safetensors", "config.json"):
+        whole, cut = (tmp_path / run / "export" / file for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_run_resumes_without_weights_of_timm(photos, tmp_path, monkeypatch):
+    """Check that nothing is looked for, in a folder or on the Hub, which may be out of reach."""
+    recipe, out = FinetuneRecipe.load("smoke", [*SMALL, "run.checkpoint_every=0"]), tmp_path / "run"
+    finetune(recipe, [photos], [photos], tmp_path / "whole")
+    stop_early(recipe, photos, out, monkeypatch)
+    create, asked = timm.create_model, []
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or create(*a, **k))
+    finetune(recipe, [photos], [photos], out, resume=True)
+    assert asked == [False]
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "whole" / "export" / name).read_bytes() == (out / "export" / name).read_bytes()
+
+
+def test_an_ended_run_that_lost_its_log_is_tested_again(photos, tmp_path):
+    recipe, out = FinetuneRecipe.load("smoke", SMALL), tmp_path / "run"
+    accuracy = finetune(recipe, [photos], [photos], out)
+    (out / "metrics.jsonl").unlink()
+    assert finetune(recipe, [photos], [photos], out, resume=True) == accuracy
+
+
+@pytest.mark.parametrize("source", ["hf-hub", "hf_hub"])
+def test_the_configuration_of_a_model_of_the_hub_is_kept(tmp_path, monkeypatch, source):
+    (tmp_path / "cached.json").write_text("{}")
+    monkeypatch.setattr("scott_models.finetune.train.download_from_hf", lambda *asked: tmp_path / "cached.json")
+    keep_configuration(f"{source}:me/mine", tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_text() == "{}"
+    keep_configuration("resnet18", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_model_nobody_knows(photos, tmp_path):

@@ -159,6 +159,20 @@ def test_int8_weights_of_torchao(options):
     assert (found - expected).norm() < 2e-2 * expected.norm()
 
 
+@pytest.mark.parametrize("options", [{}, {"global_pool": "attentive", "num_classes": 5}])
+def test_int8_of_torch(options):
+    """Dynamic quantisation replaces the layers that are exactly nn.Linear: all of ours."""
+    images = torch.randn(2, 3, 112, 112)
+    model = timm.create_model("scott_3_16", pretrained=True, **options).eval()
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    found = {name: type(module).__module__ for name, module in quantised.named_modules()}
+    assert {name for name in layers if "quantized.dynamic" in found[name]} == {*layers}
+    with torch.no_grad():
+        expected = model(images)
+        assert (quantised(images) - expected).norm() < 5e-2 * expected.norm()
+
+
 def test_what_timm_saves_loads_bit_equal(tmp_path, images):
     model = timm.create_model("scott_3_16", img_size=(96, 64), num_classes=4, global_pool="attentive").eval()
     args = {"img_size": (96, 64), "global_pool": "attentive"}  # timm before 1.0.31 does not note them by itself

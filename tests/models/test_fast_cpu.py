@@ -1,29 +1,62 @@
+import copy
+import io
+import pickle
 import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from scott_models.models import fast_cpu
-from scott_models.models.linear import Linear
+from scott_models.models.layers import Block
+
+
+class Layer(nn.Module):
+    """Hold a linear layer whose fp32 products are convolutions."""
+
+    def __init__(self, bias=False, dtype=None):
+        super().__init__()
+        self.linear = nn.Linear(12, 8, bias=bias, dtype=dtype)
+
+    @fast_cpu.convolve_linear_layers
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.fixture
+def convolved(monkeypatch):
+    """Take the convolutions on any processor; list the shapes that they computed."""
+    convolve, shapes = fast_cpu.linear, []
+
+    def note(*inputs):
+        if (result := convolve(*inputs)) is not None:
+            shapes.append(tuple(inputs[0].shape))
+        return result
+
+    monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", True)
+    monkeypatch.setattr(fast_cpu, "linear", note)
+    return shapes
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 7, 12), (5, 12), (12,), (0, 12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, monkeypatch):
-    monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", True)
-    layer = Linear(12, 8, bias=bias, dtype=dtype)
+def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, convolved):
+    module = Layer(bias, dtype)
     ours, theirs = (torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     ours.requires_grad_()
     theirs.requires_grad_()
-    found, expected = layer(ours), F.linear(theirs, layer.weight, layer.bias)
+    found, expected = module(ours), F.linear(theirs, module.linear.weight, module.linear.bias)
+    assert convolved == ([shape] if dtype == torch.float32 and ours.numel() else [])
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
-    inputs = [ours, *layer.parameters()], [theirs, *layer.parameters()]
+    inputs = [ours, *module.parameters()], [theirs, *module.parameters()]
     for one, other in zip(
         torch.autograd.grad((found * weights).sum(), inputs[0]),
         torch.autograd.grad((expected * weights).sum(), inputs[1]),
@@ -31,9 +64,91 @@ def test_linear_and_its_gradients_are_torchs(bias, shape, dtype, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def test_linear_follows_autocast():
+def test_linear_follows_autocast(convolved):
     with torch.autocast("cpu", torch.bfloat16):
-        assert Linear(12, 8)(torch.randn(3, 12)).dtype == torch.bfloat16
+        assert Layer()(torch.randn(3, 12)).dtype == torch.bfloat16
+    assert not convolved
+
+
+def test_only_what_is_decorated_is_convolved(convolved):
+    module = Layer()
+    module.linear(torch.randn(3, 12))
+    module(input := torch.randn(3, 12))
+    assert len(convolved) == 1
+    with pytest.raises(RuntimeError):
+        module(input[:, :5])
+    F.linear(input, weight=module.linear.weight)  # the error ended it
+    assert len(convolved) == 1
+
+
+def normed(block):
+    parametrizations.weight_norm(block.mlp.fc1)
+    with warnings.catch_warnings(action="ignore"):  # torch replaces the old one
+        nn.utils.weight_norm(block.mlp.fc2)
+    return block
+
+
+def of_another_class(block):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    block.mlp.fc1.__class__ = Doubled
+    return block
+
+
+def saved(block):
+    torch.save(block, file := io.BytesIO())
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def shallow(block):
+    """As DataParallel copies: the same modules, with other weights."""
+    other = copy.copy(block)
+    other._modules = dict(block._modules)
+    other.mlp = copy.copy(block.mlp)
+    other.mlp._modules = {**block.mlp._modules, "fc2": copy.copy(block.mlp.fc2)}
+    other.mlp.fc2._parameters = {"weight": nn.Parameter(2 * block.mlp.fc2.weight), "bias": None}
+    return other
+
+
+def partly_compiled(block):
+    block.mlp.compile(backend="aot_eager", fullgraph=True)
+    return block
+
+
+def hooked(block):
+    block.attn.qkv.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return block
+
+
+def quantised(block):
+    with warnings.catch_warnings(action="ignore"):  # torch moves it to torchao
+        return torch.ao.quantization.quantize_dynamic(block, {nn.Linear}, dtype=torch.qint8)
+
+
+CHANGES = {
+    "deepcopy": (copy.deepcopy, 4),
+    "pickle": (lambda block: pickle.loads(pickle.dumps(block)), 4),
+    "save": (saved, 4),
+    "shallow copy": (shallow, 4),
+    "weight norm": (normed, 4),
+    "pruned": (lambda block: prune.l1_unstructured(block.mlp.fc1, "weight", amount=0.5) and block, 4),
+    "another class": (of_another_class, 4),
+    "hook": (hooked, 4),
+    "partly compiled": (partly_compiled, 2),
+    "quantised": (quantised, 0),
+}
+
+
+@pytest.mark.parametrize(("change", "convolutions"), CHANGES.values(), ids=CHANGES)
+def test_what_others_make_of_linear_layers_stays(change, convolutions, convolved, monkeypatch):
+    """Compare the changed block with itself on a processor that takes the plain path."""
+    block, x = change(Block(32, 2).eval()), torch.randn(2, 5, 32)
+    found = block(x)
+    assert len(convolved) == convolutions
+    monkeypatch.setattr(fast_cpu, "CONVOLVES_FASTER", False)
+    torch.testing.assert_close(found, block(x))
 
 
 FAULTS = """
@@ -110,3 +225,18 @@ def test_shortcuts_are_for_tensors_that_a_cpu_computes_now():
     torch.jit.trace(double, torch.ones(2), check_trace=False)
     torch.compile(double, backend="eager", fullgraph=True)(torch.ones(2))
     assert len(seen) == 2
+
+
+def test_convolutions_are_for_layers_that_a_cpu_computes_now(convolved):
+    module, x = Layer(), torch.ones(2, 12)
+    module(x)
+    assert len(convolved) == 1
+    Layer().to("meta")(x.to("meta"))
+    torch.func.vmap(module)(x)
+    torch.compile(module, backend="eager", fullgraph=True)(x)
+    torch.export.export(module, (x,))
+    torch.fx.symbolic_trace(module)(x)
+    with warnings.catch_warnings(action="ignore"):  # torch warns that script and trace will go
+        torch.jit.trace(module, x, check_trace=False)(x)
+        torch.jit.script(module)(x)
+    assert len(convolved) == 1

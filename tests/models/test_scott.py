@@ -7,7 +7,7 @@ import torch
 
 from scott_models import SCOTT
 from scott_models.errors import WeightsError
-from scott_models.models.scott import MODELS, checkpoint_filter_fn
+from scott_models.models.scott import MODELS, checkpoint_filter_fn, find_places
 
 PARAMETERS = {
     "scott_3_16": 6_522_432,
@@ -92,6 +92,56 @@ def test_visible_tokens_alone(tiny, visible):
         tiny.forward_visible(images, uneven.flip(0))
     with pytest.raises(ValueError, match=r"equally many visible.*got \[16, 7\]"):
         tiny.forward_visible(images, uneven)
+
+
+KINDS = {
+    "features": {"num_classes": 0},
+    "classes": {"num_classes": 3, "fc_norm": True},
+    "plain": {"tokenizer": "patch"},
+    "attentive": {"global_pool": "attentive"},
+    "map": {"global_pool": "map"},
+    "tokens": {"global_pool": ""},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_layers_are_torchs_own(kind):
+    """Tools ask for exactly this type, such as quantisers."""
+    model = SCOTT(img_size=64, **{"num_classes": 3, "depth": 1, **KINDS[kind]}, device="meta")
+    assert {type(module) for module in model.modules() if isinstance(module, torch.nn.Linear)} == {torch.nn.Linear}
+
+
+def empty(height=64, width=64):
+    return torch.zeros(0, 3, height, width, requires_grad=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_images(kind, training):
+    """An empty batch has results and gradients of the right shapes, as with timm's models."""
+    rates = {"pos_drop_rate": 0.2, "attn_drop_rate": 0.1, "drop_path_rate": 0.1, "patch_drop_rate": 0.1}
+    settings = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3, **rates, **KINDS[kind]}
+    model = SCOTT(**settings).train(training)
+    expected = model(torch.zeros(2, 3, 64, 64)).shape[1:]
+    found = model(images := empty())
+    assert found.shape == (0, *expected)
+    found.sum().backward()
+    assert images.grad.shape == images.shape
+    gradients = [p.grad for p in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert model(empty(48, 112)).shape[0] == 0
+
+
+def test_no_images_and_masks(tiny):
+    visible = torch.zeros(0, 16, dtype=torch.bool)
+    for found in (tiny.forward_tokens(empty(), visible), tiny.forward_intermediates(empty(), output_fmt="NLC")[1][0]):
+        assert found.shape == (0, 16, 32)
+        found.sum().backward()
+    assert find_places(visible).shape == (0, 0)
+    tiny.forward_visible(empty(), visible).sum().backward()
+    places = torch.zeros(0, 7, dtype=torch.int64)
+    assert tiny.forward_visible(empty(), visible, places).shape == (0, 7, 32)
+    assert tiny.get_attention(empty())[0].shape == (0, 2, 16, 16)
 
 
 def test_attention_maps_in_the_order_asked(tiny):

@@ -56,6 +56,16 @@ def test_who_has_a_mask_token():
         assert built(*OBJECTIVES[name]).encoders["target"].mask_token is None
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_linear_layers_are_torchs_own(name):
+    """Tools ask for exactly this type, in encoder, predictor, decoder and heads."""
+    recipe = Recipe.load("smoke", [*SMALL, *OBJECTIVES[name], "objective.words=30"])
+    objective = build_objective(recipe, images=lambda: 5)
+    layers = [module for module in objective.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(layers) > 4
+    assert {type(layer) for layer in layers} == {torch.nn.Linear}
+
+
 def test_several_crops_of_each_image():
     objective = built(*OBJECTIVES["visreg"], "objective.views_per_image=3", "objective.local_views=2")
     assert (objective.views_per_image, objective.local_views) == (3, 2)

@@ -98,7 +98,7 @@ torch.save(running.parts["net"].state_dict(), Path(out) / f"teacher{running.rank
 def launch(photos, tmp_path):
     script = tmp_path / "process.py"
 
-    def run(processes, out, *changes, resume=False, stop=0, program=PROCESS):
+    def run(processes, out, *changes, resume=False, stop=0, program=PROCESS, told=True):
         script.write_text(program)
         command = [
             sys.executable,
@@ -114,7 +114,7 @@ def launch(photos, tmp_path):
             **os.environ,
             "PYTHONPATH": str(Path(scott_models.__file__).parents[1]),
             "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
+            **({"ACCELERATE_USE_CPU": "true"} if told else {}),
         }
         done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -162,6 +162,11 @@ def test_two_processes_do_what_one_does(launch):
     up = launch(2, "up", resume=True)
     close(up, one)
     assert same_teachers(up)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_torchs_launcher_needs_no_word_about_the_cpu(launch):
+    close(launch(2, "two", "optim.epochs=2", told=False), launch(1, "one", "optim.epochs=2"))
 
 
 @pytest.mark.parametrize("name", ["splitmask", "beit", "visible"])

@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 
 import scott_models
 from scott_models.data import decoded
-from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError
+from scott_models.data.files import is_run_folder
+from scott_models.errors import DataError, Interrupted, RecipeError, TrainingError, WeightsError
 from scott_models.pretrain import Budget, Recipe, check_finish, finish, pretrain, train
+from scott_models.pretrain.album import Album
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probes.features import load_model
 from scott_models.training import checkpoints, engine, run_folder
+from scott_models.training.lock import hold_folder
 from scott_models.training.run import check_run_folder, stop_requests
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -78,9 +81,12 @@ def test_a_run_from_images_to_a_timm_model(recipe, photos, tmp_path, capsys):
     assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
     assert model.pos_drop.p == 0
     target = state(out)["objective"]["target_encoder"]
+    exported = load_file(export / "model.safetensors")
+    assert target.keys() - exported.keys() == {"mask_token"}  # which a checkpoint keeps
+    assert model.mask_token is None
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, target[name].bfloat16().float())
-    assert load_file(export / "model.safetensors")["mask_token"].dtype == torch.bfloat16
+        assert exported[name].dtype == torch.bfloat16
 
 
 def test_a_run_keeps_the_precision_it_began_with(recipe, photos, tmp_path):
@@ -96,6 +102,7 @@ def test_a_run_keeps_the_precision_it_began_with(recipe, photos, tmp_path):
 def test_the_context_encoder_may_be_exported_instead(recipe, photos, tmp_path):
     export = pretrain(recipe, [photos], tmp_path / "run", export="context")
     model = timm.create_model(f"local-dir:{export}", pretrained=True)
+    assert model.mask_token is None
     student = state(tmp_path / "run")["objective"]["student"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, student[f"context_encoder.{name}"].bfloat16().float())
@@ -621,6 +628,109 @@ def test_stop_requests_end_with_the_block():
         assert stop()
         assert signal.getsignal(signal.SIGTERM) is before  # a second signal would kill
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def begun(recipe, photos, tmp_path, monkeypatch):
+    """Stop a run that began with the weights of another run; return its recipe and its folder."""
+    pretrain(Recipe.load("smoke", [*SMALL, "monitor.every=0", "run.seed=5"]), [photos], tmp_path / "first")
+    started = recipe.changed("model", init=f"local-dir:{tmp_path / 'first' / 'export'}")
+    pretrain(started, [photos], tmp_path / "whole")
+    stop_early(started, photos, tmp_path / "run", monkeypatch, update=4)
+    return started, tmp_path / "run"
+
+
+def test_a_run_resumes_without_the_weights_it_began_with(begun, photos, tmp_path):
+    started, out = begun
+    (tmp_path / "first").rename(tmp_path / "gone")
+    pretrain(started, [photos], out, resume=True)
+    assert same(state(out), state(tmp_path / "whole"))
+    assert lines(out, "monitor") == lines(tmp_path / "whole", "monitor")
+    for path in (out / "checkpoints").glob("*"):
+        path.unlink()
+    with pytest.raises(WeightsError, match="init.*found no .*first"):  # without a checkpoint the run begins anew
+        pretrain(started, [photos], out, resume=True)
+
+
+def test_a_finish_needs_no_weights_to_begin_with(begun, photos, tmp_path):
+    _, out = begun
+    (tmp_path / "first").rename(tmp_path / "gone")
+    assert finish(out, Budget(epochs=1)).is_dir()
+
+
+def test_without_its_log_a_run_measures_the_weights_it_began_with_again(begun, photos, tmp_path, capsys):
+    started, out = begun
+    (out / "metrics.jsonl").unlink()
+    first = tmp_path / "first"
+    first.rename(tmp_path / "gone")
+    with pytest.raises(WeightsError, match="init.*found no .*first"):
+        pretrain(started, [photos], out, resume=True)
+    assert "metrics.jsonl: expected a look before the first update" in capsys.readouterr().err
+    pretrain(started.changed("monitor", every=0), [photos], out, resume=True)
+    (tmp_path / "gone").rename(first)
+    (out / "metrics.jsonl").unlink()
+    pretrain(started, [photos], out, resume=True)
+    assert lines(out, "monitor")[0] == lines(tmp_path / "whole", "monitor")[0]
+    assert [line["step"] for line in lines(out, "monitor")] == [0, 6]  # an ended run is measured at its end
+    assert "After update 6: " in (out / "README.md").read_text()
+
+
+def test_a_log_without_its_first_look(recipe, photos, tmp_path):
+    out = tmp_path / "run"
+    pretrain(recipe, [photos], out)
+    log = out / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"step": 0' not in line))
+    pretrain(recipe.changed("monitor", every=0), [photos], out, resume=True)
+    assert "Not monitored yet" in (out / "README.md").read_text()
+
+
+def test_one_run_in_a_folder(recipe, photos, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    stop_early(recipe, photos, out, monkeypatch, update=4)
+    assert not list(out.glob(".*"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with hold_folder(out):
+        for train_again in (
+            lambda: pretrain(recipe, [photos], out, resume=True),
+            lambda: pretrain(recipe, [photos], out),
+            lambda: finish(out, Budget(epochs=1)),
+        ):
+            with pytest.raises(RecipeError, match=f"no other run.*process {os.getpid()} on host"):
+                train_again()
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    pretrain(recipe, [photos], out, resume=True)
+
+
+def test_a_run_folder_that_is_a_file(recipe, photos, tmp_path):
+    (tmp_path / "run").write_text("notes")
+    with pytest.raises(DataError, match=r"run: expected a folder.*--out"):
+        pretrain(recipe, [photos], tmp_path / "run")
+
+
+def test_a_recipe_edited_between_two_parts(recipe, photos, tmp_path):
+    out, budget = tmp_path / "run", Budget(epochs=2)
+    pretrain(recipe, [photos], out, budget=budget)
+    stored = (out / "recipe.toml").read_text()
+    for edited in (stored.replace("epochs = 2", "epochs = two"), stored.replace("peak_lr", "peak_rate"), "[mask"):
+        (out / "recipe.toml").write_text(edited)
+        with pytest.raises(RecipeError, match=r"run: cannot resume by its recipe\.toml"):
+            pretrain(recipe, [photos], out, resume=True, budget=budget)
+    (out / "recipe.toml").write_text(stored.replace("\nepochs = 2\n", "\nepochs = 1.5\n"))
+    with pytest.raises(RecipeError, match=r"recipe\.toml: expected at least the 6 updates.*found 4"):
+        pretrain(recipe, [photos], out, resume=True, budget=budget)
+
+
+def test_pictures_come_after_what_marks_a_run_folder(photos, tmp_path, monkeypatch):
+    """Cut a run before its first look: others must see that its pictures are no data."""
+
+    def cut(album, step, encoder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Album, "add", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(Recipe.load("smoke", SMALL), [photos], tmp_path / "run")
+    assert is_run_folder(tmp_path / "run")
+    assert not (tmp_path / "run" / "looks").exists()
 
 
 def test_a_run_that_starts_from_released_weights(recipe, photos, tmp_path, capsys, toy):

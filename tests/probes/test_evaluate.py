@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from timm.models import save_for_hf
 
+from scott_models.data.files import find_images
 from scott_models.data.labelled import find_labelled
-from scott_models.data.sources import find_images
 from scott_models.errors import DataError
 from scott_models.probes import evaluate as module
 from scott_models.probes import pixel_cache

@@ -117,7 +117,7 @@ def register_again():
 
 @pytest.fixture
 def backbone():
-    """Load the backbone with its mask token, as a run exports it."""
+    """Load the backbone with its mask token, as the zoo has it."""
     return load_model(f"local-dir:{weights.resolve(BACKBONE).parent}", img_size=64)
 
 
@@ -197,6 +197,31 @@ def test_a_tag_with_another_number_of_classes_has_a_fresh_head(expected, images)
     assert torch.equal(model.forward_features(images), expected[0])
 
 
+def test_names_of_classes_go_with_the_classes(expected, images, tmp_path):
+    shared = timm.get_pretrained_cfg(PROBE).to_dict()
+
+    def told(model):
+        assert model.default_cfg is model.pretrained_cfg
+        return model.pretrained_cfg["num_classes"], model.pretrained_cfg.get("label_names")
+
+    classifier, others = created(images)[0], created(images, num_classes=7)[0]
+    assert told(classifier) == (3, tuple(NAMES))
+    assert told(others) == told(created(images, num_classes=7, pretrained=False)[0]) == (7, None)
+    assert told(created(images, num_classes=0)[0]) == (0, None)
+    assert "label_names" not in timm.create_model(PROBE, pretrained=True, features_only=True).pretrained_cfg
+    classifier.reset_classifier(5)
+    assert told(classifier) == told(deepcopy(classifier)) == (5, None)
+    folder = weights.export(classifier, tmp_path / "export")
+    assert "daisy" not in (folder / "config.json").read_text()
+    assert told(loaded(folder)) == (5, None)
+    assert told(timm.create_model("scott_3_16", num_classes=4)) == (4, None)
+    assert timm.get_pretrained_cfg(PROBE).to_dict() == shared
+    # whatever the model's classes are, its configuration leads to the tag's weights
+    again = timm.create_model("scott_3_16", pretrained=True, pretrained_cfg=others.pretrained_cfg).eval()
+    assert torch.equal(again(images), expected[-1])
+    assert told(again) == (3, tuple(NAMES))
+
+
 def test_a_tag_with_a_pool_of_the_callers(expected, entry, images):
     features, _, logits = expected
     normed = entry["head"] == "linear"
@@ -218,11 +243,11 @@ def test_a_tag_with_a_pool_of_the_callers(expected, entry, images):
 
 def test_a_tag_with_other_options(expected, images):
     _, _, logits = expected
-    released = load_file(weights.resolve(PROBE))
-    for given in (False, True):
-        model, found = created(images, use_mask_token=given)
-        assert torch.equal(found, logits)
-        assert model.mask_token is None if not given else torch.equal(model.mask_token, released["mask_token"])
+    model, found = created(images, use_mask_token=False)
+    assert torch.equal(found, logits)
+    assert model.mask_token is None
+    with pytest.raises(WeightsError, match=r"missing \['mask_token'\]"):  # no export has one
+        created(images, use_mask_token=True)
     model, found = created(larger := torch.randn(2, 3, 96, 112), img_size=(96, 112))
     resized = created(images)[0]
     resized.set_input_size((96, 112))
@@ -291,7 +316,7 @@ def test_a_downloaded_folder_is_the_whole_classifier(expected, entry, images, tm
     exported = json.loads((weights.resolve(PROBE).parent / "config.json").read_text())
     assert config["model_args"] == exported["model_args"]
     own = timm_configs.get_registered_args("scott_3_16", entry["head"])
-    assert {**own, "img_size": [64, 64], "use_mask_token": True} == config["model_args"]
+    assert {**own, "img_size": [64, 64]} == config["model_args"]
 
 
 def test_a_head_of_as_many_other_classes_on_a_tags_features(expected, head, tmp_path):
@@ -307,5 +332,6 @@ def test_pretraining_starts_from_a_classifiers_encoder(expected):
     released = load_file(weights.resolve(PROBE))
     for encoder in build_objective(recipe).encoders.values():
         state = encoder.state_dict()
+        state.pop("mask_token", None)  # fresh
         assert released.keys() - state.keys() == {name for name in released if name.startswith(("head.", "attn_pool."))}
         assert all(torch.equal(tensor, released[name]) for name, tensor in state.items())

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scott_models import weights
-from scott_models.data.sources import find_images, load_image
+from scott_models.data.files import find_images
+from scott_models.data.images import load_image
 from scott_models.errors import DataError, WeightsError
 from scott_models.probes.features import embed, extract, load_model
 

@@ -5,7 +5,8 @@ import pytest
 import timm
 import torch
 
-from scott_models.data.sources import find_images, load_image
+from scott_models.data.files import find_images
+from scott_models.data.images import load_image
 from scott_models.errors import DataError
 from scott_models.probes import frozen as module
 from scott_models.probes import pixel_cache

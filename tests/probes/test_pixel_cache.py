@@ -6,8 +6,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from scott_models.data.colours import normalize
 from scott_models.data.crops import make_random_crops, make_random_crops_on_device
+from scott_models.data.files import find_images
+from scott_models.data.images import load_image
 from scott_models.data.random_streams import Draws, make_key
-from scott_models.data.sources import find_images, load_image
 from scott_models.probes import pixel_cache as module
 from scott_models.probes.features import load_evaluation_batches, resolve_transform_config, scale
 from scott_models.probes.pixel_cache import PixelCache

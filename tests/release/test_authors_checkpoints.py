@@ -1,3 +1,4 @@
+import json
 import pickle
 from functools import reduce
 
@@ -5,9 +6,11 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from scott_models.errors import DataError, WeightsError
 from scott_models.release.authors_checkpoints import convert, load_predictor
+from scott_models.weights import convert_reference
 
 
 @pytest.fixture
@@ -29,15 +32,27 @@ def test_encoders_give_what_was_recorded(checkpoints, recording):
     assert (model.num_features, len(model.blocks), model.patch_embed.img_size) == (96, 2, (96, 96))
     with torch.no_grad():
         full = model.forward_tokens(tensors["in.context"])
-        masked = model.forward_tokens(tensors["in.context"], tensors["in.visible"].bool())
     torch.testing.assert_close(full, tensors["out.features_full"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(masked, tensors["out.features_masked"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.get_attention(tensors["in.context"])[0], tensors["out.attention_last"])
     folder = convert(checkpoints / "target-encoder_checkpoint.pth", checkpoints / "target")
     target = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         targets = target.forward_features(tensors["in.target"])
     torch.testing.assert_close(targets, tensors["out.targets"], atol=1e-5, rtol=1e-5)
+
+
+def test_the_mask_token_is_left_out_and_can_be_had(checkpoints, recording):
+    """Look for it in both files. The function for weights keeps it, and masked features are the recorded ones."""
+    tensors, _ = recording
+    path = checkpoints / "context-encoder_checkpoint.pth"
+    folder = convert(path, checkpoints / "context")
+    assert "mask_token" not in load_file(folder / "model.safetensors")
+    assert json.loads((folder / "config.json").read_text())["model_args"]["use_mask_token"] is False
+    model = timm.create_model(f"local-dir:{folder}", use_mask_token=True).eval()
+    model.load_state_dict(convert_reference(torch.load(path, weights_only=True)))
+    with torch.no_grad():
+        masked = model.forward_tokens(tensors["in.context"], tensors["in.visible"].bool())
+    torch.testing.assert_close(masked, tensors["out.features_masked"], atol=1e-5, rtol=1e-5)
 
 
 def test_the_predictor_gives_what_was_recorded(checkpoints, recording):

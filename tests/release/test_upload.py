@@ -184,8 +184,8 @@ def test_a_manifest_that_cannot_be_written_after_all(run, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("scott_models.release.upload.upload", lambda *release, **options: ("a" * 40, False))
-    monkeypatch.setattr("scott_models.release.upload.write_entry", full)
-    with pytest.raises(WeightsError, match=f"me/x.*commit {'a' * 40}.*m.json cannot"):
+    monkeypatch.setattr("scott_models.weights.entries.write_text_whole", full)
+    with pytest.raises(WeightsError, match=f"me/x.*commit {'a' * 40}.*m.json.*No space.*make room"):
         publish(run, "me/x", license="mit", manifest_file=tmp_path / "m.json")
 
 

@@ -10,14 +10,14 @@ from scott_models.pretrain.monitor import Health, judge
 from scott_models.pretrain.recipe import Recipe
 from scott_models.pretrain.train import write_readme
 from scott_models.training.checkpoints import Checkpoints
-from scott_models.training.run_folder import Log
+from scott_models.training.run_folder import Log, has_control, write_environment
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
     model = torch.nn.Linear(2, 2)
     return Checkpoints(
-        tmp_path / "checkpoints", {"model": model}, torch.optim.AdamW(model.parameters()), images="digest"
+        tmp_path / "checkpoints", {"model": model}, torch.optim.AdamW(model.parameters()), {"images": "digest"}
     )
 
 
@@ -164,8 +164,20 @@ def test_without_a_checkpoint_nothing_was_done(checkpoints):
 
 def test_a_run_of_other_images_is_refused(checkpoints):
     save(checkpoints, 3)
-    checkpoints.images = "another"
-    with pytest.raises(RecipeError, match="images.*found others.*--data"):
+    checkpoints.identity = {"images": "another"}
+    checkpoints.parts["model"] = torch.nn.Linear(2, 3)  # which may need weights of another shape
+    with pytest.raises(RecipeError, match="images.*found others.*--out"):
+        checkpoints.load()
+
+
+def test_a_run_of_other_labels_is_refused(checkpoints):
+    save(checkpoints, 3)
+    checkpoints.identity = {"images": "digest", "labels": "a"}
+    assert checkpoints.load() == 3  # an older version stored no labels
+    save(checkpoints, 4)
+    assert checkpoints.load() == 4
+    checkpoints.identity = {"images": "digest", "labels": "b"}
+    with pytest.raises(RecipeError, match="labels.*found others"):
         checkpoints.load()
 
 
@@ -198,6 +210,34 @@ def test_log_goes_on_where_the_checkpoint_ends(tmp_path):
     with Log(path, 0, batch=8, steps_per_epoch=4, kind_of_health=Health):
         pass
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("damage", [b"", b"3", b"[]", b"{}", b'{"step": "4"}', b'{"step', b"\0\0", b"\xff"])
+def test_damaged_lines_of_the_log_are_left_out(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    control, line = (
+        b'{"step": 0, "monitor": {"rankme": 4.0, "spread": 0.5, "cosine": 0.5}}',
+        b'{"step": 2, "loss": 1.0}',
+    )
+    path.write_bytes(b"\n".join([control, damage, line, damage]))
+    assert has_control(path)
+    with Log(path, 4, batch=8, steps_per_epoch=4, kind_of_health=Health) as log:
+        assert log.health == {0: Health(4, 0.5, 0.5)}
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 2]
+    path.write_bytes(b"\n".join([damage, line]))
+    assert not has_control(path)
+    assert not has_control(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("damage", [b"", b"[{", b"{}", b"\xff"])
+def test_a_damaged_environment_begins_anew(tmp_path, damage, capsys):
+    path = tmp_path / "environment.json"
+    path.write_bytes(damage)
+    for after in (0, 4):
+        write_environment(path, ["photos"], after=after)
+    assert [start["after"] for start in json.loads(path.read_text())] == [0, 4]
+    assert (tmp_path / "environment.damaged").read_bytes() == damage
+    assert "environment.json: damaged" in capsys.readouterr().err
 
 
 def test_what_is_no_number_is_null_at_any_depth(tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from timm.models import save_for_hf
 
 from scott_models import SCOTT, weights
-from scott_models.errors import WeightsError
+from scott_models.errors import WeightsError, WritingError
 from scott_models.weights import files, local_dir, timm_configs
 
 CHECKOUT = Path(__file__).parents[2]
@@ -235,12 +235,39 @@ def test_export_round_trip(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # both files have the same permissions
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float())
+    state = model.state_dict()
+    assert state.keys() - loaded.state_dict().keys() == {"mask_token"}  # which stays with the model itself
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name].bfloat16().float())
+    with pytest.raises(WeightsError, match=r"missing \['mask_token'\]"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True, use_mask_token=True)
     assert loaded.pos_drop.p == 0
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert not {"tag", "license", "file"} & config.keys()  # these belong to released weights
     assert model.patch_embed.conv1.weight.dtype == torch.float32
+
+
+def test_an_older_export_keeps_its_mask_token(tmp_path):
+    """Exports had one before; a model without one loads from them too."""
+    model = timm.create_model("scott_3_16", img_size=48, use_mask_token=True)
+    folder = local_dir.save_whole(deepcopy(model), tmp_path / "export", local_dir.get_model_args(model), [])
+    for options in ({}, {"use_mask_token": False}):
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+        assert loaded.mask_token is None if options else torch.equal(loaded.mask_token, model.mask_token)
+        assert torch.equal(loaded.patch_embed.conv1.weight, model.patch_embed.conv1.weight)
+
+
+@pytest.mark.parametrize("name", ["scott_3_16", "resnet10t"])
+def test_what_an_export_says_of_its_classes(name, tmp_path):
+    """Expect the classes of now, and nothing of those that the weights came with."""
+    model = timm.create_model(name, num_classes=2)
+    before = {"num_classes": 3, "label_names": ["a", "b", "c"], "label_descriptions": {"a": "first"}}
+    model.pretrained_cfg = {**model.pretrained_cfg, **before}
+    local_dir.save_whole(model, tmp_path / "export", {}, ["blue", "red"])
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (2, ["blue", "red"])
+    assert config["pretrained_cfg"]["num_classes"] == 2
+    assert not {"label_names", "label_descriptions"} & config["pretrained_cfg"].keys()
 
 
 def test_an_export_takes_its_place_whole_or_not_at_all(tmp_path):
@@ -252,7 +279,7 @@ def test_an_export_takes_its_place_whole_or_not_at_all(tmp_path):
         with local_dir.folder_written_whole(folder) as partial:
             (partial / name).touch()
 
-    with pytest.raises(OSError, match="(?i)name too long"):
+    with pytest.raises(WritingError, match="out: cannot be written.*(?i:name too long)"):
         write("a" * 300)
     assert list(tmp_path.iterdir()) == [other]
     for name in "ab":

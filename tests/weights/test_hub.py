@@ -232,7 +232,7 @@ def test_a_file_too_large_for_the_disk(world):
     _, path, error = json.loads(out)
     assert path is None, errors
     assert "cannot be stored in" in error
-    assert "(File too large): make room or choose another folder with HF_HOME, cache_dir or --dir" in error
+    assert "(File too large); check the folder and its disk or choose another folder with HF_HOME" in error
     assert world.is_whole("one", world.resolve("one")["one"][0])
 
 
@@ -258,7 +258,7 @@ def test_a_full_disk(world, mounted):
     world.release("one", os.urandom(3 * MEGABYTE))
     disk = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
     _, error = world.resolve("one", HF_HOME=str(disk))["one"]
-    assert f"cannot be stored in {disk / 'hub'} (No space left on device): make room" in error
+    assert f"cannot be stored in {disk / 'hub'} (No space left on device); make room or choose" in error
     mounted("-o", "remount,size=9m")
     assert world.is_whole("one", world.resolve("one", HF_HOME=str(disk))["one"][0])
 
@@ -272,7 +272,8 @@ def test_a_cache_that_cannot_be_written(world, mounted):
     found = world.resolve("one", "other", HF_HOME=str(disk))
     assert world.is_whole("one", found["one"][0])
     assert (
-        f"cannot be stored in {disk / 'hub'} (Read-only file system): make room or choose another" in found["other"][1]
+        f"cannot be stored in {disk / 'hub'} (Read-only file system); check the folder and its disk"
+        in found["other"][1]
     )
 
 
