@@ -62,8 +62,8 @@ def _print(text: str, end: str, stream: TextIO) -> None:
     try:
         print(text, end=end, file=stream, flush=True)
     except UnicodeEncodeError as error:
-        shown = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
-        print(shown, end=end, file=stream, flush=True)
+        encoding = getattr(stream, "encoding", None) or error.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -133,12 +133,13 @@ def open_streams() -> Iterator[None]:
 def _make_lossy(stream: TextIO | None, name: str) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")  # open until the process ends
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
-    if type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:  # Windows' console has a class of its own
-        with suppress(OSError, ValueError):
-            stream.flush()
-            file, by_line = io.BufferedWriter(_Lossy(stream, name)), stream.line_buffering or stream.write_through
-            stream = io.TextIOWrapper(file, stream.encoding, line_buffering=bool(by_line))
-    stream.reconfigure(errors="backslashreplace")
+    with suppress(OSError, ValueError):  # the stream is lost or closed already
+        stream.flush()
+    with suppress(OSError, ValueError):
+        if isinstance(stream, io.TextIOWrapper):
+            if type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:  # Windows' console has another class
+                by_line = bool(stream.line_buffering or stream.write_through)
+                file = io.BufferedWriter(_Lossy(stream, name))
+                stream = io.TextIOWrapper(file, stream.encoding, line_buffering=by_line)
+            stream.reconfigure(errors="backslashreplace")
     return stream

@@ -63,7 +63,7 @@ def report_user_errors() -> Iterator[None]:
         ignore_hang_up()
         raise KeyboardInterrupt
 
-    restore = handle_signals(STOPS, stop)
+    restore = handle_signals(STOPS[1:], stop)  # Ctrl-C raises KeyboardInterrupt without a handler of ours
     try:
         with open_streams():
             yield

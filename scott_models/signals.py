@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 HANG_UP: int | None = getattr(signal, "SIGHUP", None)  # Windows has no such signal
-STOPS = [signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else [])]
+STOPS: list[int] = [signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else [])]
 
 
 def handle_signals(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Callable[[], None]:

@@ -37,6 +37,16 @@ def test_a_closing_terminal_may_send_several_signals():
     assert cleaned
 
 
+def test_ctrl_c_that_is_ignored_stays_ignored():
+    """Check that a command in the background of a script, whose shell ignores Ctrl-C for it, goes on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with report_user_errors():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_command_in_another_thread(capsys):
     """Check that a command, e.g. the page of examples/app.py, ends there as it does elsewhere."""
     ended = []

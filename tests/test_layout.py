@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import scott_models
 
 PACKAGE = Path(scott_models.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
 # A folder may import from itself and from floors further down the list, but not from others on its own floor.
 FLOORS = [
     {"cli"},
@@ -81,6 +83,42 @@ def test_model_files_show_the_plain_path():
     for path in (PACKAGE / "models").glob("*.py"):
         found = [word for word in asking if word in path.read_text()]
         assert not found or path.stem == "fast_cpu", f"{path}: {found}"
+
+
+def find_calls(*folders):
+    """Yield the path, the called name (of a method without its object) and the call, of all calls in Python files."""
+    for path in chain.from_iterable(folder.rglob("*.py") for folder in folders):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+                yield path, getattr(node.func, "attr", None) or getattr(node.func, "id", None), node
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    """Check that whatever reads or writes text names its encoding. Without a mode, `open` reads text."""
+    of_others = {"Image", "os", "tarfile"}  # they open no text
+    found = []
+    for path, name, call in find_calls(PACKAGE, CHECKOUT / "examples", CHECKOUT / "benchmarks"):
+        if name == "open":
+            if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", None) in of_others:
+                continue
+            modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
+            text = not any("b" in str(mode) for mode in modes) and (modes or isinstance(call.func, ast.Name))
+        else:
+            text = name in ("read_text", "write_text") and not ast.unparse(call).startswith("installed.")
+        if text and not any(word.arg == "encoding" for word in call.keywords):
+            found.append(f"{path.relative_to(CHECKOUT)}:{call.lineno}: {ast.unparse(call)[:60]}")
+    assert not found
+
+
+def test_json_and_notes_are_made_in_one_place():
+    """Check that no JSON with NaN is written, and that no note fails where standard error is absent or lost."""
+    found = []
+    for path, name, call in find_calls(PACKAGE):
+        if (name in ("dump", "dumps") and path.name not in ("writing.py", "settings.py")) or (
+            name == "print" and path.name != "console.py" and not ast.unparse(call).startswith("console.print")
+        ):
+            found.append(f"{path.relative_to(CHECKOUT)}:{call.lineno}: {ast.unparse(call)[:60]}")
+    assert not found
 
 
 @pytest.mark.parametrize(

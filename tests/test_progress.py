@@ -32,16 +32,17 @@ def test_what_is_short_needs_no_lines(capsys):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Make standard error a terminal of 60 columns; return the number of its other end."""
+    """Open a terminal of 60 columns; yield the number of its other end, and the stream."""
     other, number = pty.openpty()
     fcntl.ioctl(number, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0))  # each item is shown
     with open(number, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        yield other
+        yield other, stream
 
 
-def test_a_terminal_gets_a_bar(terminal):
+def test_a_terminal_gets_a_bar(terminal, monkeypatch):
+    terminal, stream = terminal
+    monkeypatch.setattr(sys, "stderr", stream)  # here, since pytest sets it anew after the fixtures
     assert list(progress.track(range(3), "reading", total=3)) == [0, 1, 2]
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
@@ -50,7 +51,10 @@ def test_a_terminal_gets_a_bar(terminal):
     assert max(map(len, shown.split("\r"))) <= 61  # the width of the terminal, and a line end
 
 
-def test_the_work_goes_on_after_the_terminal_is_closed(terminal):
+def test_the_work_goes_on_after_the_terminal_is_closed(terminal, monkeypatch):
+    terminal, stream = terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+
     def read():
         for i in range(5):
             if i == 2:

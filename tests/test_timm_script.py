@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,17 @@ def test_a_script_knows_our_models(script):
     command = [sys.executable, "-m", "scott_models.run", str(script), "photos", "--model", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout) == [[str(script), "photos", "--model", "x"], "__main__", 7, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_help_that_cannot_be_kept(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="2"):
+            timm_script.main()
+        monkeypatch.undo()
+    assert "standard output: No space left" in capsys.readouterr().err
 
 
 def test_without_a_script(tmp_path, monkeypatch, capsys):

@@ -41,7 +41,10 @@ def download(tag: str, folder: str | Path | None = None) -> Path:
         return weights.resolve(tag)
     if (model := tag.split(".", maxsplit=1)[0]) not in MODELS:
         raise WeightsError(f"{tag}: expected a tag of one of {MODELS}, found a tag of {model}; update scott_models")
-    target = Path(os.path.expanduser(folder)) / tag / entry["file"]
+    try:
+        target = Path(folder).expanduser() / tag / entry["file"]
+    except RuntimeError:
+        raise WeightsError(f"{folder}: expected a folder, found ~ of a user without a home; write its path") from None
     with kept_if_whole(target.parent):
         if not files.is_released(target, entry):
             with explain_failure(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:

@@ -373,6 +373,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     The next signal is handled as it was before; but no SIGHUP ends a run that is saving.
     """
     requests: list[int] = []
+    restore: Callable[[], None] = lambda: None  # noqa: E731 -- for a signal that comes before all handlers are set
 
     def handle(number: int, frame: object) -> None:
         requests.append(number)

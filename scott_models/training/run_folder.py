@@ -62,7 +62,8 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         if self.file:
-            self.file.close()
+            with explain_failure(Path(self.file.name)):
+                self.file.close()
 
     def write(self, step: int, **values: float) -> dict[str, float]:
         """Write a line with the values of an update, its epoch and its speed, and return the line."""

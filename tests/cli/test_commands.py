@@ -181,6 +181,11 @@ def test_numbers_of_a_list_stand_on_one_line(capsys):
     assert "[3, 4]" in text
 
 
+def test_a_score_that_is_no_number_is_null(capsys):
+    print_json({"rankme": float("nan"), "path": Path("a")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rankme": None, "path": "a"}
+
+
 def test_doctor_as_json():
     rows = {row["what"]: row for row in json.loads(scott("doctor", "--no-speed", "--json"))}
     assert rows["torch"]["found"] in torch.__version__  # torch.__version__ may end with the build

@@ -1,5 +1,7 @@
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +215,13 @@ def test_copies_are_known(photos, capsys):
     names = [sample.image.name for sample, copy in zip(images.samples, images.copies) if copy]
     assert names == ["copy.png"]
     assert "1 images are exact copies" in capsys.readouterr().err
+
+
+def test_the_cache_of_a_user_without_a_home(monkeypatch):
+    """Imitate a container that was started with a number for a user, which no list of users has."""
+    monkeypatch.setattr("os.path.expanduser", str)
+    for name in ("SCOTT_MODELS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert decoded.find_cache_folder().parent == Path(tempfile.gettempdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", "/disk")
+    assert decoded.find_cache_folder() == Path("/disk/scott_models")

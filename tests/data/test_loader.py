@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import pickle
-import signal
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from scott_models.data.order import Order
 from scott_models.data.random_streams import Draws, make_key
 from scott_models.data.sources import find_samples
 from scott_models.errors import RecipeError
+from scott_models.signals import STOPS
 
 
 @pytest.fixture
@@ -82,13 +82,13 @@ def workers_end():
 
 
 def test_workers_leave_signals_to_the_parent(streamed):
-    """Check that crops keep coming after a SIGTERM to the whole process group, until the parent has saved."""
+    """Check that crops keep coming after signals to the whole process group, until the parent has saved."""
     crops = Crops(streamed, 32, seed=0)
     batches = load(Order(count=12, batch=6, seed=0), crops, 1, 6, workers=2)
     for _ in range(2):  # one batch of each worker, so that both have started
         next(batches)
     for child in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             os.kill(child.pid, number)
     assert len(list(batches)) == 4
     assert workers_end()

@@ -1,3 +1,4 @@
+import errno
 from contextlib import nullcontext
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scott_models.errors import WritingError
 from scott_models.pictures.sheet import GAP
 from scott_models.pretrain.album import CELL, PICTURES, Album
 
@@ -28,6 +30,20 @@ def test_strips_of_finer_maps(album, tiny):
     )
     first, second = (np.asarray(found[f"step_{step:09d}.webp"], dtype=float) for step in (0, 123))
     assert np.abs(first - second).mean() > 5  # each drawn with the weights of its step
+
+
+def test_a_full_disk(album, tiny, monkeypatch):
+    album.add(0, tiny)
+
+    def full(picture, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left")
+
+    before = sorted(album.folder.iterdir())
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(WritingError, match="looks/images.webp: cannot be written.*make room"):
+        album.add(1, tiny)
+    assert sorted(album.folder.iterdir()) == before
 
 
 def test_broken_weights_have_no_picture(album, tiny):

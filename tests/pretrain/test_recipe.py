@@ -4,6 +4,8 @@ import pytest
 
 from scott_models.errors import RecipeError
 from scott_models.pretrain.recipe import OBJECTIVES, Recipe
+from scott_models.training import settings
+from scott_models.writing import write_text_whole
 
 RECIPES = sorted(path.stem for path in Recipe.folder.glob("*.toml"))
 
@@ -37,6 +39,15 @@ def test_complete_toml_round_trip(tmp_path):
     assert recipe.differences(Recipe.load("smoke", ["data.views=none", "mask.ratio=0.5", "monitor.test=true"])) == [
         "optim.epochs: 7.0 and 2.0"
     ]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "花 😀", "a\x7f\x07\n\\\"b'"])
+def test_names_of_any_characters(name, tmp_path):
+    """Check that weights to start from are found again by the recipe of the run, even if their name is not UTF-8."""
+    recipe = Recipe.load("smoke", [f"model.init={settings.to_toml(name)}"])
+    assert recipe.model.init == name
+    write_text_whole(tmp_path / "recipe.toml", recipe.to_toml(), errors=settings.TOML_ERRORS)
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
 
 
 def test_lists_of_names(tmp_path):

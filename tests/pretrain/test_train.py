@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from scott_models.pretrain import Budget, Recipe, check_finish, finish, pretrain
 from scott_models.pretrain.album import Album
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probes.features import load_model
+from scott_models.signals import HANG_UP, STOPS
 from scott_models.training import checkpoints, engine, run_folder
 from scott_models.training.lock import hold_folder
 from scott_models.training.run import check_run_folder, stop_requests
@@ -570,6 +572,58 @@ def test_a_disk_full_elsewhere_names_the_last_checkpoint(recipe, photos, tmp_pat
         pretrain(recipe, [photos], tmp_path / "run")
 
 
+def test_not_every_error_of_the_system_is_a_full_disk(recipe, photos, tmp_path, monkeypatch):
+    run = train.Pretraining(recipe, [photos], tmp_path / "run", False, None, False, "target")
+
+    def fail(*arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(engine.Engine, "update", fail)
+    with pytest.raises(DataError, match="Too many open files.*ulimit.*no checkpoint yet") as raised:
+        run.train()
+    assert "written" not in str(raised.value)
+
+
+def test_a_run_in_another_thread(recipe, photos, tmp_path):
+    """Train where Python lets nobody handle signals, as in a web server or a notebook's background job."""
+    exported = []
+    thread = threading.Thread(target=lambda: exported.append(pretrain(recipe, [photos], tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert exported == [tmp_path / "run" / "export"]
+
+
+def test_a_run_whose_console_is_lost(recipe, photos, tmp_path, monkeypatch, lost):
+    monkeypatch.setattr(sys, "stderr", lost)
+    monkeypatch.setattr(sys, "stdout", lost)
+    with monkeypatch.context() as interrupted:
+        interrupt_at(4, interrupted)
+        with pytest.raises(Interrupted, match="after update 4 of 6 and saved"):
+            pretrain(recipe, [photos], tmp_path / "run")
+    assert pretrain(recipe, [photos], tmp_path / "run", resume=True).is_dir()
+
+
+def test_folders_whose_names_are_not_utf_8(recipe, photos, tmp_path, capsys):
+    odd = photos.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    out = tmp_path / os.fsdecode(b"run\xe9")
+    export = pretrain(recipe, [odd], out)
+    assert r"caf\udce9" in (out / "README.md").read_text()
+    assert json.loads((out / "environment.json").read_text())[-1]["data"] == [str(odd)]
+    assert pretrain(recipe, [odd], out, resume=True) == export
+
+
+def test_images_that_are_all_the_same(tmp_path, capsys):
+    """Expect a verdict, and null for what is no number, since one image has no other to be compared with."""
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.new("RGB", (60, 50), "white").save(tmp_path / "photos" / f"{i}.png")
+    pretrain(Recipe.load("smoke", SMALL), [tmp_path / "photos"], tmp_path / "run")
+    assert "dead, all images have nearly the same features" in capsys.readouterr().err
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    looks = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines() if "monitor" in line]
+    assert {look["monitor"]["cosine"] for look in looks} == {None}
+
+
 def test_images_too_many_to_keep_decoded(recipe, photos, tmp_path, monkeypatch):
     pretrain(recipe, [photos], tmp_path / "kept")
     monkeypatch.setenv("SCOTT_MODELS_CACHE", str(tmp_path / "cache"))
@@ -617,16 +671,20 @@ def test_odd_images(recipe, tmp_path):
     assert all(0 < loss < 10 for loss in losses(tmp_path / "run"))
 
 
-def test_stop_requests_end_with_the_block():
+@pytest.mark.parametrize("number", STOPS)
+def test_stop_requests_end_with_the_block(number, lost, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", lost)
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests() as stop:
         assert not stop()
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         deadline = time.monotonic() + 5
         while not stop() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stop()
         assert signal.getsignal(signal.SIGTERM) is before  # a second signal would kill
+        if HANG_UP:
+            os.kill(os.getpid(), HANG_UP)  # but not that of the terminal, which may come several times
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -1,7 +1,9 @@
+import errno
+
 import pytest
 import torch
 
-from scott_models.errors import DataError
+from scott_models.errors import DataError, WritingError
 from scott_models.probes import pixel_cache
 from scott_models.probes.label_efficiency import Point, draw_curve, measure_label_efficiency, sample_few
 
@@ -46,6 +48,17 @@ def test_the_picture(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="picture's name, .png, .svg or .pdf"):
         draw_curve(points, tmp_path / "curve.docx")
+
+
+def test_a_full_disk_leaves_no_half_of_the_picture(tmp_path, monkeypatch):
+    def full(figure, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(WritingError, match="curve.png: cannot be written.*make room"):
+        draw_curve([Point("m", "knn", 1, 50.0, 2.0, 5)], tmp_path / "curve.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_shots_below_one(photos):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ import timm
 import torch
 
 from scott_models import weights
-from scott_models.errors import WeightsError
+from scott_models.errors import WeightsError, WritingError
 from scott_models.release.offline import download, find_tag
 from scott_models.weights import files, manifest
 
@@ -41,6 +42,29 @@ def test_a_folder_holds_the_whole_release(tmp_path, monkeypatch):
     by_name, by_folder = (timm.create_model(n, pretrained=True).eval() for n in (TAG, f"local-dir:{path.parent}"))
     assert by_name.pretrained_cfg["file"] == str(path)
     assert torch.equal(by_name(images), by_folder(images))
+
+
+@pytest.mark.parametrize("name", ["shutil.copyfile", "pathlib.Path.write_bytes"])  # the weights; the picture after them
+def test_a_full_disk_leaves_nothing(name, tmp_path, monkeypatch):
+    """Expect a sentence about the place, not about the weights that are copied."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left", "the released weights")
+
+    monkeypatch.setattr(name, full)
+    with pytest.raises(WritingError, match=f"models/{TAG}/.*: cannot be written.*make room"):
+        download(TAG, tmp_path / "models")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "models").mkdir()
+    with pytest.raises(WritingError, match="make room"):
+        download(TAG, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", str)
+    with pytest.raises(WeightsError, match="~/models: expected a folder.*without a home"):
+        download(TAG, "~/models")
 
 
 def test_what_is_there_stays_and_what_is_damaged_is_replaced(tmp_path, monkeypatch):

@@ -16,6 +16,12 @@ def test_a_chart_is_one_element_in_the_page_s_ink():
     assert svg == draw_curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, x="epoch", levels={"random weights": 2.5})
 
 
+def test_class_names_of_any_characters():
+    svg = draw_bars({"caf\udce9": 50.0, "$a$": 40.0})
+    assert r"caf\udce9" in svg
+    assert "$a$" in svg
+
+
 def test_long_lines_are_thinned():
     many = list(range(100_000))
     svg = draw_curves({"loss": (many, [float(i) for i in many])}, x="update")

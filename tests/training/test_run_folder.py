@@ -1,11 +1,13 @@
+import errno
 import json
 import math
+import os
 import threading
 
 import pytest
 import torch
 
-from scott_models.errors import DataError, RecipeError
+from scott_models.errors import DataError, RecipeError, WritingError
 from scott_models.pretrain.monitor import Health, judge
 from scott_models.pretrain.recipe import Recipe
 from scott_models.pretrain.train import write_readme
@@ -131,6 +133,24 @@ def test_a_failed_write_is_told_at_the_next_save_or_at_the_end(checkpoints, monk
         {}["first"]
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EROFS, "check the folder and its disk")],
+)
+def test_only_a_full_disk_needs_room(number, advice, checkpoints, monkeypatch):
+    """Raise the error as torch does, whose writer raises a RuntimeError after the system's error."""
+
+    def fail(state, file):
+        try:
+            raise OSError(number, "why")
+        finally:
+            raise RuntimeError("unexpected position 768")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(DataError, match=rf"step_000000001.pt: cannot be written \(why\); {advice}; there is no check"):
+        save(checkpoints, 1)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, capsys):
     for step in (5, 6):
@@ -238,6 +258,18 @@ def test_a_damaged_environment_begins_anew(tmp_path, damage, capsys):
     assert [start["after"] for start in json.loads(path.read_text())] == [0, 4]
     assert (tmp_path / "environment.damaged").read_bytes() == damage
     assert "environment.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_log_on_a_full_disk(tmp_path):
+    def write():
+        with Log(tmp_path / "metrics.jsonl", 0, batch=8, steps_per_epoch=4, kind_of_health=Health) as log:
+            log.file.close()
+            log.file = open("/dev/full", "a")
+            log.write(2, loss=1.0)
+
+    with pytest.raises(WritingError, match="/dev/full: cannot be written.*make room"):
+        write()
 
 
 def test_what_is_no_number_is_null_at_any_depth(tmp_path):

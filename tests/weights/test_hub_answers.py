@@ -38,7 +38,11 @@ def made(kind, code=None, words="some words"):
         (made(errors.HfHubHTTPError, 404), "answered 404, that commit has no such file"),
         (made(errors.HfHubHTTPError, 429), "answered 429, too many requests"),
         (made(errors.HfHubHTTPError, 500), "answered 500, an unexpected error"),
-        (OSError(errno.ENOSPC, "No space left on device"), r"cannot be stored in the/cache \(No space left"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            r"cannot be stored in the/cache \(No space left\); make room or .*--dir",
+        ),
+        (OSError(errno.EROFS, "Read-only"), r"cannot be stored in the/cache \(Read-only\); check the folder.*--dir"),
         (ConnectionError("reset"), r"cannot be downloaded \(reset\)"),
         (ValueError("Bearer hf_secret"), r"cannot be downloaded \(ValueError\)"),
         (ValueError("https://example.org/?token=x"), r"cannot be downloaded \(ValueError\)"),
