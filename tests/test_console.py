@@ -66,7 +66,7 @@ def test_characters_that_an_encoding_lacks(name, write, monkeypatch):
     assert stream.buffer.getvalue() == b"\xe9 \\u82b1 caf\\udce9" + os.linesep.encode()
 
 
-def test_a_result_among_the_notes_is_one_of_them(monkeypatch, capsys):
+def test_a_result_among_the_notes_is_one_of_them(capsys, monkeypatch):
     """Check that `--json`, by which all but the result goes to standard error, prints each line once."""
     monkeypatch.setattr(sys, "stdout", sys.stderr)
     console.show("a sentence")

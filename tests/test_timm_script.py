@@ -38,7 +38,7 @@ def test_a_script_knows_our_models(script):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_help_that_cannot_be_kept(monkeypatch, capsys):
+def test_help_that_cannot_be_kept(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run"])
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)

@@ -106,7 +106,7 @@ def _imagenet100(root: str) -> list[Sample]:
 @cache
 def read_imagenet100_classes() -> frozenset[str]:
     """Read the WordNet ids of the 100 classes of the original's ImageNet-100."""
-    return frozenset((Path(__file__).parents[1] / "imagenet100_wnids.txt").read_text().split())
+    return frozenset((Path(__file__).parents[1] / "imagenet100_wnids.txt").read_text(encoding="utf-8").split())
 
 
 def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str], list[Sample]]:

@@ -42,7 +42,7 @@ def test_a_sheet_has_every_picture_in_its_place(tmp_path):
 
 def test_nothing_is_left_of_a_sheet_that_cannot_be_written(tmp_path):
     (tmp_path / "sheet.png").mkdir()
-    with pytest.raises(OSError, match="sheet.png"):
+    with pytest.raises(DataError, match="sheet.png"):
         draw_sheet([[(Image.new("RGB", (5, 5)), "")]], tmp_path / "sheet.png")
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 

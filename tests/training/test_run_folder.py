@@ -265,7 +265,7 @@ def test_a_log_on_a_full_disk(tmp_path):
     def write():
         with Log(tmp_path / "metrics.jsonl", 0, batch=8, steps_per_epoch=4, kind_of_health=Health) as log:
             log.file.close()
-            log.file = open("/dev/full", "a")
+            log.file = open("/dev/full", "a")  # noqa: SIM115 -- the log closes it
             log.write(2, loss=1.0)
 
     with pytest.raises(WritingError, match="/dev/full: cannot be written.*make room"):
