@@ -86,13 +86,13 @@ class _Lossy(io.FileIO):
 
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream.fileno(), "w", closefd=False)
-        self.stream = name
+        self.stream, self.is_notes = stream, name == "stderr"  # the stream is kept: it would close its file
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno in LOST or self.stream == "stderr":
+            if error.errno in LOST or self.is_notes:
                 return len(data)
             raise OSError(error.errno, error.strerror, OUTPUT) from None
 

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,10 @@ def test_characters_that_an_encoding_lacks(name, write, monkeypatch):
     assert stream.buffer.getvalue() == b"\xe9 \\u82b1 caf\\udce9" + os.linesep.encode()
 
 
-def test_a_result_among_the_notes_is_one_of_them(capsys, monkeypatch):
+def test_a_result_among_the_notes_is_one_of_them(capsys):
     """Check that `--json`, by which all but the result goes to standard error, prints each line once."""
-    monkeypatch.setattr(sys, "stdout", sys.stderr)
-    console.show("a sentence")
+    with redirect_stdout(sys.stderr):
+        console.show("a sentence")
     assert capsys.readouterr().err == "a sentence\n"
 
 

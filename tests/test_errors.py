@@ -67,9 +67,10 @@ def test_a_command_in_another_thread(capsys):
 @pytest.mark.parametrize("debug", ["0", "1"])
 def test_the_status_is_right_if_nobody_reads_why(lost, debug, capsys, monkeypatch):
     monkeypatch.setenv("SCOTT_DEBUG", debug)
-    monkeypatch.setattr(sys, "stderr", lost)
-    with pytest.raises(SystemExit, match="2"), report_user_errors():
-        raise UserError("expected one, found two")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", lost)
+        with pytest.raises(SystemExit, match="2"), report_user_errors():
+            raise UserError("expected one, found two")
     assert capsys.readouterr().out == ""
 
 
