@@ -100,6 +100,7 @@ CPU_PARTS = {
     "data": "As data grows",
     "start": "Start-up",
 }
+NARROW_PARTS = {"headline": "Beside the original and timm"}
 AVX2_PARTS = {"avx2": "Beside the original and timm, in fp32"}
 GPU_PARTS = {
     "end to end": "End to end",
@@ -135,10 +136,11 @@ def section(title: str, file: Path, parts: dict[str, str]) -> str:
 def write() -> None:
     notes = (RESULTS / "notes.md").read_text(encoding="utf-8").strip()
     cpu = section("CPU", RESULTS / "cpu.json", CPU_PARTS)
+    narrow = section("CPU whose AVX512 is no faster than AVX2", RESULTS / "narrow.json", NARROW_PARTS)
     avx2 = section("CPU without AVX512", RESULTS / "avx2.json", AVX2_PARTS)
     gpu = section("One GPU", RESULTS / "gpu.json", GPU_PARTS)
     host = section("What a GPU's step costs the processor", RESULTS / "host.json", HOST_PARTS)
-    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{avx2}\n\n{gpu}\n\n{host}\n\n{notes}\n", encoding="utf-8")
+    PAGE.write_text(f"{INTRODUCTION}\n\n{cpu}\n\n{narrow}\n\n{avx2}\n\n{gpu}\n\n{host}\n\n{notes}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

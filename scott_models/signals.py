@@ -4,9 +4,11 @@ Only Python's main thread may set handlers. Elsewhere, e.g. in a web server's th
 """
 
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from .console import say_from_handler
 
 HANG_UP: int | None = getattr(signal, "SIGHUP", None)  # Windows has no such signal
 STOPS: list[int] = [signal.SIGINT, signal.SIGTERM, *([HANG_UP] if HANG_UP else [])]
@@ -43,3 +45,25 @@ def leave_to_parent() -> None:
     """Ignore Ctrl-C and SIGHUP in a worker process: both reach the whole group, and the parent ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ignore_hang_up()
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns True after the first Ctrl-C, SIGTERM or SIGHUP, which does not kill the process.
+
+    The next signal is handled as it was before; but no SIGHUP ends a run that is saving.
+    """
+    requests: list[int] = []
+    restore: Callable[[], None] = lambda: None  # noqa: E731 -- for a signal that comes before all handlers are set
+
+    def handle(number: int, frame: object) -> None:
+        requests.append(number)
+        restore()
+        ignore_hang_up()
+        say_from_handler("stopping soon and saving; a second signal stops at once")
+
+    restore = handle_signals(STOPS, handle)
+    try:
+        yield lambda: bool(requests)
+    finally:
+        restore()

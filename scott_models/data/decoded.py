@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..console import say
-from ..errors import DataError
+from ..errors import DataError, WritingError
 from ..progress import track
+from ..writing import explain_failure
 from .bad_images import ADVICE, list_bad
 from .images import Row, load_image, without_warnings
 from .memory import SHARE_OF_DEVICE
@@ -156,22 +157,21 @@ def decode(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
         DataError: the disk has no room for the decoded images, or cannot be written to.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent)
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as partial:
-            index = _write(samples, short_side, Path(partial))
-            theirs = read_index(folder)
-            if theirs and theirs["bad"].keys() <= index["bad"].keys():
-                return theirs
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(partial).chmod(0o755)
-            Path(partial).rename(folder)
-    except OSError as error:
+        with explain_failure(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(folder.parent)
+            with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent, ignore_cleanup_errors=True) as partial:
+                index = _write(samples, short_side, Path(partial))
+                theirs = read_index(folder)
+                if theirs and theirs["bad"].keys() <= index["bad"].keys():
+                    return theirs
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(partial).chmod(0o755)
+                Path(partial).rename(folder)
+    except WritingError as error:
         if theirs := read_index(folder):
             return theirs
-        raise DataError(
-            f"{folder}: cannot keep the decoded images ({error}); make room, or set SCOTT_MODELS_CACHE to another disk"
-        ) from error
+        raise DataError(f"{error}, or set SCOTT_MODELS_CACHE to a folder for decoded images on another disk") from error
     return index
 
 
@@ -210,7 +210,8 @@ def _write(samples: Sequence[Sample], short_side: int, folder: Path) -> dict[str
         "copies": torch.from_numpy(copies),
         "bad": bad,
     }
-    torch.save(index, folder / "index")
+    with (folder / "index").open("wb") as file:  # torch's own writer hides the system's error
+        torch.save(index, file)
     return index
 
 

@@ -164,9 +164,10 @@ def _load(file: Image.Image, path: str | Path | Row) -> Image.Image:
 
 def _drop_metadata(path: Path) -> BytesIO | None:
     """Return a PNG without texts and colour profile, whose size Pillow limits; None for other files."""
-    content = path.read_bytes()
-    if not content.startswith(PNG_SIGNATURE):
-        return None
+    with path.open("rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        content = PNG_SIGNATURE + file.read()
     kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)

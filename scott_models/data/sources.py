@@ -41,7 +41,7 @@ def find_samples(sources: Sequence[str | Path], splits: Sequence[str] = (), *, s
     samples = []
     for source in sources:
         kind, _, place = str(source).partition(":")
-        found = READERS[kind](place) if kind in READERS and place else find_folder_samples(source, skip_bad)
+        found = READERS[kind](place, skip_bad) if kind in READERS and place else find_folder_samples(source, skip_bad)
         if splits:
             known = {sample.split for sample in found if sample.split}
             if missing := set(splits) - known:
@@ -89,9 +89,9 @@ def _find_split_folders(folders: set[tuple[str, ...]], inside_split: bool) -> se
     return named if named == first or several else set()
 
 
-def _imagenet100(root: str) -> list[Sample]:
+def _imagenet100(root: str, skip_bad: bool) -> list[Sample]:
     classes, samples = read_imagenet100_classes(), []
-    for path in find_images([root]):
+    for path in find_images([root], skip_bad=skip_bad):
         parts = path.relative_to(root).parent.parts
         if label := next((name for name in parts if name in classes), None):
             split = next(
@@ -109,10 +109,10 @@ def read_imagenet100_classes() -> frozenset[str]:
     return frozenset((Path(__file__).parents[1] / "imagenet100_wnids.txt").read_text(encoding="utf-8").split())
 
 
-def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str], list[Sample]]:
+def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str, bool], list[Sample]]:
     """Make a reader of a torchvision data set; `names` maps its names of splits to ours."""
 
-    def read(root: str) -> list[Sample]:
+    def read(root: str, skip_bad: bool) -> list[Sample]:
         from torchvision import datasets
 
         samples = []
@@ -130,7 +130,7 @@ def _torchvision(kind: str, names: dict[str, str]) -> Callable[[str], list[Sampl
     return read
 
 
-def _hugging_face(name: str) -> list[Sample]:
+def _hugging_face(name: str, skip_bad: bool) -> list[Sample]:
     with needs_extra("data"):
         import datasets
     try:
@@ -159,7 +159,7 @@ def _hugging_face(name: str) -> list[Sample]:
     return samples
 
 
-READERS: dict[str, Callable[[str], list[Sample]]] = {
+READERS: dict[str, Callable[[str, bool], list[Sample]]] = {
     "flowers102": _torchvision("Flowers102", {"train": "train", "val": "val", "test": "test"}),
     "pets37": _torchvision("OxfordIIITPet", {"trainval": "train", "test": "test"}),
     "imagenet100": _imagenet100,

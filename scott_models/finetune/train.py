@@ -137,9 +137,8 @@ class FineTuning(Run):
 
     def build_objective(self, recipe: Any, *, images: Callable[[], int], compiled: bool) -> nn.Module:
         model, kept = recipe.model, self.out / ARCHITECTURE
-        older = (
-            not self.loads_start and ":" in model.name and not kept.is_dir()
-        )  # begun by a version that kept the token
+        # A run that an older version began, which kept no configuration, trains the mask token of an export too.
+        older = not self.loads_start and ":" in model.name and not kept.is_dir()
         if not self.loads_start:
             name = f"local-dir:{kept}" if ":" in model.name and kept.is_dir() else model.name
             model = replace(model, weights="random", name=name)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..pretrain.monitor import Health, judge, pick_evenly
 from ..pretrain.recipe import Recipe
 from ..release.entry import is_pretraining, name_source, name_start
 from ..training.course import Course
-from ..training.run_folder import count_seconds
+from ..training.run_folder import count_seconds, read_whole_lines
 from ..training.schedules import linear
 from ..training.settings import Settings
 from .charts import Line, draw_curves
@@ -73,7 +72,7 @@ class Records:
         """
         kind: type[Settings] = Recipe if is_pretraining(folder) else FinetuneRecipe
         try:
-            lines = read_log(folder / "metrics.jsonl")
+            lines = read_whole_lines(folder / "metrics.jsonl")
             starts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             looks = [line for line in lines if "monitor" in line]
             recipe = kind.load(folder / "recipe.toml")
@@ -104,19 +103,6 @@ class Records:
     def name(self) -> str:
         """Return the name of the model; if the model is a folder, the folder's own name."""
         return Path(self.recipe.model.name.removeprefix("local-dir:")).name
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl. A last line that a power cut left unfinished is skipped.
-
-    Raises:
-        ValueError: another line is not JSON.
-    """
-    texts = path.read_text(encoding="utf-8").splitlines()
-    lines = [json.loads(text) for text in texts[:-1]]
-    with suppress(ValueError):
-        lines += map(json.loads, texts[-1:])
-    return lines
 
 
 def make_page(folder: Path, *, neighbours: bool = True) -> Page:

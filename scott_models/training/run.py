@@ -7,8 +7,8 @@ and a resumed run goes on as if it had never stopped.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..console import say, say_from_handler, show
+from ..console import say, show
 from ..data.decoded import Images, open_images
 from ..data.loader import Made
 from ..data.sources import Sample
 from ..errors import DataError, Interrupted, RecipeError, WritingError, describe_system_error
 from ..progress import track
-from ..signals import STOPS, handle_signals, ignore_hang_up
+from ..signals import stop_requests
 from ..writing import write_text_whole
 from .budget import Budget
 from .checkpoints import Checkpoints
@@ -364,25 +364,3 @@ def check_run_folder(recipe: S, out: Path, resume: bool, budget: Budget | None) 
     if differences := recipe.differences(stored):
         raise RecipeError(f"{out}: cannot resume with another recipe (asked for and found): {'; '.join(differences)}")
     return recipe
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after the first Ctrl-C, SIGTERM or SIGHUP, which does not kill the process.
-
-    The next signal is handled as it was before; but no SIGHUP ends a run that is saving.
-    """
-    requests: list[int] = []
-    restore: Callable[[], None] = lambda: None  # noqa: E731 -- for a signal that comes before all handlers are set
-
-    def handle(number: int, frame: object) -> None:
-        requests.append(number)
-        restore()
-        ignore_hang_up()
-        say_from_handler("stopping soon and saving; a second signal stops at once")
-
-    restore = handle_signals(STOPS, handle)
-    try:
-        yield lambda: bool(requests)
-    finally:
-        restore()

@@ -75,7 +75,7 @@ def test_tasks_run_and_remember_their_memory():
 
 
 class Line:
-    """What a measuring process hears, and what it says."""
+    """Play the connection of a measuring process: hold what it hears, and keep what it says."""
 
     def __init__(self, *heard):
         self.heard, self.said = list(heard), []

@@ -74,6 +74,6 @@ def test_quickstart(folder, tmp_path, monkeypatch):
 
 
 def printed(notebook):
-    """Of each cell that computes; stderr is left out, on which packages remark upon their surroundings."""
+    """Return the standard output of each code cell, without standard error, to which packages write remarks."""
     code = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(out.text for out in outputs if out.get("name") == "stdout") for outputs in code]

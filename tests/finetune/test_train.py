@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -18,6 +19,7 @@ from scott_models import weights
 from scott_models.data import colours
 from scott_models.data.random_streams import Draws
 from scott_models.errors import DataError, RecipeError
+from scott_models.finetune import train
 from scott_models.finetune.objective import Supervised
 from scott_models.finetune.recipe import FinetuneRecipe
 from scott_models.finetune.train import Watched, build_classifier, finetune, keep_configuration
@@ -197,10 +199,20 @@ def older(tmp_path):
 
 
 def test_a_mask_token_is_not_trained(older):
-    """An older export has one, which images without masks do not use."""
+    """Check an older export, which has a mask token that images without masks do not use."""
     made = objective(f"model.name=local-dir:{older}")
     made(*made.inputs(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), draws(0, 1))).backward()
     assert not [name for name, parameter in made.named_parameters() if parameter.grad is None]
+
+
+def test_a_run_that_trained_a_mask_token_resumes(older, photos, tmp_path, monkeypatch):
+    """Check a run that an older version began from an older export: it has the token, and kept no configuration."""
+    recipe, out = FinetuneRecipe.load("smoke", [*SMALL, f"model.name=local-dir:{older}"]), tmp_path / "run"
+    with monkeypatch.context() as before:
+        before.setattr(train, "build_classifier", lambda *given, **_: build_classifier(*given, mask_token=True))
+        ended = finetune(recipe, [photos], [photos], out)
+    shutil.rmtree(out / "model")
+    assert finetune(recipe, [photos], [photos], out, resume=True) == ended
 
 
 PROCESS = """
@@ -215,7 +227,7 @@ finetune(FinetuneRecipe.load("smoke", changes), [photos], [photos], out)
 
 @pytest.mark.slow
 def test_two_processes_on_an_older_export(older, photos, tmp_path):
-    """DistributedDataParallel refuses a second step if a parameter had no use in the first."""
+    """Check the second step, which DistributedDataParallel refuses if a parameter had no use in the first."""
     (script := tmp_path / "process.py").write_text(PROCESS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     changes = [*SMALL, f"model.name=local-dir:{older}", "optim.batch_size=4", "optim.epochs=2", "run.precision=no"]

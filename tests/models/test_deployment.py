@@ -1,4 +1,4 @@
-"""What becomes of a model elsewhere: graphs of torch's four kinds, ONNX, other number formats, other libraries."""
+"""Test models in other places: graphs of torch's four kinds, ONNX, other number formats, other libraries."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def images():
 
 @pytest.fixture
 def others():
-    """Of another number and size."""
+    """Make images of another number and size."""
     return torch.randn(3, 3, 48, 112)
 
 
@@ -84,7 +84,7 @@ def test_export_of_any_batch_and_size(options, pad, images, others):
 
 
 def test_an_exported_graph_has_no_operator_of_ours_nor_convolutions_for_products(images):
-    """What is fast on this machine stays on it."""
+    """Check that exported graphs hold none of this machine's shortcuts."""
     rates = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.1}
     exported = torch.export.export(small(**rates).train(), (images,))
     called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]

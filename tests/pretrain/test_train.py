@@ -23,10 +23,10 @@ from scott_models.pretrain import Budget, Recipe, check_finish, finish, pretrain
 from scott_models.pretrain.album import Album
 from scott_models.pretrain.recipe import OBJECTIVES
 from scott_models.probes.features import load_model
-from scott_models.signals import HANG_UP, STOPS
+from scott_models.signals import HANG_UP, STOPS, stop_requests
 from scott_models.training import checkpoints, engine, run_folder
 from scott_models.training.lock import hold_folder
-from scott_models.training.run import check_run_folder, stop_requests
+from scott_models.training.run import check_run_folder
 
 pytestmark = pytest.mark.usefixtures("toy")
 SMALL = ("model.img_size=32", "model.predictor_depth=1", "optim.batch_size=4", "run.precision=no")
